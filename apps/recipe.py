@@ -1,0 +1,471 @@
+"""What the apps share: train a reference, defend it, compare, write it down.
+
+An app declares its flags with `define_flags` and hands its data set's name to
+`run`. The steps are the paper's (section 4 and its supplement): train a
+reference, fine-tune it with Deep Defense, and, so that the gain is the
+method's, fine-tune it for as many epochs without the regulariser.
+"""
+
+import datetime
+import json
+import math
+import os
+import platform
+import shlex
+import sys
+import time
+
+from absl import flags
+
+# Before TensorFlow is imported: its start-up notes say nothing of the run.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import dd_keras
+from dd_keras import attacks, datasets, logits, networks
+from dd_keras.evaluation import figures
+
+FLAGS = flags.FLAGS
+
+REFERENCE, CLEAN, DEEP_DEFENSE = "reference", "clean", "deep_defense"
+TITLES = {
+    REFERENCE: "reference",
+    CLEAN: "fine-tuned, no regulariser",
+    DEEP_DEFENSE: "Deep Defense",
+}
+_PICTURED = 4  # images in the picture, of different classes
+
+
+def define_flags(archs, **defaults):
+    """Declares the flags of an app.
+
+    Args:
+        archs: names of the networks to choose from; the first is the default.
+        **defaults: `epochs`, `batch_size`, `learning_rate`,
+            `reference_epochs`, `reference_learning_rate`, `output_dir`.
+    """
+    number, integer = flags.DEFINE_float, flags.DEFINE_integer
+    flags.DEFINE_enum("arch", archs[0], archs, "Network.")
+    number("lam", 15.0, "Weight of the regulariser.", lower_bound=0)
+    number("c", 25.0, "Steepness of the penalty on correct samples.")
+    number("d", 5.0, "Steepness of the penalty on misclassified samples.")
+    number("norm", 2.0, "Order p of the norm, 1 to inf.", lower_bound=1)
+    integer("max_iter", 5, "DeepFool iterations in training.", lower_bound=1)
+    integer(
+        "candidates",
+        None,
+        "Likeliest classes that DeepFool considers; all by default.",
+        lower_bound=1,
+    )
+    integer("epochs", defaults["epochs"], "Fine-tuning epochs.", lower_bound=0)
+    integer(
+        "halved_epochs",
+        1,
+        "Last epochs of fine-tuning, at half the learning rate.",
+        lower_bound=0,
+    )
+    integer("batch_size", defaults["batch_size"], "Batch size.", lower_bound=1)
+    number("learning_rate", defaults["learning_rate"], "Of fine-tuning.")
+    number("momentum", 0.9, "Of SGD.", lower_bound=0, upper_bound=1)
+    number(
+        "weight_decay",
+        5e-4,
+        "Coupled: weight_decay * w is added to the gradient.",
+        lower_bound=0,
+    )
+    flags.DEFINE_string(
+        "reference", None, "Classifier to defend, a .keras file; none: train."
+    )
+    integer(
+        "reference_epochs",
+        defaults["reference_epochs"],
+        "Epochs that train the reference.",
+        lower_bound=0,
+    )
+    number(
+        "reference_learning_rate",
+        defaults["reference_learning_rate"],
+        "First learning rate of the reference; divided by 10 after 70 % and "
+        "again after 90 % of the epochs.",
+    )
+    flags.DEFINE_bool(
+        "clean_baseline",
+        True,
+        "Also fine-tune the reference without the regulariser.",
+    )
+    integer("seed", 0, "Of weights, order and all else.", lower_bound=0)
+    flags.DEFINE_string("data_dir", None, "Where TFDS keeps its data.")
+    flags.DEFINE_string(
+        "output_dir", defaults["output_dir"], "Where all results go."
+    )
+    flags.DEFINE_bool(
+        "eval_only", False, "Evaluate the models in --output_dir; train none."
+    )
+    integer(
+        "limit",
+        None,
+        "Use the first so many training and test images, for a quick look.",
+        lower_bound=1,
+    )
+    for name in ("c", "d", "learning_rate", "reference_learning_rate"):
+        flags.register_validator(
+            name,
+            lambda value: 0 < value < math.inf,
+            message=f"--{name} must be a finite number above 0.",
+        )
+    for name in ("lam", "weight_decay"):
+        flags.register_validator(
+            name, math.isfinite, message=f"--{name} must be finite."
+        )
+    flags.register_validator(
+        "output_dir", bool, message="--output_dir must not be empty."
+    )
+
+
+def run(dataset):
+    """Runs an app on a data set, from flags to files.
+
+    Args:
+        dataset: name of the data set, see `dd_keras.datasets.load`.
+
+    Raises:
+        SystemExit: with a message, if an input is bad or training fails.
+    """
+    started = time.time()
+    output_dir = _writable_directory(FLAGS.output_dir)
+    try:
+        data = datasets.load(dataset, FLAGS.data_dir)
+        data = _limited(data, FLAGS.limit)
+        for split in ("train", "test"):
+            datasets.check_images(getattr(data, split), f"{dataset} {split}")
+    except (RuntimeError, ValueError) as error:
+        _fail(error)
+    paths = {name: os.path.join(output_dir, f"{name}.keras") for name in TITLES}
+    seconds, curves = {}, {}
+    if FLAGS.eval_only:
+        if FLAGS.reference:
+            paths[REFERENCE] = FLAGS.reference
+        if not FLAGS.clean_baseline or not os.path.exists(paths[CLEAN]):
+            del paths[CLEAN]
+    else:
+        seconds, curves = _train(data, paths, output_dir)
+    models = {name: _classifier(path, data) for name, path in paths.items()}
+    reports = {name: _evaluate(name, m, data) for name, m in models.items()}
+
+    first = reports[REFERENCE].summary()
+    for curve in curves.values():  # epoch 0 is the reference
+        curve["accuracy"].insert(0, first["accuracy"])
+        curve["rho"].insert(0, first[f"rho{FLAGS.norm:g}"])
+
+    written = [os.path.abspath(path) for path in paths.values()]
+    picture = os.path.join(output_dir, "adversarial_images.png")
+    _draw(models, reports, data, picture)
+    written.append(picture)
+    if any(len(curve["rho"]) > 1 for curve in curves.values()):
+        written.append(os.path.join(output_dir, "convergence.png"))
+        _whole(
+            written[-1],
+            lambda path: figures.convergence_curves(
+                {TITLES[name]: curve for name, curve in curves.items()},
+                path,
+                FLAGS.norm,
+            ),
+        )
+    results = _results(dataset, data, reports, seconds, curves, started)
+    written.append(
+        os.path.join(
+            output_dir,
+            "evaluation.json" if FLAGS.eval_only else "results.json",
+        )
+    )
+    _whole(written[-1], lambda path: _write_json(results, path))
+    print(f"\n{_table(reports, seconds)}\n\nWritten:")
+    for path in written:
+        print(f"  {path}")
+    if not FLAGS.eval_only:
+        print(
+            f"  {os.path.join(output_dir, 'logs')}: per-epoch CSV, TensorBoard"
+        )
+    print(f"Done in {time.time() - started:.0f} s.")
+
+
+def _train(data, paths, output_dir):
+    """Trains all models; returns their seconds and convergence curves."""
+    seconds, curves = {}, {}
+    train = datasets.batches(
+        data.train, data.preprocessing, FLAGS.batch_size, FLAGS.seed
+    )
+    test = datasets.batches(data.test, data.preprocessing, FLAGS.batch_size)
+    keras.utils.set_random_seed(FLAGS.seed)
+    preprocessing = keras.Sequential(
+        [keras.Input(data.image_shape), data.preprocessing],
+        name="preprocessing",
+    )
+    _whole(os.path.join(output_dir, "preprocessing.keras"), preprocessing.save)
+
+    if FLAGS.reference:
+        reference = _classifier(FLAGS.reference, data)
+    else:
+        build = getattr(networks, FLAGS.arch)
+        reference = build(data.image_shape, data.num_classes)
+        steps = FLAGS.reference_epochs * len(train)
+        rate = FLAGS.reference_learning_rate
+        schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
+            [int(0.7 * steps), int(0.9 * steps)], [rate, rate / 10, rate / 100]
+        )
+        print(f"Training the reference: {FLAGS.arch}")
+        seconds[REFERENCE], _ = _fit(
+            REFERENCE,
+            dd_keras.DeepDefenseModel(reference, lam=0.0),
+            schedule,
+            train,
+            None,
+            FLAGS.reference_epochs,
+        )
+    _whole(paths[REFERENCE], reference.save)
+
+    steps = (FLAGS.epochs - FLAGS.halved_epochs) * len(train)
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
+        [max(0, steps)], [FLAGS.learning_rate, FLAGS.learning_rate / 2]
+    )
+    strengths = {CLEAN: 0.0, DEEP_DEFENSE: FLAGS.lam}
+    if not FLAGS.clean_baseline:
+        del strengths[CLEAN], paths[CLEAN]
+    for name, lam in strengths.items():
+        classifier = _classifier(paths[REFERENCE], data)
+        keras.utils.set_random_seed(FLAGS.seed)
+        try:
+            model = dd_keras.DeepDefenseModel(
+                classifier,
+                lam=lam,
+                c=FLAGS.c,
+                d=FLAGS.d,
+                attack=attacks.DeepFool(
+                    FLAGS.norm, FLAGS.max_iter, candidates=FLAGS.candidates
+                ),
+            )
+            print(f"\nFine-tuning: {TITLES[name]}")
+            seconds[name], curves[name] = _fit(
+                name, model, schedule, train, test, FLAGS.epochs
+            )
+        except ValueError as error:
+            _fail(error)
+        _whole(paths[name], classifier.save)
+    return seconds, curves
+
+
+def _fit(name, model, schedule, train, test, epochs):
+    """Trains a model; returns seconds and its convergence curve."""
+    logs = os.path.join(FLAGS.output_dir, "logs")
+    os.makedirs(logs, exist_ok=True)
+    model.compile(
+        dd_keras.CoupledSGD(schedule, FLAGS.momentum, FLAGS.weight_decay),
+        "sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+    )
+    started = time.time()
+    history = model.fit(
+        train,
+        validation_data=test,
+        epochs=epochs,
+        shuffle=False,  # the data set shuffles itself
+        callbacks=[
+            keras.callbacks.TerminateOnNaN(),
+            keras.callbacks.CSVLogger(os.path.join(logs, f"{name}.csv")),
+            keras.callbacks.TensorBoard(os.path.join(logs, name)),
+        ],
+    ).history
+    seconds = time.time() - started
+    if not np.all(np.isfinite(history.get("loss", [0.0]))):
+        _fail(
+            f"the loss of '{TITLES[name]}' is no longer finite; a smaller "
+            "--learning_rate or --lam may help. No model was written for it."
+        )
+    rho = model.rho_tracker.name
+    return seconds, {
+        "accuracy": history.get("val_accuracy", []),
+        "rho": history.get(f"val_{rho}", []),
+        "training_loss": history.get("loss", []),
+    }
+
+
+def _evaluate(name, model, data):
+    """Accuracy, rho and distance on the test set, from predicted classes."""
+    print(f"\nEvaluating: {TITLES[name]}")
+    test = datasets.batches(data.test, data.preprocessing, FLAGS.batch_size)
+    return dd_keras.evaluate_robustness(
+        model, test, attacks.DeepFool(FLAGS.norm)
+    )
+
+
+def _draw(models, reports, data, path):
+    """Draws test images of different classes that all models get right."""
+    right = np.logical_and.reduce(
+        [report.predictions == report.labels for report in reports.values()]
+    )
+    labels = next(iter(reports.values())).labels
+    chosen, seen = [], set()
+    for index in np.flatnonzero(right):
+        if labels[index] not in seen and len(chosen) < _PICTURED:
+            chosen.append(index)
+            seen.add(labels[index])
+    if not chosen:  # untrained models
+        chosen = list(range(min(_PICTURED, len(labels))))
+    images = np.stack([image for image, _ in data.test.as_numpy_iterator()])
+    images = images[chosen]
+    x = data.preprocessing(images)
+    attacked = {}
+    for name in (REFERENCE, DEEP_DEFENSE):
+        network = logits.logits_model(models[name])
+        found = attacks.DeepFool(FLAGS.norm).run(network, x)
+        scores = logits.class_logits(network(x + found.perturbation))
+        attacked[TITLES[name]] = {
+            "perturbation": found.perturbation.numpy(),
+            "clean": found.predictions.numpy(),
+            "adversarial": np.argmax(scores, axis=-1),
+            "rho": reports[name].rho[chosen],
+        }
+    _whole(
+        path,
+        lambda part: figures.adversarial_images(
+            images, labels[chosen], attacked, part
+        ),
+    )
+
+
+def _results(dataset, data, reports, seconds, curves, started):
+    """All numbers of a run, with what made them."""
+    summaries = {name: report.summary() for name, report in reports.items()}
+    rho = f"rho{FLAGS.norm:g}"
+    first = summaries[REFERENCE]
+    for name in summaries:
+        summaries[name]["rho_ratio"] = summaries[name][rho] / first[rho]
+    return {
+        "dataset": {
+            "name": dataset,
+            "train": int(data.train.cardinality()),
+            "test": int(data.test.cardinality()),
+        },
+        "models": summaries,
+        "training_seconds": seconds,
+        "curves": curves,
+        "total_seconds": time.time() - started,
+        "command": shlex.join(["python", *sys.argv]),
+        "flags": {
+            flag.name: flag.value
+            for flag in FLAGS.get_key_flags_for_module(sys.modules[__name__])
+        },
+        "versions": {
+            "dd_keras": dd_keras.__version__,
+            "keras": keras.__version__,
+            "tensorflow": tf.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, "
+        f"{len(tf.config.list_physical_devices('GPU'))} GPUs",
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(
+            timespec="seconds"
+        ),
+    }
+
+
+def _table(reports, seconds):
+    """The closing comparison, one row a model."""
+    p = f"{FLAGS.norm:g}"
+    header = ("model", "accuracy", f"rho_{p}", "ratio", f"l_{p}", "training")
+    rows = [header]
+    first = reports[REFERENCE].summary()[f"rho{p}"]
+    for name, report in reports.items():
+        values = report.summary()
+        ratio = values[f"rho{p}"] / first if first else math.nan
+        time_taken = f"{seconds[name]:.0f} s" if name in seconds else "-"
+        rows.append(
+            (
+                TITLES[name],
+                f"{100 * values['accuracy']:.2f} %",
+                f"{values[f'rho{p}']:.4f}",
+                f"{ratio:.2f}",
+                f"{values[f'l{p}']:.1f}",
+                time_taken,
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _classifier(path, data):
+    """Loads a classifier from a file and holds it against the data."""
+    if not os.path.isfile(path):
+        _fail(f"{path}: expected a Keras model file (.keras); there is none.")
+    try:
+        model = keras.saving.load_model(path, compile=False)
+    except Exception as error:  # whatever a damaged file provokes in Keras
+        _fail(
+            f"{path}: expected a whole Keras model file (.keras); it cannot "
+            f"be read: {type(error).__name__}: {error}"
+        )
+    if isinstance(model, dd_keras.DeepDefenseModel):
+        model = model.model
+    try:
+        classes = logits.num_classes(model)
+    except (TypeError, ValueError) as error:
+        _fail(f"{path}: {error}")
+    shape = tuple(model.input_shape[1:])
+    if shape != data.image_shape or classes != data.num_classes:
+        _fail(
+            f"{path}: expected a classifier of {data.image_shape} images into "
+            f"{data.num_classes} classes; received one of {shape} into "
+            f"{classes}."
+        )
+    return model
+
+
+def _limited(data, limit):
+    """The first `limit` images of each split; None for all."""
+    if limit is None:
+        return data
+    return data._replace(
+        train=data.train.take(limit), test=data.test.take(limit)
+    )
+
+
+def _writable_directory(path):
+    """Makes the output directory; fails where it cannot be written."""
+    try:
+        os.makedirs(path, exist_ok=True)
+        probe = os.path.join(path, ".writable")
+        with open(probe, "w", encoding="utf-8"):
+            pass
+        os.remove(probe)
+    except OSError as error:
+        _fail(f"--output_dir: expected a directory to write to; {error}.")
+    return path
+
+
+def _whole(path, write):
+    """Writes a file under another name and renames it: whole or not at all."""
+    root, ending = os.path.splitext(path)
+    part = f"{root}.part{ending}"
+    write(part)
+    os.replace(part, path)
+
+
+def _write_json(values, path):
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(values, file, indent=2)
+        file.write("\n")
+
+
+def _fail(message):
+    raise SystemExit(f"error: {message}")

@@ -1,0 +1,132 @@
+"""What every attack shares: its face, and its compiled form."""
+
+import functools
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from dd_keras import logits
+
+
+class AttackResult(NamedTuple):
+    """What an attack found, sample by sample.
+
+    Attributes:
+        perturbation: floating, (B, ...): what to add to the inputs.
+        predictions: int32, (B,): the classes of the clean inputs.
+        fooled: bool, (B,): whether the perturbed class is no longer the
+            source (for samples that were misclassified and pulled to their
+            label: whether it is the label now).
+        iterations: int32, (B,): steps taken.
+    """
+
+    perturbation: tf.Tensor
+    predictions: tf.Tensor
+    fooled: tf.Tensor
+    iterations: tf.Tensor
+
+
+class Attack:
+    """Base of all attacks. Subclasses implement `search` and `get_config`.
+
+    Attacks are immutable: make a new one for other settings.
+    """
+
+    def __call__(self, model, x, y=None):
+        """The adversarial inputs: `x` + `perturb(model, x, y)`."""
+        return self.cast_inputs(x) + self.perturb(model, x, y)
+
+    def perturb(self, model, x, y=None):
+        """The perturbation alone, of the shape of `x`. See `run`."""
+        return self.run(model, x, y).perturbation
+
+    def run(self, model, x, y=None):
+        """Attacks a batch.
+
+        Outside of a `tf.function` the attack is compiled, once for each model
+        and input shape; inside one it becomes part of it.
+
+        Args:
+            model: a built Keras classifier, see `logits_model`.
+            x: (B, ...), what the model takes. Integers become float32.
+            y: labels, see `sparse_labels`. None: those that the model
+                predicts.
+
+        Returns:
+            `AttackResult`.
+
+        Raises:
+            ValueError: if `x` or `y` do not have the model's shapes.
+        """
+        x = self.cast_inputs(x)
+        if not tf.executing_eagerly():
+            return self.search(logits.logits_model(model), x, y)
+        search = _compiled(self, model, x.shape[1:], x.dtype, y is not None)
+        if y is None:
+            return search(x)
+        return search(x, logits.sparse_labels(y, logits.num_classes(model)))
+
+    def search(self, network, x, y=None):
+        """As `run`, in the graph at hand, for a network that gives logits."""
+        raise NotImplementedError
+
+    @staticmethod
+    def cast_inputs(x):
+        """`x` as a tensor: float64 stays, all else becomes float32."""
+        x = tf.convert_to_tensor(x)
+        return x if x.dtype == tf.float64 else tf.cast(x, tf.float32)
+
+    def get_config(self):
+        """The constructor's arguments, for Keras serialisation."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_config(cls, config):
+        """The attack that `get_config` describes."""
+        return cls(**config)
+
+    def __repr__(self):
+        arguments = ", ".join(
+            f"{key}={value!r}" for key, value in self.get_config().items()
+        )
+        return f"{type(self).__name__}({arguments})"
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(attack, model, sample_shape, dtype, labeled):
+    """`attack.search` on `model` as one graph, kept for the next call."""
+    network = logits.logits_model(model)
+    signature = [tf.TensorSpec((None, *sample_shape), dtype)]
+    if labeled:
+        signature.append(tf.TensorSpec((None,), tf.int32))
+
+    @tf.function(input_signature=signature, autograph=False)
+    def search(*batch):
+        return attack.search(network, *batch)
+
+    return search
+
+
+def functional_form(network):
+    """A network as a function of its inputs and of its weights.
+
+    Reading the weights once, outside, and passing them in lets a gradient
+    reach them through `tf.custom_gradient`, and leaves losses, seeds and
+    statistics of the network untouched.
+
+    Args:
+        network: a built `keras.Model` that gives logits.
+
+    Returns:
+        (f, weights): `f(x, weights)` gives the `class_logits` in inference
+        mode; `weights` is a list of the network's floating weights' values.
+    """
+    variables = [v for v in network.variables if "float" in v.dtype]
+
+    def f(x, weights):
+        mapping = list(zip(variables, weights, strict=True))
+        with keras.StatelessScope(state_mapping=mapping):
+            return logits.class_logits(network(x, training=False))
+
+    return f, [tf.convert_to_tensor(v.value) for v in variables]

@@ -1,0 +1,327 @@
+"""DeepFool (Moosavi-Dezfooli et al., CVPR 2016), batched and differentiable.
+
+Section 3.1 of the Deep Defense paper (Yan, Guo, Zhang, NeurIPS 2018): Eq. 1
+is the step, Eq. 2 the sum of the steps; section 3.2's "recursive network",
+through which the gradient travels back, is `_pull_back`.
+"""
+
+import keras
+import tensorflow as tf
+
+from dd_keras import numerics
+from dd_keras.attacks import attack
+from dd_keras.logits import sparse_labels
+
+# Up to this many target classes, their gradients are written out one after
+# the other; beyond, and under XLA, a loop keeps graph and memory small.
+_UNROLLED_CLASSES = 16
+
+
+@keras.saving.register_keras_serializable("dd_keras")
+class DeepFool(attack.Attack):
+    """The smallest perturbation that changes a classifier's decision.
+
+    At x_i, the clean input plus all earlier steps, the classifier f is taken
+    as affine, and each sample steps onto the nearest of its class boundaries:
+
+        step = |f_k - f_s| / ||w||_q^q * |w|^(q-1) sign(w),
+        w = grad f_k - grad f_s,   1/p + 1/q = 1,
+
+    from the source class s to the target k with the smallest distance
+    |f_k - f_s| / ||w||_q. A sample stops once f decides otherwise at the
+    clean input plus (1 + overshoot) times the sum of its steps, which is the
+    perturbation. Samples whose label differs from their prediction are pulled
+    to the label instead: k is the label, s the likeliest other class at x_i.
+
+    The result is differentiable with respect to the inputs and to all weights
+    of the model, through every step and every x_i; not through the choice of
+    s and k and the stopping, which are piecewise constant. The gradient costs
+    no memory that grows with the network times `max_iter`: each iteration is
+    computed anew on the way back. The attack sees the network in inference
+    mode. Samples that have stopped leave the batch (under XLA, where shapes
+    are static, they are masked), and so do those with a zero gradient.
+
+    Args:
+        norm: the order p of the norm that is minimised, in [1, inf].
+        max_iter: most steps a sample takes, at least 1.
+        overshoot: by how much the sum of the steps is stretched to cross the
+            boundary, at least 0.
+        candidates: number of target classes considered, the likeliest ones
+            at the clean input, in [1, classes - 1]; None for all.
+
+    Raises:
+        ValueError: if an argument is outside of its range; `candidates` is
+            held against the number of classes when a model is attacked.
+    """
+
+    def __init__(self, norm=2, max_iter=50, overshoot=0.02, candidates=None):
+        self.norm = numerics.validate_norm(norm)
+        if not isinstance(max_iter, int) or max_iter < 1:
+            raise ValueError(
+                "max_iter: expected an integer of at least 1; received "
+                f"{max_iter!r}."
+            )
+        if not 0 <= overshoot < float("inf"):
+            raise ValueError(
+                f"overshoot: expected a number >= 0; received {overshoot!r}."
+            )
+        if candidates is not None and (
+            not isinstance(candidates, int) or candidates < 1
+        ):
+            raise ValueError(
+                "candidates: expected None or an integer of at least 1; "
+                f"received {candidates!r}."
+            )
+        self.max_iter = max_iter
+        self.overshoot = float(overshoot)
+        self.candidates = candidates
+
+    def get_config(self):
+        """The constructor's arguments, for Keras serialisation."""
+        return {
+            "norm": self.norm,
+            "max_iter": self.max_iter,
+            "overshoot": self.overshoot,
+            "candidates": self.candidates,
+        }
+
+    def search(self, network, x, y=None):
+        """As `run`, in the graph at hand, for a network that gives logits."""
+        f, weights = attack.functional_form(network)
+
+        @tf.custom_gradient
+        def deepfool(x, *weights):
+            result, path = self._follow(f, weights, x, y)
+
+            def gradient(upstream, *_):
+                return self._pull_back(f, weights, path, upstream)
+
+            return result, gradient
+
+        return attack.AttackResult(*deepfool(x, *weights))
+
+    def _follow(self, f, weights, x, y):
+        """Runs the attack; returns its result and the path it took."""
+        logits = f(x, weights)  # (B, n)
+        predictions = tf.argmax(logits, axis=-1, output_type=tf.int32)  # (B,)
+        y = predictions if y is None else sparse_labels(y, logits.shape[-1])
+        correct = tf.equal(predictions, y)
+        classes = self._candidates(logits, y)  # (B, m)
+        stretch = 1.0 + self.overshoot
+        static = numerics.compiled_by_xla()
+
+        def iterate(i, active, fooled, iterations, total, path):
+            rows = _rows(active, static)  # (A,)
+            x_a, y_a, correct_a, classes_a, total_a, active_a = (
+                tf.gather(t, rows)
+                for t in (x, y, correct, classes, total, active)
+            )
+            x_i = x_a + total_a
+            gap, w, k, s = self._nearest(
+                f, weights, x_i, y_a, correct_a, classes_a
+            )
+            step = _minimal_step(gap, w, self.norm)  # Eq. 1
+            step *= numerics.expand_like(tf.cast(active_a, x.dtype), x)
+            total_a += step  # Eq. 2
+            decision = tf.argmax(
+                f(x_a + stretch * total_a, weights), -1, output_type=tf.int32
+            )
+            fooled_a = tf.equal(decision, y_a) != correct_a
+            moved = numerics.sample_norm(step, float("inf")) > 0
+            path = [
+                array.write(i, value)
+                for array, value in zip(path, (rows, x_i, k, s), strict=True)
+            ]
+            index = rows[:, None]
+            return (
+                i + 1,
+                tf.tensor_scatter_nd_update(active, index, moved & ~fooled_a),
+                tf.tensor_scatter_nd_update(fooled, index, fooled_a),
+                tf.tensor_scatter_nd_add(
+                    iterations, index, tf.cast(active_a, tf.int32)
+                ),
+                tf.tensor_scatter_nd_update(total, index, total_a),
+                path,
+            )
+
+        none = tf.zeros_like(correct)
+        path = [
+            tf.TensorArray(dtype, self.max_iter, element_shape=shape)
+            for dtype, shape in (
+                (tf.int32, [None]),
+                (x.dtype, [None, *x.shape[1:]]),
+                (tf.int32, [None]),
+                (tf.int32, [None]),
+            )
+        ]
+        steps, _, fooled, iterations, total, path = tf.while_loop(
+            lambda i, active, *_: tf.reduce_any(active),
+            iterate,
+            (
+                0,
+                tf.ones_like(correct),
+                none,
+                tf.cast(none, tf.int32),
+                tf.zeros_like(x),
+                path,
+            ),
+            maximum_iterations=self.max_iter,
+        )
+        result = (stretch * total, predictions, fooled, iterations)
+        return result, (steps, path)
+
+    def _candidates(self, logits, y):
+        """The target classes considered: (B, m), the likeliest first."""
+        others = logits.shape[-1] - 1
+        if self.candidates is not None and self.candidates > others:
+            raise ValueError(
+                f"candidates: expected at most {others}, the classes other "
+                f"than the source; received {self.candidates}."
+            )
+        return tf.math.top_k(_mask(logits, y), self.candidates or others)[1]
+
+    def _nearest(self, f, weights, x, y, correct, classes):
+        """The boundary nearest to x: |f_k - f_s|, its gradient w, k and s."""
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(x)
+            logits = f(x, weights)  # (A, n)
+        rival = tf.argmax(_mask(logits, y), -1, output_type=tf.int32)  # (A,)
+        s = tf.where(correct, y, rival)
+        q = numerics.dual_norm(self.norm)
+
+        def consider(k, nearest):
+            k = tf.where(correct, k, y)
+            difference = _difference(k, s, logits)  # (A, n)
+            gap = tf.abs(tf.reduce_sum(difference * logits, axis=1))
+            w = tape.gradient(logits, x, difference)  # (A, ...)
+            slope = numerics.sample_norm(w, q)
+            flat = slope < numerics.ZERO_NORM
+            distance = tf.where(flat, float("inf"), gap / slope)
+            closer = distance < nearest[0]
+            return tuple(
+                tf.where(numerics.expand_like(closer, new), new, old)
+                for new, old in zip((distance, gap, w, k), nearest, strict=True)
+            )
+
+        infinite = tf.fill(tf.shape(y), tf.constant(float("inf"), x.dtype))
+        nearest = (infinite, tf.zeros_like(infinite), tf.zeros_like(x), y)
+        m = classes.shape[-1]
+        if m <= _UNROLLED_CLASSES and not numerics.compiled_by_xla():
+            for j in range(m):
+                nearest = consider(classes[:, j], nearest)
+        else:
+            _, nearest = tf.while_loop(
+                lambda j, _: j < m,
+                lambda j, nearest: (
+                    j + 1,
+                    consider(tf.gather(classes, j, axis=1), nearest),
+                ),
+                (0, nearest),
+                parallel_iterations=1,
+            )
+        _, gap, w, k = nearest
+        return gap, w, k, s
+
+    def _step(self, f, weights, x, k, s):
+        """The step at x towards class k (Eq. 1), for a tape to record."""
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            logits = f(x, weights)
+            gap = tf.reduce_sum(_difference(k, s, logits) * logits, axis=1)
+        w = tape.gradient(gap, x)
+        return _minimal_step(tf.abs(gap), w, self.norm)
+
+    def _pull_back(self, f, weights, path, upstream):
+        """The gradient of the perturbation, back along its path.
+
+        With u_i the sum of the first i steps, u_(i+1) = u_i + step(x + u_i),
+        so the adjoint a of u obeys a_i = a_(i+1) + (d step / d x)^T a_(i+1),
+        and each step adds (d step / d weights)^T a_(i+1) to the weights'
+        gradient.
+        """
+        steps, path = path
+        adjoint = (1.0 + self.overshoot) * upstream
+
+        def unwind(i, adjoint, gradients):
+            rows, x_i, k, s = (array.read(i) for array in path)
+            with tf.GradientTape() as tape:
+                tape.watch([x_i, *weights])
+                step = self._step(f, weights, x_i, k, s)
+            to_x, *to_weights = tape.gradient(
+                step,
+                [x_i, *weights],
+                tf.gather(adjoint, rows),
+                tf.UnconnectedGradients.ZERO,
+            )
+            return (
+                i - 1,
+                tf.tensor_scatter_nd_add(adjoint, rows[:, None], to_x),
+                [g + new for g, new in zip(gradients, to_weights, strict=True)],
+            )
+
+        _, total, gradients = tf.while_loop(
+            lambda i, *_: i >= 0,
+            unwind,
+            (steps - 1, adjoint, [tf.zeros_like(v) for v in weights]),
+            maximum_iterations=self.max_iter,
+            parallel_iterations=1,
+        )
+        return total - adjoint, *gradients
+
+
+def _rows(active, static):
+    """Which rows of the batch to work on: the active ones, or all."""
+    if static:
+        return tf.range(tf.size(active))
+    return tf.cast(tf.where(active)[:, 0], tf.int32)
+
+
+def _mask(logits, y):
+    """The logits with class y ruled out."""
+    return tf.where(
+        tf.one_hot(y, logits.shape[-1], True, False, dtype=tf.bool),
+        float("-inf"),
+        logits,
+    )
+
+
+def _difference(k, s, logits):
+    """(A, n) rows that pick f_k - f_s out of the logits."""
+    n = logits.shape[-1]
+    return tf.one_hot(k, n, dtype=logits.dtype) - tf.one_hot(
+        s, n, dtype=logits.dtype
+    )
+
+
+def _minimal_step(gap, w, p):
+    """The smallest l_p step that closes `gap` along the gradient w (Eq. 1).
+
+    Args:
+        gap: (A,), |f_k - f_s|.
+        w: (A, ...), grad f_k - grad f_s.
+        p: the order of the norm, in [1, inf].
+
+    Returns:
+        gap / ||w||_q^q * |w|^(q-1) sign(w), of the shape of w; zero where w
+        is zero, with a zero gradient there.
+    """
+    q = numerics.dual_norm(p)
+    slope = numerics.sample_norm(w, q)
+    flat = slope < numerics.ZERO_NORM
+    length = tf.where(flat, 0.0, gap / tf.where(flat, 1.0, slope))
+    unit = w / numerics.expand_like(tf.where(flat, 1.0, slope), w)
+    if p == 2:
+        direction = unit
+    elif p == float("inf"):
+        direction = tf.sign(w)
+    elif p == 1:
+        size = tf.reshape(tf.abs(unit), (tf.shape(w)[0], -1))
+        one = tf.one_hot(tf.argmax(size, -1), size.shape[-1], dtype=w.dtype)
+        direction = tf.sign(w) * tf.reshape(one, tf.shape(w))
+    else:
+        size = tf.abs(unit)
+        zero = size == 0  # |w|^(q-1) has an infinite slope there if p > 2
+        direction = tf.sign(w) * tf.where(
+            zero, 0.0, tf.where(zero, 1.0, size) ** (q - 1)
+        )
+    return numerics.expand_like(length, w) * direction

@@ -1,0 +1,246 @@
+"""Deep Defense (Yan, Guo, Zhang, NeurIPS 2018) as a Keras model."""
+
+import keras
+import tensorflow as tf
+
+from dd_keras import logits, numerics
+from dd_keras.attacks import DeepFool
+from dd_keras.defenses.split_exponential import SplitExponential
+
+# Steps that the evaluation's DeepFool may take: enough for all samples of
+# the paper's networks to cross; the loop ends as soon as they have.
+_EVALUATION_STEPS = 50
+
+_CROSSENTROPIES = {
+    keras.losses.sparse_categorical_crossentropy: (
+        keras.losses.SparseCategoricalCrossentropy
+    ),
+    keras.losses.categorical_crossentropy: (
+        keras.losses.CategoricalCrossentropy
+    ),
+    keras.losses.categorical_focal_crossentropy: (
+        keras.losses.CategoricalFocalCrossentropy
+    ),
+    keras.losses.binary_crossentropy: keras.losses.BinaryCrossentropy,
+    keras.losses.binary_focal_crossentropy: (
+        keras.losses.BinaryFocalCrossentropy
+    ),
+}
+_REGRESSION_LOSSES = {
+    "cosinesimilarity", "huber", "logcosh", "meanabsoluteerror",
+    "meanabsolutepercentageerror", "meansquarederror",
+    "meansquaredlogarithmicerror", "poisson",
+}  # fmt: skip
+
+
+@keras.saving.register_keras_serializable("dd_keras")
+class DeepDefenseModel(keras.Model):
+    """Any Keras classifier, trained to resist adversarial perturbations.
+
+    Each training step minimises (Eq. 6 of the paper)
+
+        mean loss + lam * mean of [ exp(-c * rho) if correctly classified,
+                                    exp(d * rho) otherwise ],
+
+    where rho = ||perturbation||_p / ||x||_p is the relative size of the
+    perturbation that DeepFool finds, differentiated through all of its
+    iterations. `call`, `predict` and the outputs are those of the classifier.
+
+    `fit` takes ordinary labels (classes, one-hot, or 0 and 1 for one output)
+    and sample or class weights, which also weigh the regulariser. Its logs
+    hold, beside the compiled metrics: `loss`, the objective above;
+    `regularization`, its mean penalty, before lam; and `rho2` (`rho1`,
+    `rhoinf`, ... for other norms). In training, rho is that of the training
+    attack; in `evaluate` and as `val_rho2`, that of `evaluation_attack` from
+    the predicted classes, over all samples, as in the paper's tables.
+
+    Args:
+        model: a built Keras classifier, see `logits_model`.
+        lam: weight of the regulariser, at least 0.
+        c: steepness for correctly classified samples, above 0. Larger values
+            work on the least robust samples only.
+        d: steepness for misclassified samples, above 0.
+        attack: the differentiable attack; `DeepFool(max_iter=5)` by default.
+        evaluation_attack: the attack behind `val_rho2`; by default
+            `DeepFool` in the norm of `attack`, with up to 50 iterations.
+        activation: what `model` ends in, see `logits_model`.
+
+    Raises:
+        TypeError: if `model` is not a Keras model.
+        ValueError: if an argument is outside of its range, or `model` is not
+            a built classifier with one input and one output.
+
+    Example:
+        model = dd_keras.DeepDefenseModel(classifier, lam=15.0, c=25.0, d=5.0)
+        model.compile("sgd", "sparse_categorical_crossentropy", ["accuracy"])
+        model.fit(x_train, y_train, validation_data=(x_test, y_test))
+        classifier.save("robust.keras")  # the weights are shared
+    """
+
+    def __init__(
+        self,
+        model,
+        *,
+        lam=15.0,
+        c=25.0,
+        d=5.0,
+        attack=None,
+        evaluation_attack=None,
+        activation=None,
+        **kwargs,
+    ):
+        activation = logits.output_activation(model, activation)
+        kwargs.setdefault("dtype", model.dtype_policy)
+        super().__init__(**kwargs)
+        if not 0 <= lam < float("inf"):
+            raise ValueError(
+                f"lam: expected a finite number >= 0; received {lam!r}."
+            )
+        self.model = model
+        self.lam = float(lam)
+        precise = model.compute_dtype == "float64"
+        self.penalty = SplitExponential(
+            c, d, dtype="float64" if precise else "float32"
+        )
+        self.attack = attack or DeepFool(max_iter=5)
+        norm = getattr(self.attack, "norm", 2.0)
+        self.evaluation_attack = evaluation_attack or DeepFool(
+            norm, max_iter=_EVALUATION_STEPS
+        )
+        self.activation = activation
+        self.rho_tracker = keras.metrics.Mean(name=f"rho{norm:g}")
+        self.regularization_tracker = keras.metrics.Mean("regularization")
+        # In a closure: Keras would take an attribute for a second sublayer.
+        network = logits.logits_model(model, activation)
+        self._network = lambda: network
+        self.built = True
+
+    def logits_model(self):
+        """The classifier up to its logits, see `dd_keras.logits_model`."""
+        return self._network()
+
+    def call(self, inputs, training=None):
+        """The classifier's own outputs."""
+        return self.model(inputs, training=training)
+
+    def compile(self, optimizer="rmsprop", loss=None, **kwargs):
+        """As `keras.Model.compile`, with any classification loss.
+
+        A cross-entropy given by name learns from the model whether its
+        outputs are logits.
+
+        Raises:
+            ValueError: if `loss` is for regression, or takes logits for
+                probabilities or the reverse.
+        """
+        super().compile(optimizer, self._classification_loss(loss), **kwargs)
+
+    def compile_from_config(self, config):
+        """Compiles a loaded model as the saved one was."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    def train_step(self, data):
+        """One step down the gradient of the objective; returns the logs."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        with tf.GradientTape() as tape:
+            y_pred, loss, rho = self._objective(x, y, sample_weight, True)
+            scaled_loss = self.optimizer.scale_loss(loss)
+        gradients = tape.gradient(scaled_loss, self.trainable_weights)
+        self.optimizer.apply(gradients, self.trainable_weights)
+        if rho is not None:
+            self.rho_tracker.update_state(rho)
+        logs = self.compute_metrics(x, y, y_pred, sample_weight)
+        if rho is None:
+            logs.pop(self.rho_tracker.name)
+        return logs
+
+    def test_step(self, data):
+        """Evaluates the objective, and rho from the predicted classes."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        y_pred, _, _ = self._objective(x, y, sample_weight, False)
+        x = self.evaluation_attack.cast_inputs(x)
+        found = self.evaluation_attack.search(self.logits_model(), x)
+        self.rho_tracker.update_state(self._rho(found, x))
+        return self.compute_metrics(x, y, y_pred, sample_weight)
+
+    def _objective(self, x, y, sample_weight, training):
+        """Eq. 6 on a batch: outputs, loss, and rho of shape (B,).
+
+        With lam = 0 there is no attack, and rho is None.
+        """
+        y_pred = self(x, training=training)
+        loss = self.compute_loss(x, y, y_pred, sample_weight, training=training)
+        labels = logits.sparse_labels(y, max(2, y_pred.shape[-1]))
+        penalty, rho = 0.0, None
+        if self.lam > 0:
+            x = self.attack.cast_inputs(x)
+            found = self.attack.search(self.logits_model(), x, labels)
+            rho = self._rho(found, x)
+            correct = tf.equal(found.predictions, labels)
+            penalty = self.penalty(correct, rho, sample_weight)
+            loss += self.lam * tf.cast(penalty, loss.dtype)
+        self._track(loss, penalty, tf.size(labels))
+        return y_pred, loss, rho
+
+    def _rho(self, found, x):
+        norm = getattr(self.attack, "norm", 2.0)
+        return numerics.rho(found.perturbation, x, norm)
+
+    def _track(self, loss, penalty, batch_size):
+        """Updates the means of loss and penalty over the epoch."""
+        # Keras divides every Loss by the number of replicas.
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        self.regularization_tracker.update_state(penalty * replicas, batch_size)
+        for metric in self.metrics:
+            if metric.name == "loss":
+                metric.update_state(loss * replicas, batch_size)
+
+    def _classification_loss(self, loss):
+        """A loss that fits the model's outputs, from what the user gave."""
+        by_name = isinstance(loss, str)
+        loss = keras.losses.get(loss)
+        name = getattr(loss, "__name__", type(loss).__name__)
+        if name.replace("_", "").lower() in _REGRESSION_LOSSES:
+            raise ValueError(
+                "loss: expected a classification loss, such as "
+                f"'sparse_categorical_crossentropy'; received {name}."
+            )
+        are_logits = self.activation == "linear"
+        crossentropy = _CROSSENTROPIES.get(
+            loss, type(loss) if by_name else None
+        )
+        if crossentropy in _CROSSENTROPIES.values():
+            return crossentropy(from_logits=are_logits)
+        config = loss.get_config() if hasattr(loss, "get_config") else {}
+        if config.get("from_logits", are_logits) != are_logits:
+            outputs = "logits" if are_logits else "probabilities"
+            raise ValueError(
+                f"loss: expected from_logits={are_logits}, since the model's "
+                f"outputs are {outputs}; received {name}"
+                f"(from_logits={not are_logits})."
+            )
+        return loss
+
+    def get_config(self):
+        """The constructor's arguments."""
+        serialize = keras.saving.serialize_keras_object
+        return {
+            **super().get_config(),
+            "model": serialize(self.model),
+            "lam": self.lam,
+            "c": self.penalty.c,
+            "d": self.penalty.d,
+            "attack": serialize(self.attack),
+            "evaluation_attack": serialize(self.evaluation_attack),
+            "activation": self.activation,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """Builds the model from what `get_config` returned."""
+        deserialize = keras.saving.deserialize_keras_object
+        for key in ("model", "attack", "evaluation_attack"):
+            config[key] = deserialize(config[key])
+        config.pop("dtype", None)  # the classifier's own
+        return cls(config.pop("model"), **config)

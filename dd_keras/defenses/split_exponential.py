@@ -1,0 +1,63 @@
+"""The regulariser of Deep Defense (Yan, Guo, Zhang, NeurIPS 2018), Eq. 6."""
+
+import keras
+from keras import ops
+
+# Largest exponent. A misclassified sample of a degenerate network can be any
+# distance away from its class; exp of that would overflow and end the
+# training. Past it the penalty is constant, and its gradient zero.
+MAX_EXPONENT = 30.0
+
+
+@keras.saving.register_keras_serializable("dd_keras")
+class SplitExponential(keras.losses.Loss):
+    """Penalises small perturbations where the classifier is right.
+
+    For each sample, with rho = ||perturbation|| / ||x||:
+
+        exp(-c * rho)   if correctly classified,
+        exp( d * rho)   if misclassified.
+
+    Minimising it pushes the decision boundary away from correctly classified
+    samples, the nearest ones most, and towards misclassified ones, the
+    farthest ones most. `y_true` is 1 where a sample is correctly classified,
+    else 0; `y_pred` is rho. Both have shape (B,). Exponents are cut at 30.
+
+    Args:
+        c: steepness for correctly classified samples, above 0.
+        d: steepness for misclassified samples, above 0.
+        reduction, name, dtype: as for `keras.losses.Loss`.
+
+    Raises:
+        ValueError: if `c` or `d` is not above 0 and finite.
+
+    Example:
+        >>> float(SplitExponential(c=25.0, d=5.0)([1.0, 0.0], [0.0, 0.0]))
+        1.0
+    """
+
+    def __init__(
+        self,
+        c=25.0,
+        d=5.0,
+        reduction="sum_over_batch_size",
+        name="split_exponential",
+        dtype=None,
+    ):
+        super().__init__(name=name, reduction=reduction, dtype=dtype)
+        for key, value in (("c", c), ("d", d)):
+            if not 0 < value < float("inf"):
+                raise ValueError(
+                    f"{key}: expected a finite number > 0; received {value!r}."
+                )
+        self.c = float(c)
+        self.d = float(d)
+
+    def call(self, y_true, y_pred):
+        """The penalty of each sample, (B,)."""
+        exponent = ops.where(y_true > 0.5, -self.c * y_pred, self.d * y_pred)
+        return ops.exp(ops.minimum(exponent, MAX_EXPONENT))
+
+    def get_config(self):
+        """The constructor's arguments."""
+        return {**super().get_config(), "c": self.c, "d": self.d}

@@ -1,0 +1,286 @@
+"""From any Keras classifier to its logits, and from any labels to classes.
+
+Cross-entropy, DeepFool and every decision rule here work on logits: the
+softmax saturates, its gradients vanish, and the class it favours is the same.
+"""
+
+import keras
+import tensorflow as tf
+
+ACTIVATIONS = ("softmax", "sigmoid", "linear")
+
+# Operations that hand their first input on unchanged, up to shape and dtype.
+_TRANSPARENT = {"Identity", "Cast", "Reshape", "Squeeze", "ExpandDims"}
+# Operations that classifiers end in when their outputs are logits. A
+# log-softmax counts: differences of log-probabilities are those of logits.
+_LINEAR = {
+    "MatMul", "BatchMatMulV2", "BatchMatMulV3", "Einsum", "Conv2D", "BiasAdd",
+    "Add", "AddV2", "Mean", "LogSoftmax",
+}  # fmt: skip
+# Smallest probability told from zero. The logarithm of less is -inf in
+# float32 arithmetic that flushes denormal numbers.
+_SMALLEST_PROBABILITY = 1e-37
+# Largest distance of a sigmoid's value from 1 that float32 cannot resolve.
+_SIGMOID_MARGIN = 6e-8
+
+
+def logits_model(model, activation=None):
+    """The same classifier up to its logits, sharing its weights.
+
+    The softmax or sigmoid at the end of a `Sequential` or functional model,
+    as a layer or as the last layer's activation, also inside a nested model,
+    is left out. A model with a method `logits_model()` is asked for its own.
+    In other subclassed models the logits are recovered from the
+    probabilities: log p after a softmax (equal to the logits up to one
+    constant a sample, so that differences are the same) and log p -
+    log(1 - p) after a sigmoid. In float32 these lose their gradient where
+    p < 1e-37, and a sigmoid's also where p rounds to 1.
+
+    Args:
+        model: a built Keras classifier with one input and one output of shape
+            (B, n), n classes, or (B, 1), one logit or probability.
+        activation: what the model ends in, `"softmax"`, `"sigmoid"` or
+            `"linear"` (its outputs are logits). By default read off the
+            graph of the model.
+
+    Returns:
+        A `keras.Model` from the same input to logits, (B, n) or (B, 1); the
+        model itself if it already gives logits.
+
+    Raises:
+        TypeError: if `model` is not a `keras.Model`.
+        ValueError: if it is not built, has several inputs or outputs, outputs
+            of another rank, or an ending that cannot be told.
+    """
+    own = getattr(model, "logits_model", None)
+    if callable(own):  # a wrapper that knows better than its graph tells
+        return own()
+    activation = output_activation(model, activation)
+    if activation == "linear":
+        return model
+    return _without_activation(model) or ProbabilitiesToLogits(
+        model, activation
+    )
+
+
+def output_activation(model, activation=None):
+    """What a classifier ends in: `"softmax"`, `"sigmoid"` or `"linear"`.
+
+    Args and Raises: see `logits_model`.
+    """
+    if activation not in (None, *ACTIVATIONS):
+        raise ValueError(
+            f"activation: expected one of {ACTIVATIONS} or None; received "
+            f"{activation!r}."
+        )
+    output = _trace(model)
+    if activation is not None:
+        return activation
+    op = output.op
+    while op.type in _TRANSPARENT:
+        op = op.inputs[0].op
+    if op.type in ("Softmax", "Sigmoid"):
+        return op.type.lower()
+    if op.type in _LINEAR:
+        return "linear"
+    raise ValueError(
+        f"model: cannot tell whether the outputs of {model.name!r} are logits "
+        f"or probabilities (its last operation is {op.type}). Say which: pass "
+        f"activation= with one of {ACTIVATIONS}."
+    )
+
+
+def num_classes(model):
+    """The number of classes a classifier tells apart; 2 for one output."""
+    return max(2, _trace(model).shape[-1])
+
+
+def class_logits(logits):
+    """Logits with one column a class, in float32 or float64.
+
+    Args:
+        logits: (B, n), or (B, 1) for a binary classifier with one logit z.
+
+    Returns:
+        (B, n), or (B, 2): the two-class case f = (0, z). Half precision
+        becomes float32.
+    """
+    if logits.dtype != tf.float64:
+        logits = tf.cast(logits, tf.float32)
+    if logits.shape[-1] == 1:
+        logits = tf.concat([tf.zeros_like(logits), logits], axis=-1)
+    return logits
+
+
+def sparse_labels(y, num_classes):
+    """Labels as class numbers, whatever form they came in.
+
+    Args:
+        y: classes of shape (B,) or (B, 1), of any number dtype, or one-hot
+            (also smoothed) rows of shape (B, num_classes).
+        num_classes: number of classes n.
+
+    Returns:
+        int32 tensor of shape (B,), in [0, n).
+
+    Raises:
+        ValueError: if the shape is another.
+        tf.errors.InvalidArgumentError: if a label is outside [0, n). XLA has
+            no assertions, so there this is not checked.
+    """
+    y = tf.convert_to_tensor(y)
+    width = y.shape[-1] if y.shape.rank == 2 else None
+    if y.shape.rank not in (1, 2) or width not in (None, 1, num_classes):
+        raise ValueError(
+            "y: expected labels of shape (batch,), (batch, 1) or one-hot "
+            f"(batch, {num_classes}); received shape {tuple(y.shape)}."
+        )
+    if width == num_classes and num_classes > 1:
+        return tf.argmax(y, axis=-1, output_type=tf.int32)
+    labels = tf.cast(tf.reshape(y, [-1]), tf.int32)
+    message = f"y: expected labels in [0, {num_classes})."
+    tf.debugging.assert_non_negative(labels, message)
+    tf.debugging.assert_less(labels, num_classes, message)
+    return labels
+
+
+@keras.saving.register_keras_serializable("dd_keras")
+class WithoutActivation(keras.layers.Layer):
+    """Applies a layer with its activation left out, sharing its weights.
+
+    Args:
+        layer: a built Keras layer with an `activation` attribute.
+    """
+
+    def __init__(self, layer, **kwargs):
+        super().__init__(dtype=layer.dtype_policy, **kwargs)
+        self.layer = layer
+
+    def call(self, inputs):
+        """Returns the layer's pre-activation outputs."""
+        activation = self.layer.activation
+        self.layer.activation = keras.activations.linear
+        try:
+            return self.layer(inputs)
+        finally:
+            self.layer.activation = activation
+
+    def get_config(self):
+        """Returns the constructor's arguments."""
+        layer = keras.saving.serialize_keras_object(self.layer)
+        return {**super().get_config(), "layer": layer}
+
+    @classmethod
+    def from_config(cls, config):
+        """Builds the layer from what `get_config` returned."""
+        layer = keras.saving.deserialize_keras_object(config.pop("layer"))
+        config.pop("dtype", None)
+        return cls(layer, **config)
+
+
+@keras.saving.register_keras_serializable("dd_keras")
+class ProbabilitiesToLogits(keras.Model):
+    """A classifier's logits, recovered from its probabilities.
+
+    Args:
+        model: a built Keras classifier that gives probabilities.
+        activation: `"softmax"` or `"sigmoid"`.
+    """
+
+    def __init__(self, model, activation, **kwargs):
+        super().__init__(**kwargs)
+        self.model = model
+        self.activation = activation
+        self.built = True
+
+    def call(self, inputs, training=None):
+        """Maps inputs to log p (softmax) or log p - log(1 - p) (sigmoid)."""
+        p = self.model(inputs, training=training)
+        if p.dtype != tf.float64:
+            p = tf.cast(p, tf.float32)
+        log_p = tf.math.log(tf.maximum(p, _SMALLEST_PROBABILITY))
+        if self.activation == "softmax":
+            return log_p
+        return log_p - tf.math.log(tf.maximum(1.0 - p, _SIGMOID_MARGIN))
+
+    def get_config(self):
+        """Returns the constructor's arguments."""
+        return {
+            **super().get_config(),
+            "model": keras.saving.serialize_keras_object(self.model),
+            "activation": self.activation,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """Builds the model from what `get_config` returned."""
+        model = keras.saving.deserialize_keras_object(config.pop("model"))
+        return cls(model, **config)
+
+
+def _trace(model):
+    """The symbolic output of a model, in inference mode; checks its form."""
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            "model: expected a keras.Model; received "
+            f"{type(model).__name__} {model!r}."
+        )
+    if not model.built:
+        raise ValueError(
+            f"model: expected a built model; {model.name!r} has no weights "
+            "yet. Call it on a batch, or model.build((None, ...)), first."
+        )
+    spec = getattr(model, "inputs", None)
+    if spec is None:
+        config = model.get_build_config() or {}
+        spec = config.get("input_shape", config.get("shapes_dict"))
+        shapes = [spec] if _is_shape(spec) else list((spec or {}).values())
+        specs = [tf.TensorSpec(s, model.compute_dtype) for s in shapes]
+    else:
+        specs = [tf.TensorSpec(s.shape, s.dtype) for s in spec]
+    if len(specs) != 1:
+        raise ValueError(
+            "model: expected a classifier with one input tensor; "
+            f"{model.name!r} has {len(specs)}."
+        )
+    spec = tf.TensorSpec((None, *specs[0].shape[1:]), specs[0].dtype)
+    call = tf.function(lambda x: model(x, training=False), autograph=False)
+    outputs = call.get_concrete_function(spec).structured_outputs
+    flat = tf.nest.flatten(outputs)
+    if len(flat) != 1:
+        raise ValueError(
+            "model: expected a classifier with one output tensor; "
+            f"{model.name!r} has {len(flat)}. Wrap the one to defend: "
+            "keras.Model(model.input, model.outputs[0])."
+        )
+    output = flat[0]
+    if output.shape.rank != 2 or output.shape[-1] is None:
+        raise ValueError(
+            "model: expected outputs of shape (batch, classes); those of "
+            f"{model.name!r} are {tuple(output.shape)}."
+        )
+    return output
+
+
+def _is_shape(spec):
+    return isinstance(spec, (tuple, list)) and all(
+        size is None or isinstance(size, int) for size in spec
+    )
+
+
+def _without_activation(model):
+    """A functional model without its last activation, or None."""
+    if getattr(model, "outputs", None) is None:
+        return None  # subclassed: its call is opaque
+    operation, node_index, _ = model.outputs[0]._keras_history
+    node = operation._inbound_nodes[node_index]
+    (inputs,) = node.input_tensors
+    if isinstance(operation, (keras.layers.Softmax, keras.layers.Activation)):
+        logits = inputs
+    elif isinstance(operation, keras.Model):
+        logits = logits_model(operation)(inputs)
+    elif hasattr(operation, "activation"):
+        logits = WithoutActivation(operation)(inputs)
+    else:
+        return None
+    return keras.Model(model.inputs, logits, name=f"{model.name}_logits")

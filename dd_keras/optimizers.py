@@ -1,0 +1,53 @@
+"""The paper's optimizer: SGD with momentum and coupled weight decay."""
+
+import keras
+
+
+@keras.saving.register_keras_serializable("dd_keras")
+class CoupledSGD(keras.optimizers.SGD):
+    """SGD whose weight decay goes through the momentum, as an L2 penalty does.
+
+    Adds `coupled_weight_decay * w` to the gradient of every weight w, biases
+    included, before the momentum: what Caffe, MatConvNet and PyTorch call
+    weight decay, and the Deep Defense paper trains with. Keras' own
+    `weight_decay=` is decoupled from the gradient: a different update.
+
+    Args:
+        learning_rate: a number or a `keras.optimizers.schedules` object.
+        momentum: in [0, 1].
+        coupled_weight_decay: at least 0.
+        **kwargs: the other arguments of `keras.optimizers.SGD`.
+
+    Raises:
+        ValueError: if `coupled_weight_decay` is negative or not finite.
+    """
+
+    def __init__(
+        self,
+        learning_rate=5e-4,
+        momentum=0.9,
+        coupled_weight_decay=5e-4,
+        name="coupled_sgd",
+        **kwargs,
+    ):
+        super().__init__(learning_rate, momentum, name=name, **kwargs)
+        if not 0 <= coupled_weight_decay < float("inf"):
+            raise ValueError(
+                "coupled_weight_decay: expected a finite number >= 0; "
+                f"received {coupled_weight_decay!r}."
+            )
+        self.coupled_weight_decay = float(coupled_weight_decay)
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Updates one weight from its gradient."""
+        decay = self.coupled_weight_decay * keras.ops.convert_to_tensor(
+            variable
+        )
+        super().update_step(gradient + decay, variable, learning_rate)
+
+    def get_config(self):
+        """The constructor's arguments."""
+        return {
+            **super().get_config(),
+            "coupled_weight_decay": self.coupled_weight_decay,
+        }

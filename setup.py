@@ -1,0 +1,44 @@
+"""Package metadata. Tool settings are in pyproject.toml."""
+
+import pathlib
+import re
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(
+    r'__version__ = "(.+)"', (ROOT / "dd_keras/__init__.py").read_text()
+)[1]
+
+setuptools.setup(
+    name="dd_keras",
+    version=VERSION,
+    description="Deep Defense for Keras: classifiers that small adversarial "
+    "perturbations do not flip",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=setuptools.find_packages(include=["dd_keras", "dd_keras.*"]),
+    python_requires=">=3.10,<3.14",
+    # Each bound and its reason: README, "Dependencies".
+    install_requires=[
+        "absl-py>=2.1",
+        "importlib_resources>=5.12",
+        "keras>=3.15",
+        "matplotlib>=3.8",
+        "numpy>=1.26",
+        "scikit-learn>=1.4",
+        "tensorboard>=2.18",
+        "tensorflow-datasets>=4.9.8",
+        "tensorflow>=2.21",
+    ],
+    extras_require={
+        "cuda": ["tensorflow[and-cuda]>=2.21"],
+        "test": [
+            "foolbox>=3.3.4",
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "ruff>=0.9",
+        ],
+    },
+)
