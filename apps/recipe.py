@@ -421,7 +421,7 @@ def _classifier(path, data):
         classes = logits.num_classes(model)
     except (TypeError, ValueError) as error:
         _fail(f"{path}: {error}")
-    shape = tuple(model.input_shape[1:])
+    shape = tuple(logits.input_shape(model)[1:])
     if shape != data.image_shape or classes != data.num_classes:
         _fail(
             f"{path}: expected a classifier of {data.image_shape} images into "

@@ -95,6 +95,36 @@ def num_classes(model):
     return max(2, _trace(model).shape[-1])
 
 
+def input_shape(model):
+    """The shape of a batch of inputs, (None, ...)."""
+    return _input_spec(model).shape
+
+
+def cast_inputs(model, x):
+    """Inputs in the precision that norms and logits are computed in.
+
+    Args:
+        model: a built Keras classifier.
+        x: (B, ...) tensor or array of any number dtype.
+
+    Returns:
+        `x` as a tensor: float64 for a model with float64 weights, else
+        float32, also under mixed precision.
+
+    Raises:
+        ValueError: if `x` does not have the shape that the model takes.
+    """
+    x = tf.convert_to_tensor(x)
+    expected = input_shape(model)
+    if not expected.is_compatible_with(x.shape):
+        raise ValueError(
+            f"x: expected inputs of shape {tuple(expected)}; received "
+            f"{tuple(x.shape)}."
+        )
+    precise = any(v.dtype == "float64" for v in model.variables)
+    return tf.cast(x, tf.float64 if precise else tf.float32)
+
+
 def class_logits(logits):
     """Logits with one column a class, in float32 or float64.
 
@@ -218,8 +248,8 @@ class ProbabilitiesToLogits(keras.Model):
         return cls(model, **config)
 
 
-def _trace(model):
-    """The symbolic output of a model, in inference mode; checks its form."""
+def _input_spec(model):
+    """Shape, with a free batch size, and dtype of a model's one input."""
     if not isinstance(model, keras.Model):
         raise TypeError(
             "model: expected a keras.Model; received "
@@ -230,21 +260,26 @@ def _trace(model):
             f"model: expected a built model; {model.name!r} has no weights "
             "yet. Call it on a batch, or model.build((None, ...)), first."
         )
-    spec = getattr(model, "inputs", None)
-    if spec is None:
+    inputs = getattr(model, "inputs", None)
+    if inputs is None:
         config = model.get_build_config() or {}
-        spec = config.get("input_shape", config.get("shapes_dict"))
-        shapes = [spec] if _is_shape(spec) else list((spec or {}).values())
-        specs = [tf.TensorSpec(s, model.compute_dtype) for s in shapes]
+        shape = config.get("input_shape", config.get("shapes_dict"))
+        shapes = [shape] if _is_shape(shape) else list((shape or {}).values())
+        specs = [tf.TensorSpec(s, keras.config.floatx()) for s in shapes]
     else:
-        specs = [tf.TensorSpec(s.shape, s.dtype) for s in spec]
+        specs = [tf.TensorSpec(s.shape, s.dtype) for s in inputs]
     if len(specs) != 1:
         raise ValueError(
             "model: expected a classifier with one input tensor; "
             f"{model.name!r} has {len(specs)}."
         )
-    spec = tf.TensorSpec((None, *specs[0].shape[1:]), specs[0].dtype)
+    return tf.TensorSpec((None, *specs[0].shape[1:]), specs[0].dtype)
+
+
+def _trace(model):
+    """The symbolic output of a model, in inference mode; checks its form."""
     call = tf.function(lambda x: model(x, training=False), autograph=False)
+    spec = _input_spec(model)
     outputs = call.get_concrete_function(spec).structured_outputs
     flat = tf.nest.flatten(outputs)
     if len(flat) != 1:

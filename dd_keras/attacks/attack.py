@@ -35,12 +35,14 @@ class Attack:
 
     def __call__(self, model, x, y=None):
         """The adversarial inputs: `x` + `perturb(model, x, y)`."""
-        return self.cast_inputs(x) + self.perturb(model, x, y)
+        return logits.cast_inputs(model, x) + self.perturb(model, x, y)
 
     def perturb(self, model, x, y=None):
         """The perturbation alone, of the shape of `x`. See `run`."""
         return self.run(model, x, y).perturbation
 
+    # A caller's AutoGraph would rewrite the attack, constants included.
+    @tf.autograph.experimental.do_not_convert
     def run(self, model, x, y=None):
         """Attacks a batch.
 
@@ -49,7 +51,7 @@ class Attack:
 
         Args:
             model: a built Keras classifier, see `logits_model`.
-            x: (B, ...), what the model takes. Integers become float32.
+            x: (B, ...), what the model takes, of any number dtype.
             y: labels, see `sparse_labels`. None: those that the model
                 predicts.
 
@@ -59,23 +61,23 @@ class Attack:
         Raises:
             ValueError: if `x` or `y` do not have the model's shapes.
         """
-        x = self.cast_inputs(x)
+        x = logits.cast_inputs(model, x)
         if not tf.executing_eagerly():
             return self.search(logits.logits_model(model), x, y)
-        search = _compiled(self, model, x.shape[1:], x.dtype, y is not None)
+        search = _compiled(self, model, x.dtype, y is not None)
         if y is None:
             return search(x)
-        return search(x, logits.sparse_labels(y, logits.num_classes(model)))
+        y = logits.sparse_labels(y, logits.num_classes(model))
+        if len(y) != len(x):
+            raise ValueError(
+                f"y: expected {len(x)} labels, one for each input; received "
+                f"{len(y)}."
+            )
+        return search(x, y)
 
     def search(self, network, x, y=None):
         """As `run`, in the graph at hand, for a network that gives logits."""
         raise NotImplementedError
-
-    @staticmethod
-    def cast_inputs(x):
-        """`x` as a tensor: float64 stays, all else becomes float32."""
-        x = tf.convert_to_tensor(x)
-        return x if x.dtype == tf.float64 else tf.cast(x, tf.float32)
 
     def get_config(self):
         """The constructor's arguments, for Keras serialisation."""
@@ -94,10 +96,10 @@ class Attack:
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(attack, model, sample_shape, dtype, labeled):
+def _compiled(attack, model, dtype, labeled):
     """`attack.search` on `model` as one graph, kept for the next call."""
     network = logits.logits_model(model)
-    signature = [tf.TensorSpec((None, *sample_shape), dtype)]
+    signature = [tf.TensorSpec(logits.input_shape(model), dtype)]
     if labeled:
         signature.append(tf.TensorSpec((None,), tf.int32))
 

@@ -5,6 +5,8 @@ is the step, Eq. 2 the sum of the steps; section 3.2's "recursive network",
 through which the gradient travels back, is `_pull_back`.
 """
 
+import math
+
 import keras
 import tensorflow as tf
 
@@ -61,7 +63,7 @@ class DeepFool(attack.Attack):
                 "max_iter: expected an integer of at least 1; received "
                 f"{max_iter!r}."
             )
-        if not 0 <= overshoot < float("inf"):
+        if not 0 <= overshoot < math.inf:
             raise ValueError(
                 f"overshoot: expected a number >= 0; received {overshoot!r}."
             )
@@ -120,17 +122,19 @@ class DeepFool(attack.Attack):
             gap, w, k, s = self._nearest(
                 f, weights, x_i, y_a, correct_a, classes_a
             )
-            step = _minimal_step(gap, w, self.norm)  # Eq. 1
-            step *= numerics.expand_like(tf.cast(active_a, x.dtype), x)
+            moving = tf.cast(active_a, x.dtype)  # all ones, if not static
+            step = _minimal_step(moving * gap, w, self.norm)  # Eq. 1
             total_a += step  # Eq. 2
             decision = tf.argmax(
                 f(x_a + stretch * total_a, weights), -1, output_type=tf.int32
             )
             fooled_a = tf.equal(decision, y_a) != correct_a
-            moved = numerics.sample_norm(step, float("inf")) > 0
+            moved = numerics.sample_norm(step, math.inf) > 0
             path = [
                 array.write(i, value)
-                for array, value in zip(path, (rows, x_i, k, s), strict=True)
+                for array, value in zip(
+                    path, (rows, moving, x_i, k, s), strict=True
+                )
             ]
             index = rows[:, None]
             return (
@@ -146,9 +150,12 @@ class DeepFool(attack.Attack):
 
         none = tf.zeros_like(correct)
         path = [
-            tf.TensorArray(dtype, self.max_iter, element_shape=shape)
+            tf.TensorArray(
+                dtype, self.max_iter, element_shape=shape, infer_shape=False
+            )
             for dtype, shape in (
                 (tf.int32, [None]),
+                (x.dtype, [None]),
                 (x.dtype, [None, *x.shape[1:]]),
                 (tf.int32, [None]),
                 (tf.int32, [None]),
@@ -195,15 +202,15 @@ class DeepFool(attack.Attack):
             gap = tf.abs(tf.reduce_sum(difference * logits, axis=1))
             w = tape.gradient(logits, x, difference)  # (A, ...)
             slope = numerics.sample_norm(w, q)
-            flat = slope < numerics.ZERO_NORM
-            distance = tf.where(flat, float("inf"), gap / slope)
+            steep = slope > numerics.ZERO_NORM
+            distance = tf.where(steep, gap / slope, math.inf)
             closer = distance < nearest[0]
             return tuple(
                 tf.where(numerics.expand_like(closer, new), new, old)
                 for new, old in zip((distance, gap, w, k), nearest, strict=True)
             )
 
-        infinite = tf.fill(tf.shape(y), tf.constant(float("inf"), x.dtype))
+        infinite = tf.fill(tf.shape(y), tf.constant(math.inf, x.dtype))
         nearest = (infinite, tf.zeros_like(infinite), tf.zeros_like(x), y)
         m = classes.shape[-1]
         if m <= _UNROLLED_CLASSES and not numerics.compiled_by_xla():
@@ -222,14 +229,14 @@ class DeepFool(attack.Attack):
         _, gap, w, k = nearest
         return gap, w, k, s
 
-    def _step(self, f, weights, x, k, s):
+    def _step(self, f, weights, x, k, s, moving):
         """The step at x towards class k (Eq. 1), for a tape to record."""
         with tf.GradientTape() as tape:
             tape.watch(x)
             logits = f(x, weights)
             gap = tf.reduce_sum(_difference(k, s, logits) * logits, axis=1)
         w = tape.gradient(gap, x)
-        return _minimal_step(tf.abs(gap), w, self.norm)
+        return _minimal_step(moving * tf.abs(gap), w, self.norm)
 
     def _pull_back(self, f, weights, path, upstream):
         """The gradient of the perturbation, back along its path.
@@ -243,10 +250,10 @@ class DeepFool(attack.Attack):
         adjoint = (1.0 + self.overshoot) * upstream
 
         def unwind(i, adjoint, gradients):
-            rows, x_i, k, s = (array.read(i) for array in path)
+            rows, moving, x_i, k, s = (array.read(i) for array in path)
             with tf.GradientTape() as tape:
                 tape.watch([x_i, *weights])
-                step = self._step(f, weights, x_i, k, s)
+                step = self._step(f, weights, x_i, k, s, moving)
             to_x, *to_weights = tape.gradient(
                 step,
                 [x_i, *weights],
@@ -278,11 +285,8 @@ def _rows(active, static):
 
 def _mask(logits, y):
     """The logits with class y ruled out."""
-    return tf.where(
-        tf.one_hot(y, logits.shape[-1], True, False, dtype=tf.bool),
-        float("-inf"),
-        logits,
-    )
+    others = tf.range(logits.shape[-1]) != y[:, None]  # (B, n)
+    return tf.where(others, logits, float("-inf"))
 
 
 def _difference(k, s, logits):
@@ -307,21 +311,22 @@ def _minimal_step(gap, w, p):
     """
     q = numerics.dual_norm(p)
     slope = numerics.sample_norm(w, q)
-    flat = slope < numerics.ZERO_NORM
-    length = tf.where(flat, 0.0, gap / tf.where(flat, 1.0, slope))
-    unit = w / numerics.expand_like(tf.where(flat, 1.0, slope), w)
+    steep = slope > numerics.ZERO_NORM
+    slope = tf.where(steep, slope, 1.0)
+    length = tf.where(steep, gap / slope, 0.0)
+    unit = w / numerics.expand_like(slope, w)
     if p == 2:
         direction = unit
-    elif p == float("inf"):
+    elif p == math.inf:
         direction = tf.sign(w)
     elif p == 1:
-        size = tf.reshape(tf.abs(unit), (tf.shape(w)[0], -1))
-        one = tf.one_hot(tf.argmax(size, -1), size.shape[-1], dtype=w.dtype)
+        entries = math.prod(w.shape[1:])
+        largest = tf.argmax(tf.reshape(tf.abs(w), (-1, entries)), -1)
+        one = tf.one_hot(largest, entries, dtype=w.dtype)
         direction = tf.sign(w) * tf.reshape(one, tf.shape(w))
     else:
         size = tf.abs(unit)
-        zero = size == 0  # |w|^(q-1) has an infinite slope there if p > 2
-        direction = tf.sign(w) * tf.where(
-            zero, 0.0, tf.where(zero, 1.0, size) ** (q - 1)
-        )
+        moves = size > 0  # at 0, |w|^(q-1) has an infinite slope if p > 2
+        power = tf.where(moves, size, 1.0) ** (q - 1)
+        direction = tf.sign(w) * tf.where(moves, power, 0.0)
     return numerics.expand_like(length, w) * direction

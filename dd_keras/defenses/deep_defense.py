@@ -159,7 +159,7 @@ class DeepDefenseModel(keras.Model):
         """Evaluates the objective, and rho from the predicted classes."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         y_pred, _, _ = self._objective(x, y, sample_weight, False)
-        x = self.evaluation_attack.cast_inputs(x)
+        x = logits.cast_inputs(self.model, x)
         found = self.evaluation_attack.search(self.logits_model(), x)
         self.rho_tracker.update_state(self._rho(found, x))
         return self.compute_metrics(x, y, y_pred, sample_weight)
@@ -174,7 +174,7 @@ class DeepDefenseModel(keras.Model):
         labels = logits.sparse_labels(y, max(2, y_pred.shape[-1]))
         penalty, rho = 0.0, None
         if self.lam > 0:
-            x = self.attack.cast_inputs(x)
+            x = logits.cast_inputs(self.model, x)
             found = self.attack.search(self.logits_model(), x, labels)
             rho = self._rho(found, x)
             correct = tf.equal(found.predictions, labels)

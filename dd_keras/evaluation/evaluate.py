@@ -94,7 +94,7 @@ def evaluate_robustness(model, dataset, attack=None, verbose=1):
                 "dataset: expected batches of (inputs, labels); received "
                 f"{type(batch).__name__} of {len(batch)}."
             )
-        x, y = attack.cast_inputs(batch[0]), batch[1]
+        x, y = logits.cast_inputs(model, batch[0]), batch[1]
         found = attack.run(model, x)
         labels = logits.sparse_labels(y, num_classes)
         parts.append(

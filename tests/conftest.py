@@ -1,0 +1,49 @@
+"""Small models and data that several test files share."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import pytest
+
+from dd_keras import datasets, networks, optimizers
+
+
+def affine_classifier(weights, biases, dtype="float64"):
+    """f(x) = x W + b on flat inputs, W of shape (D, n)."""
+    weights, biases = np.asarray(weights), np.asarray(biases)
+    model = keras.Sequential(
+        [
+            keras.Input((weights.shape[0],), dtype=dtype),
+            keras.layers.Dense(weights.shape[1], dtype=dtype, name="affine"),
+        ]
+    )
+    model.set_weights([weights, biases])
+    return model
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """The digits, preprocessed: (x_train, y_train, x_test, y_test)."""
+    data = datasets.load("digits")
+    arrays = []
+    for split in (data.train, data.test):
+        batches = datasets.batches(split, data.preprocessing, 2000)
+        arrays += [values.numpy() for values in next(iter(batches))]
+    return tuple(arrays)
+
+
+@pytest.fixture(scope="session")
+def trained_network(digits):
+    """A digits classifier of about 98 % accuracy; not to be trained on."""
+    x, y, _, _ = digits
+    keras.utils.set_random_seed(0)
+    model = networks.digits_cnn()
+    model.compile(
+        optimizers.CoupledSGD(3e-3),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    model.fit(x, y, batch_size=50, epochs=20, verbose=0)
+    return model
