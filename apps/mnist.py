@@ -8,7 +8,8 @@ regulariser, evaluates on all 10,000 test images, and writes models, numbers
 and pictures to --output_dir.
 
 Deviations from the paper: how it trained its references is not known; ours
-start from N(0, 0.01) weights and take the learning rate down in two steps.
+start from N(0, 0.01) weights and use the fine-tuning's optimizer at a higher
+rate.
 """
 
 import recipe
@@ -19,7 +20,7 @@ recipe.define_flags(
     epochs=5,
     batch_size=100,
     learning_rate=5e-4,
-    reference_epochs=20,
+    reference_epochs=14,
     reference_learning_rate=1e-3,
     output_dir="/tmp/dd_keras/mnist",
 )

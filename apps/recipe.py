@@ -64,7 +64,7 @@ def define_flags(archs, **defaults):
     integer(
         "halved_epochs",
         1,
-        "Last epochs of fine-tuning, at half the learning rate.",
+        "Last epochs of each training, at half the learning rate.",
         lower_bound=0,
     )
     integer("batch_size", defaults["batch_size"], "Batch size.", lower_bound=1)
@@ -88,8 +88,7 @@ def define_flags(archs, **defaults):
     number(
         "reference_learning_rate",
         defaults["reference_learning_rate"],
-        "First learning rate of the reference; divided by 10 after 70 % and "
-        "again after 90 % of the epochs.",
+        "Of the training of the reference.",
     )
     flags.DEFINE_bool(
         "clean_baseline",
@@ -211,26 +210,17 @@ def _train(data, paths, output_dir):
     else:
         build = getattr(networks, FLAGS.arch)
         reference = build(data.image_shape, data.num_classes)
-        steps = FLAGS.reference_epochs * len(train)
-        rate = FLAGS.reference_learning_rate
-        schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
-            [int(0.7 * steps), int(0.9 * steps)], [rate, rate / 10, rate / 100]
-        )
         print(f"Training the reference: {FLAGS.arch}")
         seconds[REFERENCE], _ = _fit(
             REFERENCE,
             dd_keras.DeepDefenseModel(reference, lam=0.0),
-            schedule,
+            FLAGS.reference_learning_rate,
             train,
             None,
             FLAGS.reference_epochs,
         )
     _whole(paths[REFERENCE], reference.save)
 
-    steps = (FLAGS.epochs - FLAGS.halved_epochs) * len(train)
-    schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
-        [max(0, steps)], [FLAGS.learning_rate, FLAGS.learning_rate / 2]
-    )
     strengths = {CLEAN: 0.0, DEEP_DEFENSE: FLAGS.lam}
     if not FLAGS.clean_baseline:
         del strengths[CLEAN], paths[CLEAN]
@@ -249,7 +239,7 @@ def _train(data, paths, output_dir):
             )
             print(f"\nFine-tuning: {TITLES[name]}")
             seconds[name], curves[name] = _fit(
-                name, model, schedule, train, test, FLAGS.epochs
+                name, model, FLAGS.learning_rate, train, test, FLAGS.epochs
             )
         except ValueError as error:
             _fail(error)
@@ -257,10 +247,14 @@ def _train(data, paths, output_dir):
     return seconds, curves
 
 
-def _fit(name, model, schedule, train, test, epochs):
+def _fit(name, model, learning_rate, train, test, epochs):
     """Trains a model; returns seconds and its convergence curve."""
     logs = os.path.join(FLAGS.output_dir, "logs")
     os.makedirs(logs, exist_ok=True)
+    full_rate = max(0, epochs - FLAGS.halved_epochs) * len(train)
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
+        [full_rate], [learning_rate, learning_rate / 2]
+    )
     model.compile(
         dd_keras.CoupledSGD(schedule, FLAGS.momentum, FLAGS.weight_decay),
         "sparse_categorical_crossentropy",

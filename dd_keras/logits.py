@@ -169,9 +169,12 @@ def sparse_labels(y, num_classes):
         return tf.argmax(y, axis=-1, output_type=tf.int32)
     labels = tf.cast(tf.reshape(y, [-1]), tf.int32)
     message = f"y: expected labels in [0, {num_classes})."
-    tf.debugging.assert_non_negative(labels, message)
-    tf.debugging.assert_less(labels, num_classes, message)
-    return labels
+    assertions = [
+        tf.debugging.assert_non_negative(labels, message),
+        tf.debugging.assert_less(labels, num_classes, message),
+    ]
+    with tf.control_dependencies(assertions):
+        return tf.identity(labels)
 
 
 @keras.saving.register_keras_serializable("dd_keras")
@@ -318,4 +321,4 @@ def _without_activation(model):
         logits = WithoutActivation(operation)(inputs)
     else:
         return None
-    return keras.Model(model.inputs, logits, name=f"{model.name}_logits")
+    return keras.Model(model.inputs[0], logits, name=f"{model.name}_logits")

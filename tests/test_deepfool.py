@@ -610,15 +610,14 @@ def test_dead_units_and_zero_images_give_finite_gradients(norm):
 @pytest.mark.parametrize("batch", [1, 5])
 def test_all_correct_and_all_misclassified_batches(mistakes, batch):
     model, x = small_convnet(dtype="float32"), images(batch, dtype="float32")
-    y = model(x).numpy().argmin(-1)
-    if mistakes == "none":
-        y = model(x).numpy().argmax(-1)
+    first, second = np.argsort(model(x), axis=-1).T[[-1, -2]]
+    y = second if mistakes == "all" else first
     found, _, gradients = regulariser_gradient(model, x, y, attacks.DeepFool())
     after = model(x + found.perturbation).numpy().argmax(-1)
     np.testing.assert_array_equal(
         (after == y) == (mistakes == "all"), found.fooled
     )
-    assert found.fooled.numpy().mean() >= 0.8
+    assert found.fooled.numpy().all()
     assert all(np.abs(gradient).max() > 0 for gradient in gradients)
 
 
@@ -674,7 +673,7 @@ def test_bad_arguments_are_named(arguments, message):
 def test_more_candidates_than_other_classes():
     model, _, _, x = random_affine(4)
     with pytest.raises(
-        ValueError, match="candidates: expected at most 3.*received 4"
+        ValueError, match=r"candidates: expected at most 3.*received 4"
     ):
         attacks.DeepFool(candidates=4).perturb(model, x)
 

@@ -170,8 +170,10 @@ class DeepDefenseModel(keras.Model):
         With lam = 0 there is no attack, and rho is None.
         """
         y_pred = self(x, training=training)
-        loss = self.compute_loss(x, y, y_pred, sample_weight, training=training)
         labels = logits.sparse_labels(y, max(2, y_pred.shape[-1]))
+        with tf.control_dependencies([labels]):  # checked before they are used
+            y = tf.identity(y)
+        loss = self.compute_loss(x, y, y_pred, sample_weight, training=training)
         penalty, rho = 0.0, None
         if self.lam > 0:
             x = logits.cast_inputs(self.model, x)

@@ -39,7 +39,12 @@ def convergence_curves(histories, path, norm=2):
         axes.set_ylabel(label)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-    left.legend(frameon=False)
+    figure.legend(
+        *left.get_legend_handles_labels(),
+        loc="outside upper center",
+        ncols=len(histories),
+        frameon=False,
+    )
     figure.savefig(path, dpi=200)
 
 
