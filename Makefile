@@ -23,7 +23,7 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # `.ready` comes last: an environment half made is made again.
-$(READY): setup.py Makefile
+$(READY): setup.py pyproject.toml Makefile
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v < (3, 14) else f"Python 3.10 to 3.13 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.12")'
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)

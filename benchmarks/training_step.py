@@ -69,7 +69,7 @@ def main(argv):
         "deep_defense, candidates=5": training_function(attack=likeliest),
     }
     seconds = {name: [] for name in variants}
-    for name, step in variants.items():
+    for step in variants.values():
         for batch in batches[:WARM_UP]:
             step(batch)
     for batch in batches:

@@ -100,6 +100,15 @@ def input_shape(model):
     return _input_spec(model).shape
 
 
+def working_dtype(model):
+    """What norms and logits are computed in, also under mixed precision.
+
+    `"float64"` for a model with float64 weights, else `"float32"`.
+    """
+    precise = any(v.dtype == "float64" for v in model.variables)
+    return "float64" if precise else "float32"
+
+
 def cast_inputs(model, x):
     """Inputs in the precision that norms and logits are computed in.
 
@@ -108,8 +117,7 @@ def cast_inputs(model, x):
         x: (B, ...) tensor or array of any number dtype.
 
     Returns:
-        `x` as a tensor: float64 for a model with float64 weights, else
-        float32, also under mixed precision.
+        `x` as a tensor of the model's `working_dtype`.
 
     Raises:
         ValueError: if `x` does not have the shape that the model takes.
@@ -121,8 +129,7 @@ def cast_inputs(model, x):
             f"x: expected inputs of shape {tuple(expected)}; received "
             f"{tuple(x.shape)}."
         )
-    precise = any(v.dtype == "float64" for v in model.variables)
-    return tf.cast(x, tf.float64 if precise else tf.float32)
+    return tf.cast(x, working_dtype(model))
 
 
 def class_logits(logits):

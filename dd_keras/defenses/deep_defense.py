@@ -3,34 +3,13 @@
 import keras
 import tensorflow as tf
 
-from dd_keras import logits, numerics
+from dd_keras import logits, losses, numerics
 from dd_keras.attacks import DeepFool
 from dd_keras.defenses.split_exponential import SplitExponential
 
 # Steps that the evaluation's DeepFool may take: enough for all samples of
 # the paper's networks to cross; the loop ends as soon as they have.
 _EVALUATION_STEPS = 50
-
-_CROSSENTROPIES = {
-    keras.losses.sparse_categorical_crossentropy: (
-        keras.losses.SparseCategoricalCrossentropy
-    ),
-    keras.losses.categorical_crossentropy: (
-        keras.losses.CategoricalCrossentropy
-    ),
-    keras.losses.categorical_focal_crossentropy: (
-        keras.losses.CategoricalFocalCrossentropy
-    ),
-    keras.losses.binary_crossentropy: keras.losses.BinaryCrossentropy,
-    keras.losses.binary_focal_crossentropy: (
-        keras.losses.BinaryFocalCrossentropy
-    ),
-}
-_REGRESSION_LOSSES = {
-    "cosinesimilarity", "huber", "logcosh", "meanabsoluteerror",
-    "meanabsolutepercentageerror", "meansquarederror",
-    "meansquaredlogarithmicerror", "poisson",
-}  # fmt: skip
 
 
 @keras.saving.register_keras_serializable("dd_keras")
@@ -98,10 +77,7 @@ class DeepDefenseModel(keras.Model):
             )
         self.model = model
         self.lam = float(lam)
-        precise = model.compute_dtype == "float64"
-        self.penalty = SplitExponential(
-            c, d, dtype="float64" if precise else "float32"
-        )
+        self.penalty = SplitExponential(c, d, dtype=logits.working_dtype(model))
         self.attack = attack or DeepFool(max_iter=5)
         norm = getattr(self.attack, "norm", 2.0)
         self.evaluation_attack = evaluation_attack or DeepFool(
@@ -133,7 +109,8 @@ class DeepDefenseModel(keras.Model):
             ValueError: if `loss` is for regression, or takes logits for
                 probabilities or the reverse.
         """
-        super().compile(optimizer, self._classification_loss(loss), **kwargs)
+        loss = losses.classification_loss(loss, self.activation)
+        super().compile(optimizer, loss, **kwargs)
 
     def compile_from_config(self, config):
         """Compiles a loaded model as the saved one was."""
@@ -197,32 +174,6 @@ class DeepDefenseModel(keras.Model):
         for metric in self.metrics:
             if metric.name == "loss":
                 metric.update_state(loss * replicas, batch_size)
-
-    def _classification_loss(self, loss):
-        """A loss that fits the model's outputs, from what the user gave."""
-        by_name = isinstance(loss, str)
-        loss = keras.losses.get(loss)
-        name = getattr(loss, "__name__", type(loss).__name__)
-        if name.replace("_", "").lower() in _REGRESSION_LOSSES:
-            raise ValueError(
-                "loss: expected a classification loss, such as "
-                f"'sparse_categorical_crossentropy'; received {name}."
-            )
-        are_logits = self.activation == "linear"
-        crossentropy = _CROSSENTROPIES.get(
-            loss, type(loss) if by_name else None
-        )
-        if crossentropy in _CROSSENTROPIES.values():
-            return crossentropy(from_logits=are_logits)
-        config = loss.get_config() if hasattr(loss, "get_config") else {}
-        if config.get("from_logits", are_logits) != are_logits:
-            outputs = "logits" if are_logits else "probabilities"
-            raise ValueError(
-                f"loss: expected from_logits={are_logits}, since the model's "
-                f"outputs are {outputs}; received {name}"
-                f"(from_logits={not are_logits})."
-            )
-        return loss
 
     def get_config(self):
         """The constructor's arguments."""
