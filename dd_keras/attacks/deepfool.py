@@ -6,6 +6,7 @@ through which the gradient travels back, is `_pull_back`.
 """
 
 import math
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
@@ -105,76 +106,55 @@ class DeepFool(attack.Attack):
     def _follow(self, f, weights, x, y):
         """Runs the attack; returns its result and the path it took."""
         logits = f(x, weights)  # (B, n)
-        predictions = tf.argmax(logits, axis=-1, output_type=tf.int32)  # (B,)
+        predictions = _decide(logits)  # (B,)
         y = predictions if y is None else sparse_labels(y, logits.shape[-1])
         correct = tf.equal(predictions, y)
-        classes = self._candidates(logits, y)  # (B, m)
+        samples = (x, y, correct, self._candidates(logits, y))
         stretch = 1.0 + self.overshoot
-        static = numerics.compiled_by_xla()
 
-        def iterate(i, active, fooled, iterations, total, path):
-            rows = _rows(active, static)  # (A,)
-            x_a, y_a, correct_a, classes_a, total_a, active_a = (
-                tf.gather(t, rows)
-                for t in (x, y, correct, classes, total, active)
-            )
-            x_i = x_a + total_a
-            gap, w, k, s = self._nearest(
-                f, weights, x_i, y_a, correct_a, classes_a
-            )
-            moving = tf.cast(active_a, x.dtype)  # all ones, if not static
+        def iterate(i, state, path):
+            rows = _rows_to_move(state.active)  # (A,)
+            x_0, y_0, right, classes = (tf.gather(t, rows) for t in samples)
+            total = tf.gather(state.total, rows)
+            # All ones where rows are dropped; under XLA, zero for the stopped.
+            moving = tf.cast(tf.gather(state.active, rows), x.dtype)
+            x_i = x_0 + total
+            gap, w, k, s = self._nearest(f, weights, x_i, y_0, right, classes)
             step = _minimal_step(moving * gap, w, self.norm)  # Eq. 1
-            total_a += step  # Eq. 2
-            decision = tf.argmax(
-                f(x_a + stretch * total_a, weights), -1, output_type=tf.int32
-            )
-            fooled_a = tf.equal(decision, y_a) != correct_a
+            total += step  # Eq. 2
+            decision = _decide(f(x_0 + stretch * total, weights))
+            fooled = tf.equal(decision, y_0) != right
             moved = numerics.sample_norm(step, math.inf) > 0
-            path = [
-                array.write(i, value)
-                for array, value in zip(
-                    path, (rows, moving, x_i, k, s), strict=True
-                )
-            ]
-            index = rows[:, None]
-            return (
-                i + 1,
-                tf.tensor_scatter_nd_update(active, index, moved & ~fooled_a),
-                tf.tensor_scatter_nd_update(fooled, index, fooled_a),
-                tf.tensor_scatter_nd_add(
-                    iterations, index, tf.cast(active_a, tf.int32)
-                ),
-                tf.tensor_scatter_nd_update(total, index, total_a),
-                path,
+            state = _State(
+                active=_put(state.active, rows, moved & ~fooled),
+                fooled=_put(state.fooled, rows, fooled),
+                iterations=state.iterations + tf.cast(state.active, tf.int32),
+                total=_put(state.total, rows, total),
             )
+            return i + 1, state, path.write(i, rows, moving, x_i, k, s)
 
-        none = tf.zeros_like(correct)
-        path = [
-            tf.TensorArray(
-                dtype, self.max_iter, element_shape=shape, infer_shape=False
-            )
-            for dtype, shape in (
-                (tf.int32, [None]),
-                (x.dtype, [None]),
-                (x.dtype, [None, *x.shape[1:]]),
-                (tf.int32, [None]),
-                (tf.int32, [None]),
-            )
-        ]
-        steps, _, fooled, iterations, total, path = tf.while_loop(
-            lambda i, active, *_: tf.reduce_any(active),
+        no_one = tf.zeros_like(correct)
+        steps, state, path = tf.while_loop(
+            lambda i, state, path: tf.reduce_any(state.active),
             iterate,
             (
                 0,
-                tf.ones_like(correct),
-                none,
-                tf.cast(none, tf.int32),
-                tf.zeros_like(x),
-                path,
+                _State(
+                    ~no_one,
+                    no_one,
+                    tf.cast(no_one, tf.int32),
+                    tf.zeros_like(x),
+                ),
+                _Path.empty(self.max_iter, x),
             ),
             maximum_iterations=self.max_iter,
         )
-        result = (stretch * total, predictions, fooled, iterations)
+        result = (
+            stretch * state.total,
+            predictions,
+            state.fooled,
+            state.iterations,
+        )
         return result, (steps, path)
 
     def _candidates(self, logits, y):
@@ -192,7 +172,7 @@ class DeepFool(attack.Attack):
         with tf.GradientTape(persistent=True) as tape:
             tape.watch(x)
             logits = f(x, weights)  # (A, n)
-        rival = tf.argmax(_mask(logits, y), -1, output_type=tf.int32)  # (A,)
+        rival = _decide(_mask(logits, y))  # (A,)
         s = tf.where(correct, y, rival)
         q = numerics.dual_norm(self.norm)
 
@@ -250,7 +230,7 @@ class DeepFool(attack.Attack):
         adjoint = (1.0 + self.overshoot) * upstream
 
         def unwind(i, adjoint, gradients):
-            rows, moving, x_i, k, s = (array.read(i) for array in path)
+            rows, moving, x_i, k, s = path.read(i)
             with tf.GradientTape() as tape:
                 tape.watch([x_i, *weights])
                 step = self._step(f, weights, x_i, k, s, moving)
@@ -276,11 +256,68 @@ class DeepFool(attack.Attack):
         return total - adjoint, *gradients
 
 
-def _rows(active, static):
-    """Which rows of the batch to work on: the active ones, or all."""
-    if static:
+class _State(NamedTuple):
+    """Where each sample of the batch stands."""
+
+    active: tf.Tensor  # (B,) bool: goes on
+    fooled: tf.Tensor  # (B,) bool: is across the boundary
+    iterations: tf.Tensor  # (B,) int32: steps taken
+    total: tf.Tensor  # (B, ...): their sum
+
+
+class _Path(NamedTuple):
+    """What each iteration did, to be retraced by the gradient."""
+
+    rows: tf.TensorArray  # (A,): which samples it moved
+    moving: tf.TensorArray  # (A,): 1 for those that really moved, else 0
+    x: tf.TensorArray  # (A, ...): from where
+    k: tf.TensorArray  # (A,): to which class
+    s: tf.TensorArray  # (A,): from which class
+
+    @classmethod
+    def empty(cls, size, x):
+        """Room for `size` iterations on inputs like `x`."""
+        integers, one_each = tf.int32, [None]
+        return cls(
+            *(
+                tf.TensorArray(
+                    dtype, size, element_shape=shape, infer_shape=False
+                )
+                for dtype, shape in (
+                    (integers, one_each),
+                    (x.dtype, one_each),
+                    (x.dtype, [None, *x.shape[1:]]),
+                    (integers, one_each),
+                    (integers, one_each),
+                )
+            )
+        )
+
+    def write(self, i, *values):
+        """The path with iteration `i` noted down."""
+        pairs = zip(self, values, strict=True)
+        return _Path(*(array.write(i, value) for array, value in pairs))
+
+    def read(self, i):
+        """What iteration `i` did."""
+        return [array.read(i) for array in self]
+
+
+def _rows_to_move(active):
+    """The rows still active; under XLA, which needs fixed shapes, all."""
+    if numerics.compiled_by_xla():
         return tf.range(tf.size(active))
     return tf.cast(tf.where(active)[:, 0], tf.int32)
+
+
+def _put(values, rows, new):
+    """`values` with `new` in the given rows."""
+    return tf.tensor_scatter_nd_update(values, rows[:, None], new)
+
+
+def _decide(logits):
+    """The class decided for: (B,) int32."""
+    return tf.argmax(logits, axis=-1, output_type=tf.int32)
 
 
 def _mask(logits, y):
