@@ -17,6 +17,7 @@ from absl import app
 
 recipe.define_flags(
     ["lenet", "mlp"],
+    c=25.0,
     epochs=5,
     batch_size=100,
     learning_rate=5e-4,

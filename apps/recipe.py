@@ -44,13 +44,13 @@ def define_flags(archs, **defaults):
 
     Args:
         archs: names of the networks to choose from; the first is the default.
-        **defaults: `epochs`, `batch_size`, `learning_rate`,
+        **defaults: of `c`, `epochs`, `batch_size`, `learning_rate`,
             `reference_epochs`, `reference_learning_rate`, `output_dir`.
     """
     number, integer = flags.DEFINE_float, flags.DEFINE_integer
     flags.DEFINE_enum("arch", archs[0], archs, "Network.")
     number("lam", 15.0, "Weight of the regulariser.", lower_bound=0)
-    number("c", 25.0, "Steepness of the penalty on correct samples.")
+    number("c", defaults["c"], "Steepness of the penalty on correct samples.")
     number("d", 5.0, "Steepness of the penalty on misclassified samples.")
     number("norm", 2.0, "Order p of the norm, 1 to inf.", lower_bound=1)
     integer("max_iter", 5, "DeepFool iterations in training.", lower_bound=1)

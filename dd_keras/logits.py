@@ -11,6 +11,7 @@ ACTIVATIONS = ("softmax", "sigmoid", "linear")
 
 # Operations that hand their first input on unchanged, up to shape and dtype.
 _TRANSPARENT = {"Identity", "Cast", "Reshape", "Squeeze", "ExpandDims"}
+_SATURATING = {"Softmax", "Sigmoid"}
 # Operations that classifiers end in when their outputs are logits. A
 # log-softmax counts: differences of log-probabilities are those of logits.
 _LINEAR = {
@@ -58,7 +59,7 @@ def logits_model(model, activation=None):
     activation = output_activation(model, activation)
     if activation == "linear":
         return model
-    return _without_activation(model) or ProbabilitiesToLogits(
+    return _without_activation(model, activation) or ProbabilitiesToLogits(
         model, activation
     )
 
@@ -76,18 +77,26 @@ def output_activation(model, activation=None):
     output = _trace(model)
     if activation is not None:
         return activation
-    op = output.op
-    while op.type in _TRANSPARENT:
-        op = op.inputs[0].op
-    if op.type in ("Softmax", "Sigmoid"):
+    op = _origin(output)
+    if op.type in _SATURATING:
         return op.type.lower()
-    if op.type in _LINEAR:
+    # A mean or a sum of probabilities is no logit.
+    mixes = any(_origin(tensor).type in _SATURATING for tensor in op.inputs)
+    if op.type in _LINEAR and not mixes:
         return "linear"
     raise ValueError(
         f"model: cannot tell whether the outputs of {model.name!r} are logits "
         f"or probabilities (its last operation is {op.type}). Say which: pass "
         f"activation= with one of {ACTIVATIONS}."
     )
+
+
+def _origin(tensor):
+    """The operation a tensor comes from, but for shape and dtype."""
+    op = tensor.op
+    while op.type in _TRANSPARENT:
+        op = op.inputs[0].op
+    return op
 
 
 def num_classes(model):
@@ -162,15 +171,17 @@ def sparse_labels(y, num_classes):
 
     Raises:
         ValueError: if the shape is another.
-        tf.errors.InvalidArgumentError: if a label is outside [0, n). XLA has
-            no assertions, so there this is not checked.
+        tf.errors.InvalidArgumentError: if a label is outside [0, n) or no
+            whole number. XLA has no assertions: there this is not checked.
     """
     y = tf.convert_to_tensor(y)
-    width = y.shape[-1] if y.shape.rank == 2 else None
-    if y.shape.rank not in (1, 2) or width not in (None, 1, num_classes):
+    width = y.shape[-1] if y.shape.rank == 2 else 1
+    if y.shape.rank not in (1, 2) or width not in (1, num_classes):
+        known = y.shape.rank is not None
         raise ValueError(
             "y: expected labels of shape (batch,), (batch, 1) or one-hot "
-            f"(batch, {num_classes}); received shape {tuple(y.shape)}."
+            f"(batch, {num_classes}); received shape "
+            f"{tuple(y.shape) if known else 'unknown'}."
         )
     if width == num_classes and num_classes > 1:
         return tf.argmax(y, axis=-1, output_type=tf.int32)
@@ -180,6 +191,14 @@ def sparse_labels(y, num_classes):
         tf.debugging.assert_non_negative(labels, message),
         tf.debugging.assert_less(labels, num_classes, message),
     ]
+    if y.dtype.is_floating:
+        assertions.append(
+            tf.debugging.assert_equal(
+                tf.cast(labels, y.dtype),
+                tf.reshape(y, [-1]),
+                "y: expected whole numbers as labels.",
+            )
+        )
     with tf.control_dependencies(assertions):
         return tf.identity(labels)
 
@@ -291,20 +310,22 @@ def _trace(model):
     call = tf.function(lambda x: model(x, training=False), autograph=False)
     spec = _input_spec(model)
     outputs = call.get_concrete_function(spec).structured_outputs
-    flat = tf.nest.flatten(outputs)
-    if len(flat) != 1:
+    if isinstance(outputs, (list, tuple)) and len(outputs) == 1:
+        outputs = outputs[0]
+    if not tf.is_tensor(outputs):
+        is_list = isinstance(outputs, (list, tuple))
+        found = len(outputs) if is_list else f"a {type(outputs).__name__}"
         raise ValueError(
             "model: expected a classifier with one output tensor; "
-            f"{model.name!r} has {len(flat)}. Wrap the one to defend: "
+            f"{model.name!r} has {found}. Wrap the one to defend: "
             "keras.Model(model.input, model.outputs[0])."
         )
-    output = flat[0]
-    if output.shape.rank != 2 or output.shape[-1] is None:
+    if outputs.shape.rank != 2 or outputs.shape[-1] is None:
         raise ValueError(
             "model: expected outputs of shape (batch, classes); those of "
-            f"{model.name!r} are {tuple(output.shape)}."
+            f"{model.name!r} are {tuple(outputs.shape)}."
         )
-    return output
+    return outputs
 
 
 def _is_shape(spec):
@@ -313,19 +334,28 @@ def _is_shape(spec):
     )
 
 
-def _without_activation(model):
+def _without_activation(model, activation):
     """A functional model without its last activation, or None."""
     if getattr(model, "outputs", None) is None:
         return None  # subclassed: its call is opaque
     operation, node_index, _ = model.outputs[0]._keras_history
-    node = operation._inbound_nodes[node_index]
-    (inputs,) = node.input_tensors
-    if isinstance(operation, (keras.layers.Softmax, keras.layers.Activation)):
-        logits = inputs
-    elif isinstance(operation, keras.Model):
-        logits = logits_model(operation)(inputs)
-    elif hasattr(operation, "activation"):
-        logits = WithoutActivation(operation)(inputs)
+    inputs = operation._inbound_nodes[node_index].input_tensors
+    # The activation must be the one meant, and the layer one of Keras': only
+    # there is it known to be the last thing that happens.
+    ends_in_it = getattr(operation, "activation", None) is getattr(
+        keras.activations, activation
+    ) and type(operation).__module__.startswith("keras.")
+    nothing_else = (
+        activation == "softmax" and isinstance(operation, keras.layers.Softmax)
+    ) or (ends_in_it and isinstance(operation, keras.layers.Activation))
+    if len(inputs) != 1:
+        return None
+    if isinstance(operation, keras.Model):
+        logits = logits_model(operation, activation)(inputs[0])
+    elif nothing_else:
+        logits = inputs[0]
+    elif ends_in_it:
+        logits = WithoutActivation(operation)(inputs[0])
     else:
         return None
     return keras.Model(model.inputs[0], logits, name=f"{model.name}_logits")

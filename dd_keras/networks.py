@@ -55,7 +55,7 @@ def digits_cnn(input_shape=(8, 8, 1), num_classes=10, name="digits_cnn"):
     x = _conv(32, 3, "conv2", padding="same", activation="relu")(x)
     x = layers.MaxPooling2D(2, name="pool2")(x)
     x = layers.Flatten()(x)
-    x = layers.Dropout(0.5, name="dropout")(x)
+    x = layers.Dropout(0.1, name="dropout")(x)
     x = _dense(64, "fc1", activation="relu")(x)
     return keras.Model(inputs, _dense(num_classes, "fc2")(x), name=name)
 

@@ -1,6 +1,7 @@
 """Per-sample norms with safe gradients, and small tensor helpers."""
 
 import math
+import numbers
 
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
@@ -8,6 +9,49 @@ from tensorflow.python.ops import control_flow_util
 # Norms below this are taken as zero: dividing by them overflows float32 once
 # the quotient is squared, and no network trained in float32 resolves them.
 ZERO_NORM = 1e-12
+
+
+def validate_number(name, value, *, at_least=None, above=None):
+    """Checks a finite number against its lower bound.
+
+    Args:
+        name: of the argument, for the error.
+        value: what was received.
+        at_least: smallest value allowed, or
+        above: a value that is just too small.
+
+    Returns:
+        `value` as a float.
+
+    Raises:
+        ValueError: if it is not a finite number within the bound.
+    """
+    bound = f">= {at_least:g}" if above is None else f"> {above:g}"
+    if (
+        not isinstance(value, numbers.Real)
+        or isinstance(value, bool)
+        or not math.isfinite(value)
+        or (above is None and value < at_least)
+        or (above is not None and value <= above)
+    ):
+        raise ValueError(
+            f"{name}: expected a finite number {bound}; received {value!r}."
+        )
+    return float(value)
+
+
+def validate_integer(name, value, *, at_least):
+    """Checks an integer against its lower bound; see `validate_number`."""
+    if (
+        not isinstance(value, numbers.Integral)
+        or isinstance(value, bool)
+        or value < at_least
+    ):
+        raise ValueError(
+            f"{name}: expected an integer of at least {at_least}; received "
+            f"{value!r}."
+        )
+    return int(value)
 
 
 def validate_norm(norm):
@@ -22,7 +66,7 @@ def validate_norm(norm):
     Raises:
         ValueError: if it is not a number or is less than 1.
     """
-    is_number = isinstance(norm, (int, float)) and not isinstance(norm, bool)
+    is_number = isinstance(norm, numbers.Real) and not isinstance(norm, bool)
     if not is_number or not norm >= 1:
         raise ValueError(
             "norm: expected a number in [1, inf], the order p of an l_p norm;"
@@ -53,19 +97,20 @@ def sample_norm(x, p=2.0):
     Returns:
         Tensor of shape (B,), of the dtype of `x`.
     """
-    size = tf.reshape(tf.abs(x), (tf.shape(x)[0], math.prod(x.shape[1:])))
+    size = tf.abs(x)
+    axes = list(range(1, x.shape.rank))
     if p == 1:
-        return tf.reduce_sum(size, axis=1)
-    largest = tf.reduce_max(size, axis=1)
+        return tf.reduce_sum(size, axes)
+    largest = tf.reduce_max(size, axes)
     if p == math.inf:
         return largest
     # Scaled by its largest entry, so that squares neither overflow nor vanish.
     # The value does not depend on the scale, so neither does the gradient.
-    nonzero = largest > 0
+    nonzero = largest != 0
     scale = tf.stop_gradient(tf.where(nonzero, largest, 1.0))
-    size = size / scale[:, None]  # (B, D), in [0, 1]
-    power = tf.where(size > 0, size, 1.0)  # d|x|^p at 0 is 0 for p > 1
-    total = tf.reduce_sum(tf.where(size > 0, power**p, 0.0), axis=1)
+    size = size / expand_like(scale, x)  # in [0, 1]
+    power = tf.where(size != 0, size, 1.0) ** p  # d|x|^p at 0 is 0 for p > 1
+    total = tf.reduce_sum(tf.where(size != 0, power, 0.0), axes)
     root = tf.where(nonzero, total, 1.0) ** (1 / p)
     return tf.where(nonzero, scale * root, 0.0)
 

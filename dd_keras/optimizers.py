@@ -1,5 +1,7 @@
 """The paper's optimizer: SGD with momentum and coupled weight decay."""
 
+import math
+
 import keras
 
 
@@ -31,7 +33,8 @@ class CoupledSGD(keras.optimizers.SGD):
         **kwargs,
     ):
         super().__init__(learning_rate, momentum, name=name, **kwargs)
-        if not 0 <= coupled_weight_decay < float("inf"):
+        is_number = isinstance(coupled_weight_decay, (int, float))
+        if not is_number or not 0 <= coupled_weight_decay < math.inf:
             raise ValueError(
                 "coupled_weight_decay: expected a finite number >= 0; "
                 f"received {coupled_weight_decay!r}."

@@ -59,24 +59,16 @@ class DeepFool(attack.Attack):
 
     def __init__(self, norm=2, max_iter=50, overshoot=0.02, candidates=None):
         self.norm = numerics.validate_norm(norm)
-        if not isinstance(max_iter, int) or max_iter < 1:
-            raise ValueError(
-                "max_iter: expected an integer of at least 1; received "
-                f"{max_iter!r}."
+        self.max_iter = numerics.validate_integer(
+            "max_iter", max_iter, at_least=1
+        )
+        self.overshoot = numerics.validate_number(
+            "overshoot", overshoot, at_least=0
+        )
+        if candidates is not None:
+            candidates = numerics.validate_integer(
+                "candidates", candidates, at_least=1
             )
-        if not 0 <= overshoot < math.inf:
-            raise ValueError(
-                f"overshoot: expected a number >= 0; received {overshoot!r}."
-            )
-        if candidates is not None and (
-            not isinstance(candidates, int) or candidates < 1
-        ):
-            raise ValueError(
-                "candidates: expected None or an integer of at least 1; "
-                f"received {candidates!r}."
-            )
-        self.max_iter = max_iter
-        self.overshoot = float(overshoot)
         self.candidates = candidates
 
     def get_config(self):
@@ -357,9 +349,9 @@ def _minimal_step(gap, w, p):
     elif p == math.inf:
         direction = tf.sign(w)
     elif p == 1:
-        entries = math.prod(w.shape[1:])
-        largest = tf.argmax(tf.reshape(tf.abs(w), (-1, entries)), -1)
-        one = tf.one_hot(largest, entries, dtype=w.dtype)
+        entries = tf.reshape(tf.abs(w), (tf.shape(w)[0], -1))
+        largest = tf.argmax(entries, -1)
+        one = tf.one_hot(largest, tf.shape(entries)[1], dtype=w.dtype)
         direction = tf.sign(w) * tf.reshape(one, tf.shape(w))
     else:
         size = tf.abs(unit)

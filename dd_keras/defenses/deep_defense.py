@@ -71,12 +71,8 @@ class DeepDefenseModel(keras.Model):
         activation = logits.output_activation(model, activation)
         kwargs.setdefault("dtype", model.dtype_policy)
         super().__init__(**kwargs)
-        if not 0 <= lam < float("inf"):
-            raise ValueError(
-                f"lam: expected a finite number >= 0; received {lam!r}."
-            )
         self.model = model
-        self.lam = float(lam)
+        self.lam = numerics.validate_number("lam", lam, at_least=0)
         self.penalty = SplitExponential(c, d, dtype=logits.working_dtype(model))
         self.attack = attack or DeepFool(max_iter=5)
         norm = getattr(self.attack, "norm", 2.0)

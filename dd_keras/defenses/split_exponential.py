@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from dd_keras import numerics
+
 # Largest exponent. A misclassified sample of a degenerate network can be any
 # distance away from its class; exp of that would overflow and end the
 # training. Past it the penalty is constant, and its gradient zero.
@@ -45,16 +47,13 @@ class SplitExponential(keras.losses.Loss):
         dtype=None,
     ):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
-        for key, value in (("c", c), ("d", d)):
-            if not 0 < value < float("inf"):
-                raise ValueError(
-                    f"{key}: expected a finite number > 0; received {value!r}."
-                )
-        self.c = float(c)
-        self.d = float(d)
+        self.c = numerics.validate_number("c", c, above=0)
+        self.d = numerics.validate_number("d", d, above=0)
 
     def call(self, y_true, y_pred):
         """The penalty of each sample, (B,)."""
+        y_true = ops.convert_to_tensor(y_true)
+        y_pred = ops.convert_to_tensor(y_pred)
         exponent = ops.where(y_true > 0.5, -self.c * y_pred, self.d * y_pred)
         return ops.exp(ops.minimum(exponent, MAX_EXPONENT))
 
