@@ -336,7 +336,9 @@ def _results(dataset, data, reports, seconds, curves, started):
     rho = f"rho{FLAGS.norm:g}"
     first = summaries[REFERENCE]
     for name in summaries:
-        summaries[name]["rho_ratio"] = summaries[name][rho] / first[rho]
+        summaries[name]["rho_ratio"] = (
+            summaries[name][rho] / first[rho] if first[rho] else None
+        )
     return {
         "dataset": {
             "name": dataset,
@@ -349,7 +351,7 @@ def _results(dataset, data, reports, seconds, curves, started):
         "total_seconds": time.time() - started,
         "command": shlex.join(["python", *sys.argv]),
         "flags": {
-            flag.name: flag.value
+            flag.name: "inf" if flag.value == math.inf else flag.value
             for flag in FLAGS.get_key_flags_for_module(sys.modules[__name__])
         },
         "versions": {
@@ -457,7 +459,7 @@ def _whole(path, write):
 
 def _write_json(values, path):
     with open(path, "w", encoding="utf-8") as file:
-        json.dump(values, file, indent=2)
+        json.dump(values, file, indent=2, allow_nan=False)
         file.write("\n")
 
 

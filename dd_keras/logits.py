@@ -289,6 +289,9 @@ def _input_spec(model):
             f"model: expected a built model; {model.name!r} has no weights "
             "yet. Call it on a batch, or model.build((None, ...)), first."
         )
+    own = getattr(model, "logits_model", None)
+    if callable(own):
+        return _input_spec(own())
     inputs = getattr(model, "inputs", None)
     if inputs is None:
         config = model.get_build_config() or {}

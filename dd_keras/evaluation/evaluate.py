@@ -55,9 +55,12 @@ class RobustnessReport:
             key: value.tolist() if isinstance(value, np.ndarray) else value
             for key, value in dataclasses.asdict(self).items()
         }
+        if np.isinf(self.norm):
+            values["norm"] = "inf"  # JSON has no infinity
+        values = {"summary": self.summary(), **values}
         part = f"{path}.part"
         with open(part, "w", encoding="utf-8") as file:
-            json.dump({"summary": self.summary(), **values}, file)
+            json.dump(values, file, allow_nan=False)
         os.replace(part, path)
 
 
@@ -78,8 +81,9 @@ def evaluate_robustness(model, dataset, attack=None, verbose=1):
         `RobustnessReport`.
 
     Raises:
-        ValueError: if `dataset` is empty, has no labels, or labels that the
-            model cannot have been trained on.
+        ValueError: if `dataset` is empty, has no labels or labels of another
+            number of classes.
+        tf.errors.InvalidArgumentError: if a label is outside [0, classes).
     """
     attack = attack or DeepFool()
     total = int(dataset.cardinality())
@@ -108,6 +112,7 @@ def evaluate_robustness(model, dataset, attack=None, verbose=1):
             ]
         )
         bar.add(1)
+    bar.update(len(parts), finalize=True)
     if not parts:
         raise ValueError("dataset: expected at least one batch; received none.")
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
