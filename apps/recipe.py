@@ -36,6 +36,7 @@ TITLES = {
     CLEAN: "fine-tuned, no regulariser",
     DEEP_DEFENSE: "Deep Defense",
 }
+PREPROCESSING = "preprocessing.keras"
 _PICTURED = 4  # images in the picture, of different classes
 
 
@@ -95,7 +96,13 @@ def define_flags(archs, **defaults):
         True,
         "Also fine-tune the reference without the regulariser.",
     )
-    integer("seed", 0, "Of weights, order and all else.", lower_bound=0)
+    integer(
+        "seed",
+        0,
+        "Of weights, order and all else.",
+        lower_bound=0,
+        upper_bound=2**32 - 1,
+    )
     flags.DEFINE_string("data_dir", None, "Where TFDS keeps its data.")
     flags.DEFINE_string(
         "output_dir", defaults["output_dir"], "Where all results go."
@@ -115,10 +122,15 @@ def define_flags(archs, **defaults):
             lambda value: 0 < value < math.inf,
             message=f"--{name} must be a finite number above 0.",
         )
-    for name in ("lam", "weight_decay"):
+    for name in ("lam", "weight_decay", "momentum"):
         flags.register_validator(
             name, math.isfinite, message=f"--{name} must be finite."
         )
+    flags.register_validator(
+        "norm",
+        lambda value: not math.isnan(value),
+        message="--norm must be a number.",
+    )
     flags.register_validator(
         "output_dir", bool, message="--output_dir must not be empty."
     )
@@ -142,6 +154,12 @@ def run(dataset):
             datasets.check_images(getattr(data, split), f"{dataset} {split}")
     except (RuntimeError, ValueError) as error:
         _fail(error)
+    others = data.num_classes - 1
+    if (FLAGS.candidates or 0) > others:
+        _fail(
+            f"--candidates: expected at most {others}, the classes other than "
+            f"the source; received {FLAGS.candidates}."
+        )
     paths = {name: os.path.join(output_dir, f"{name}.keras") for name in TITLES}
     seconds, curves = {}, {}
     if FLAGS.eval_only:
@@ -159,7 +177,9 @@ def run(dataset):
         curve["accuracy"].insert(0, first["accuracy"])
         curve["rho"].insert(0, first[f"rho{FLAGS.norm:g}"])
 
-    written = [os.path.abspath(path) for path in paths.values()]
+    written = list(paths.values())
+    if not FLAGS.eval_only:
+        written.append(os.path.join(output_dir, PREPROCESSING))
     picture = os.path.join(output_dir, "adversarial_images.png")
     _draw(models, reports, data, picture)
     written.append(picture)
@@ -199,12 +219,6 @@ def _train(data, paths, output_dir):
     )
     test = datasets.batches(data.test, data.preprocessing, FLAGS.batch_size)
     keras.utils.set_random_seed(FLAGS.seed)
-    preprocessing = keras.Sequential(
-        [keras.Input(data.image_shape), data.preprocessing],
-        name="preprocessing",
-    )
-    _whole(os.path.join(output_dir, "preprocessing.keras"), preprocessing.save)
-
     if FLAGS.reference:
         reference = _classifier(FLAGS.reference, data)
     else:
@@ -219,6 +233,11 @@ def _train(data, paths, output_dir):
             None,
             FLAGS.reference_epochs,
         )
+    preprocessing = keras.Sequential(
+        [keras.Input(data.image_shape), data.preprocessing],
+        name="preprocessing",
+    )
+    _whole(os.path.join(output_dir, PREPROCESSING), preprocessing.save)
     _whole(paths[REFERENCE], reference.save)
 
     strengths = {CLEAN: 0.0, DEEP_DEFENSE: FLAGS.lam}
@@ -251,9 +270,10 @@ def _fit(name, model, learning_rate, train, test, epochs):
     """Trains a model; returns seconds and its convergence curve."""
     logs = os.path.join(FLAGS.output_dir, "logs")
     os.makedirs(logs, exist_ok=True)
-    full_rate = max(0, epochs - FLAGS.halved_epochs) * len(train)
+    # Keras changes the rate after the boundary's own step, counted from 0.
+    full_rate_steps = max(0, epochs - FLAGS.halved_epochs) * len(train)
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
-        [full_rate], [learning_rate, learning_rate / 2]
+        [full_rate_steps - 1], [learning_rate, learning_rate / 2]
     )
     model.compile(
         dd_keras.CoupledSGD(schedule, FLAGS.momentum, FLAGS.weight_decay),
@@ -409,7 +429,7 @@ def _classifier(path, data):
     except Exception as error:  # whatever a damaged file provokes in Keras
         _fail(
             f"{path}: expected a whole Keras model file (.keras); it cannot "
-            f"be read: {type(error).__name__}: {error}"
+            f"be read: {type(error).__name__}: {_first_line(error)}"
         )
     if isinstance(model, dd_keras.DeepDefenseModel):
         model = model.model
@@ -461,6 +481,10 @@ def _write_json(values, path):
     with open(path, "w", encoding="utf-8") as file:
         json.dump(values, file, indent=2, allow_nan=False)
         file.write("\n")
+
+
+def _first_line(error):
+    return next(iter(str(error).strip().splitlines()), "")
 
 
 def _fail(message):
