@@ -19,7 +19,7 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["dd_keras", "dd_keras.*"]),
-    python_requires=">=3.10,<3.14",
+    python_requires=">=3.11,<3.14",
     # Each bound and its reason: README, "Dependencies".
     install_requires=[
         "absl-py>=2.1",

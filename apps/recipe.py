@@ -383,7 +383,7 @@ def _results(dataset, data, reports, seconds, curves, started):
         },
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, "
         f"{len(tf.config.list_physical_devices('GPU'))} GPUs",
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(
+        "date": datetime.datetime.now(datetime.UTC).isoformat(
             timespec="seconds"
         ),
     }
