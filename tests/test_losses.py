@@ -24,7 +24,7 @@ def test_named_crossentropies_fit_the_outputs(function, activation):
 
 def test_logits_and_probabilities_give_the_same_loss():
     logits = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
-    labels = [0, 1, 2, 0, 1]
+    labels = np.array([0, 1, 2, 0, 1])
     name = "sparse_categorical_crossentropy"
     from_logits = classification_loss(name, "linear")(labels, logits)
     probabilities = keras.ops.softmax(logits)
