@@ -293,10 +293,12 @@ def _fit(name, model, learning_rate, train, test, epochs):
         ],
     ).history
     seconds = time.time() - started
-    if not np.all(np.isfinite(history.get("loss", [0.0]))):
+    weights = [np.sum(weight) for weight in model.get_weights()]
+    if not np.all(np.isfinite([*history.get("loss", []), *weights])):
         _fail(
-            f"the loss of '{TITLES[name]}' is no longer finite; a smaller "
-            "--learning_rate or --lam may help. No model was written for it."
+            f"the training of '{TITLES[name]}' diverged: its loss or its "
+            "weights are no longer finite. A smaller learning rate or --lam "
+            "may help. No model was written for it."
         )
     rho = model.rho_tracker.name
     return seconds, {

@@ -960,8 +960,8 @@ def test_loss_that_diverges_ends_the_run_without_that_model(tmp_path):
     reference = affine(tmp_path / "mine.keras")
     with pytest.raises(
         SystemExit,
-        match=r"^error: the loss of 'Deep Defense' is no longer finite; a "
-        "smaller --learning_rate or --lam may help",
+        match=r"^error: the training of 'Deep Defense' diverged: its loss or "
+        "its weights are no longer finite",
     ):
         run(
             "digits",

@@ -8,6 +8,7 @@ import tensorflow as tf
 from conftest import affine_classifier
 
 from dd_keras import attacks, numerics
+from dd_keras.attacks import attack as attack_module
 from dd_keras.attacks import deepfool
 
 OVERSHOOT = 0.02
@@ -650,6 +651,16 @@ def test_config_round_trip():
     assert repr(again) == (
         "DeepFool(norm=inf, max_iter=7, overshoot=0.0, candidates=3)"
     )
+
+
+def test_equal_settings_share_what_is_compiled():
+    model, _, _, x = random_affine(3)
+    assert attacks.DeepFool(max_iter=3) == attacks.DeepFool(2.0, max_iter=3)
+    assert attacks.DeepFool(max_iter=3) != attacks.DeepFool(max_iter=4)
+    before = attack_module._compiled.cache_info().misses
+    for _ in range(3):
+        attacks.DeepFool(max_iter=3).perturb(model, x)
+    assert attack_module._compiled.cache_info().misses == before + 1
 
 
 @pytest.mark.parametrize(

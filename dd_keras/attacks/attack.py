@@ -94,6 +94,13 @@ class Attack:
         )
         return f"{type(self).__name__}({arguments})"
 
+    # Attacks of equal settings are equal, and share what is compiled.
+    def __eq__(self, other):
+        return repr(self) == repr(other)
+
+    def __hash__(self):
+        return hash(repr(self))
+
 
 @functools.lru_cache(maxsize=16)
 def _compiled(attack, model, dtype, labeled):

@@ -89,9 +89,12 @@ def adversarial_images(images, labels, attacked, path):
     for column, name in enumerate(attacked):
         grid[0, 1 + 2 * column].set_title(f"{name}:\nperturbation", fontsize=9)
         grid[0, 2 + 2 * column].set_title(f"{name}:\nadversarial", fontsize=9)
+    colors = (
+        "blue darkens, red brightens" if images.shape[-1] == 1 else "from grey"
+    )
     figure.supxlabel(
-        f"Perturbations: blue darkens, red brightens, by up to {limit:.0f} of "
-        "255. Adversarial images are clipped to 0 to 255 for display.",
+        f"Perturbations: {colors}, by up to {limit:.0f} of 255. "
+        "Adversarial images are clipped to 0 to 255 for display.",
         fontsize=7,
     )
     figure.savefig(path, dpi=200)
