@@ -46,8 +46,8 @@ class Attack:
     def run(self, model, x, y=None):
         """Attacks a batch.
 
-        Outside of a `tf.function` the attack is compiled, once for each model
-        and input shape; inside one it becomes part of it.
+        Outside of a `tf.function` the attack is compiled, once for each
+        model; inside one it becomes part of it.
 
         Args:
             model: a built Keras classifier, see `logits_model`.
@@ -64,10 +64,10 @@ class Attack:
         x = logits.cast_inputs(model, x)
         if not tf.executing_eagerly():
             return self.search(logits.logits_model(model), x, y)
-        search = _compiled(self, model, x.dtype, y is not None)
+        search, num_classes = _compiled(self, model, x.dtype, y is not None)
         if y is None:
             return search(x)
-        y = logits.sparse_labels(y, logits.num_classes(model))
+        y = logits.sparse_labels(y, num_classes)
         if len(y) != len(x):
             raise ValueError(
                 f"y: expected {len(x)} labels, one for each input; received "
@@ -104,7 +104,7 @@ class Attack:
 
 @functools.lru_cache(maxsize=16)
 def _compiled(attack, model, dtype, labeled):
-    """`attack.search` on `model` as one graph, kept for the next call."""
+    """`attack.search` as one graph, and the number of classes of `model`."""
     network = logits.logits_model(model)
     signature = [tf.TensorSpec(logits.input_shape(model), dtype)]
     if labeled:
@@ -114,7 +114,7 @@ def _compiled(attack, model, dtype, labeled):
     def search(*batch):
         return attack.search(network, *batch)
 
-    return search
+    return search, logits.num_classes(model)
 
 
 def functional_form(network):
