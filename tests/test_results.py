@@ -2,42 +2,64 @@
 
 import json
 import pathlib
+import re
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RUNS = {"LeNet": "mnist_lenet", "MLP": "mnist_mlp"}
+TITLES = {
+    "reference": "reference",
+    "clean": "fine-tuned, no regulariser",
+    "deep_defense": "Deep Defense",
+}
+
+
+def loaded(path):
+    return json.loads((ROOT / "results" / path).read_text(encoding="utf-8"))
+
+
+def numbers(results, name):
+    """The cells of a model's row, as README has them."""
+    values = results["models"][name]
+    return (
+        f"{100 * values['accuracy']:.2f} %",
+        f"{values['rho2']:.4f}",
+        f"{values['rho2'] / results['models']['reference']['rho2']:.2f}",
+        f"{values['l2']:.1f}",
+    )
 
 
 @pytest.mark.parametrize("network", RUNS)
-def test_readme_table_equals_results(network):
-    path = ROOT / "results" / RUNS[network] / "results.json"
-    results = json.loads(path.read_text())
-    first = results["models"]["reference"]["rho2"]
-    for name, title in (
-        ("reference", "reference"),
-        ("clean", "fine-tuned, no regulariser"),
-        ("deep_defense", "**Deep Defense**"),
-    ):
-        values = results["models"][name]
-        row = (
-            f"| {network}, {title} | {100 * values['accuracy']:.2f} % "
-            f"| {values['rho2']:.4f} | {values['rho2'] / first:.2f} "
-            f"| {values['l2']:.1f} |"
-        )
-        assert row in README
+def test_mnist_table_equals_results(network):
+    results = loaded(f"{RUNS[network]}/results.json")
+    for name, title in TITLES.items():
+        cells = " | ".join(numbers(results, name))
+        assert f"| {network}, {title} | {cells} |" in README.replace("**", "")
     assert results["command"] in README
-    assert results["models"]["reference"]["samples"] == 10_000
+    assert results["dataset"] == {
+        "name": "mnist",
+        "train": 60_000,
+        "test": 10_000,
+    }
 
 
-def test_readme_step_costs_equal_benchmark():
-    path = ROOT / "results" / "benchmarks" / "training_step.json"
-    results = json.loads(path.read_text())
-    for name, values in results["variants"].items():
-        row = (
-            f"| {name} | {values['median_ms']:.1f} ms "
-            f"| {values['median_ratio_to_clean']:.1f} |"
+def test_demo_table_equals_results():
+    results = loaded("digits/results.json")
+    for name, title in TITLES.items():
+        row = re.escape(title) + "".join(
+            r"\s+" + re.escape(cell) for cell in numbers(results, name)
         )
-        assert row in README
+        assert re.search(row, README)
+
+
+def test_step_costs_equal_benchmark():
+    results = loaded("benchmarks/training_step.json")
+    for name, values in results["variants"].items():
+        cells = (
+            f"{values['median_ms']:.1f} ms | "
+            f"{values['median_ratio_to_clean']:.1f}"
+        )
+        assert f"| {name} | {cells} |" in README
     assert results["command"] in README
