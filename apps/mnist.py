@@ -5,7 +5,9 @@
 
 Trains the reference, fine-tunes it for five epochs with and without the
 regulariser, evaluates on all 10,000 test images, and writes models, numbers
-and pictures to --output_dir.
+and pictures to --output_dir. On two CPU cores LeNet takes about 20 minutes,
+the MLP about 4. Expect LeNet to go from 99.0 % and rho_2 0.204 to 99.2 % and
+0.283, the MLP from 98.2 % and 0.110 to 98.7 % and 0.226.
 
 Deviations from the paper: how it trained its references is not known; ours
 start from N(0, 0.01) weights and use the fine-tuning's optimizer and rate.

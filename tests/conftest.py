@@ -1,6 +1,7 @@
 """Small models and data that several test files share."""
 
 import os
+import pathlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -22,6 +23,27 @@ def affine_classifier(weights, biases, dtype="float64"):
     )
     model.set_weights([weights, biases])
     return model
+
+
+@pytest.fixture(scope="session")
+def mnist_dir():
+    """A TFDS data directory that holds MNIST."""
+    beside = pathlib.Path(__file__).parents[2] / "shared/data"
+    folder = pathlib.Path(
+        os.environ.get("DD_KERAS_TEST_DATA", beside / "tensorflow_datasets")
+    )
+    if not (folder / "mnist").is_dir():
+        pytest.skip(
+            f"MNIST, as TFDS stores it, is not in {folder}. Set "
+            "DD_KERAS_TEST_DATA to a TFDS data_dir that holds it."
+        )
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def mnist_data(mnist_dir):
+    """MNIST, as `datasets.load` gives it."""
+    return datasets.load("mnist", data_dir=mnist_dir)
 
 
 @pytest.fixture(scope="session")

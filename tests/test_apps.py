@@ -678,22 +678,14 @@ def test_flagfiles_hold_the_papers_settings(network):
     assert changed <= {"arch", "flagfile"} | reference
 
 
-def test_mnist_runs_from_its_flagfile(tmp_path):
-    data_dir = os.environ.get(
-        "DD_KERAS_TEST_DATA", ROOT.parent / "shared/data/tensorflow_datasets"
-    )
-    if not os.path.isdir(os.path.join(data_dir, "mnist")):
-        pytest.skip(
-            f"no MNIST in {data_dir}; set DD_KERAS_TEST_DATA to a data_dir of "
-            "tensorflow_datasets that holds it"
-        )
+def test_mnist_runs_from_its_flagfile(tmp_path, mnist_dir):
     finished = shell(
         "apps/mnist.py",
         "--flagfile=apps/flags/mnist_mlp.cfg",
         "--limit=200",
         "--epochs=1",
         "--reference_epochs=30",
-        f"--data_dir={data_dir}",
+        f"--data_dir={mnist_dir}",
         f"--output_dir={tmp_path}",
     )
     assert finished.returncode == 0, finished.stderr

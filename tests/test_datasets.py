@@ -1,4 +1,3 @@
-import os
 import pathlib
 import re
 
@@ -21,20 +20,6 @@ def arrays(dataset):
 @pytest.fixture(scope="module")
 def digits_data():
     return datasets.load("digits")
-
-
-@pytest.fixture(scope="module")
-def mnist_data():
-    given = os.environ.get("DD_KERAS_TEST_DATA")
-    folder = pathlib.Path(
-        given or ROOT.parent / "shared" / "data" / "tensorflow_datasets"
-    )
-    if not (folder / "mnist").is_dir():
-        pytest.skip(
-            f"MNIST, as TFDS stores it, is not in {folder}. Set "
-            "DD_KERAS_TEST_DATA to a TFDS data_dir that holds it."
-        )
-    return datasets.load("mnist", data_dir=str(folder))
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ import json
 import pathlib
 import re
 
+import keras
+import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -63,3 +65,15 @@ def test_step_costs_equal_benchmark():
         )
         assert f"| {name} | {cells} |" in README
     assert results["command"] in README
+
+
+@pytest.mark.parametrize("name", ["reference", "deep_defense"])
+def test_saved_models_have_the_accuracy_of_the_results(name, mnist_data):
+    folder = ROOT / "savedmodels"
+    prepare = keras.saving.load_model(folder / "mnist_preprocessing.keras")
+    model = keras.saving.load_model(folder / f"mnist_lenet_{name}.keras")
+    images, labels = next(mnist_data.test.batch(10_000).as_numpy_iterator())
+    logits = model.predict(prepare(images), batch_size=500, verbose=0)
+    accuracy = np.mean(logits.argmax(-1) == labels)
+    expected = loaded("mnist_lenet/results.json")["models"][name]["accuracy"]
+    assert abs(accuracy - expected) < 2e-4  # rounding of another machine
