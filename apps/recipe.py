@@ -160,6 +160,7 @@ def run(dataset):
             f"--candidates: expected at most {others}, the classes other than "
             f"the source; received {FLAGS.candidates}."
         )
+    test = datasets.batches(data.test, data.preprocessing, FLAGS.batch_size)
     paths = {name: os.path.join(output_dir, f"{name}.keras") for name in TITLES}
     seconds, curves = {}, {}
     if FLAGS.eval_only:
@@ -168,9 +169,9 @@ def run(dataset):
         if not FLAGS.clean_baseline or not os.path.exists(paths[CLEAN]):
             del paths[CLEAN]
     else:
-        seconds, curves = _train(data, paths, output_dir)
+        seconds, curves = _train(data, test, paths, output_dir)
     models = {name: _classifier(path, data) for name, path in paths.items()}
-    reports = {name: _evaluate(name, m, data) for name, m in models.items()}
+    reports = {name: _evaluate(name, m, test) for name, m in models.items()}
 
     first = reports[REFERENCE].summary()
     for curve in curves.values():  # epoch 0 is the reference
@@ -201,7 +202,7 @@ def run(dataset):
         )
     )
     _whole(written[-1], lambda path: _write_json(results, path))
-    print(f"\n{_table(reports, seconds)}\n\nWritten:")
+    print(f"\n{_table(results)}\n\nWritten:")
     for path in written:
         print(f"  {path}")
     if not FLAGS.eval_only:
@@ -211,13 +212,12 @@ def run(dataset):
     print(f"Done in {time.time() - started:.0f} s.")
 
 
-def _train(data, paths, output_dir):
+def _train(data, test, paths, output_dir):
     """Trains all models; returns their seconds and convergence curves."""
     seconds, curves = {}, {}
     train = datasets.batches(
         data.train, data.preprocessing, FLAGS.batch_size, FLAGS.seed
     )
-    test = datasets.batches(data.test, data.preprocessing, FLAGS.batch_size)
     keras.utils.set_random_seed(FLAGS.seed)
     if FLAGS.reference:
         reference = _classifier(FLAGS.reference, data)
@@ -308,10 +308,9 @@ def _fit(name, model, learning_rate, train, test, epochs):
     }
 
 
-def _evaluate(name, model, data):
+def _evaluate(name, model, test):
     """Accuracy, rho and distance on the test set, from predicted classes."""
     print(f"\nEvaluating: {TITLES[name]}")
-    test = datasets.batches(data.test, data.preprocessing, FLAGS.batch_size)
     return dd_keras.evaluate_robustness(
         model, test, attacks.DeepFool(FLAGS.norm)
     )
@@ -391,15 +390,15 @@ def _results(dataset, data, reports, seconds, curves, started):
     }
 
 
-def _table(reports, seconds):
+def _table(results):
     """The closing comparison, one row a model."""
     p = f"{FLAGS.norm:g}"
     header = ("model", "accuracy", f"rho_{p}", "ratio", f"l_{p}", "training")
     rows = [header]
-    first = reports[REFERENCE].summary()[f"rho{p}"]
-    for name, report in reports.items():
-        values = report.summary()
-        ratio = values[f"rho{p}"] / first if first else math.nan
+    seconds = results["training_seconds"]
+    for name, values in results["models"].items():
+        ratio = values["rho_ratio"]
+        ratio = math.nan if ratio is None else ratio
         time_taken = f"{seconds[name]:.0f} s" if name in seconds else "-"
         rows.append(
             (
