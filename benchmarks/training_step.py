@@ -1,119 +1,105 @@
 """Time of a Deep Defense training step beside a clean one, on MNIST.
 
-    python benchmarks/training_step.py --model=LENET.keras --data_dir=DIR
+    python benchmarks/training_step.py --model=savedmodels/mnist_lenet_reference.keras --data_dir=DIR
 
-`--model` is a trained classifier (reference.keras of apps/mnist.py): the cost
-depends on how many iterations the attack takes, so an untrained network says
-little. Variants take turns on the same batches, so that a busy machine slows
-them all; the learning rate is tiny, so that the network stays as it is.
-Prints medians and ratios to the clean step, and writes them as JSON.
-"""
+The cost depends on how many iterations the attack takes, so `--model` must
+be trained, and the learning rate is tiny, so that it stays as it is. The first
+value of each flag is the base; every further one is a variation of the base
+(--batch_size=100 --batch_size=20 --classes=10 --classes=1000). Clean is
+Keras' own train_step. About 3 minutes on 2 cores.
+"""  # noqa: E501
 
-import json
-import os
-import platform
-import shlex
-import statistics
-import sys
 import time
 
+import harness
 import keras
 import tensorflow as tf
 from absl import app, flags
+from plain_formulation import PlainDeepFool
+from wide_head import with_classes
 
 import dd_keras
-from dd_keras import attacks, datasets
+from dd_keras import attacks
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("model", None, "Trained MNIST classifier.", required=True)
+flags.DEFINE_multi_string("model", None, "Trained classifier.", required=True)
 flags.DEFINE_string("data_dir", None, "Where TFDS keeps its data.")
-flags.DEFINE_integer("batch_size", 100, "Images a step.", lower_bound=1)
-flags.DEFINE_integer("max_iter", 5, "DeepFool iterations.", lower_bound=1)
-flags.DEFINE_integer("steps", 40, "Timed steps a variant.", lower_bound=2)
+flags.DEFINE_multi_integer("batch_size", [100], "Images.", lower_bound=1)
+flags.DEFINE_multi_integer("max_iter", [5], "Iterations.", lower_bound=1)
+flags.DEFINE_multi_integer("classes", [10], "Logits.", lower_bound=10)
+flags.DEFINE_bool("plain", True, "Time the plain formulation too.")
+flags.DEFINE_integer("turns", 40, "Timed steps a variant.", lower_bound=2)
 flags.DEFINE_string(
     "output", "results/benchmarks/training_step.json", "Where the JSON goes."
 )
 
-WARM_UP = 3  # steps that trace and fill caches
 
-
-def training_function(**kwargs):
+def training_function(path, classes, attack=None):
     """A compiled training step of a fresh copy of the model."""
-    classifier = keras.saving.load_model(FLAGS.model, compile=False)
-    model = dd_keras.DeepDefenseModel(classifier, **kwargs)
-    model.compile(
-        dd_keras.CoupledSGD(1e-12),
-        "sparse_categorical_crossentropy",
-        jit_compile=False,
-    )
-    model.optimizer.build(model.trainable_variables)
+    classifier = keras.saving.load_model(path, compile=False)
+    model = with_classes(classifier, classes)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    if attack is not None:
+        model = dd_keras.DeepDefenseModel(model, attack=attack)
+    optimizer = dd_keras.CoupledSGD(1e-12)
+    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
+    optimizer.build(model.trainable_variables)
     return tf.function(model.train_step, autograph=False)
 
 
-def main(argv):
-    """Times all variants on the same batches, taking turns."""
-    del argv
-    data = datasets.load("mnist", FLAGS.data_dir)
-    batches = list(
-        datasets.batches(
-            data.train.take(FLAGS.batch_size * FLAGS.steps),
-            data.preprocessing,
-            FLAGS.batch_size,
-        )
+def variants_of(path, batch_size, max_iter, classes, plain=False):
+    """Clean and Deep Defense steps for one setting, by name."""
+    wide = classes > 10  # all classes would take minutes: see scaling.py
+    chosen = {"deep_defense": None, "deep_defense, candidates=5": 5}
+    if wide:
+        chosen = {"deep_defense, candidates=10": 10}
+    made = {
+        name: attacks.DeepFool(max_iter=max_iter, candidates=candidates)
+        for name, candidates in chosen.items()
+    }
+    if plain:
+        made["plain formulation"] = PlainDeepFool(max_iter=max_iter)
+    batches = harness.mnist_batches(
+        "train", FLAGS.data_dir, batch_size, FLAGS.turns
     )
-    attack = attacks.DeepFool(max_iter=FLAGS.max_iter)
-    likeliest = attacks.DeepFool(max_iter=FLAGS.max_iter, candidates=5)
-    variants = {
-        "clean": training_function(lam=0.0),
-        "deep_defense": training_function(attack=attack),
-        "deep_defense, candidates=5": training_function(attack=likeliest),
+    setting = {
+        "network": keras.saving.load_model(path, compile=False).name,
+        "batch_size": batch_size,
+        "max_iter": max_iter,
+        "classes": classes,
     }
-    seconds = {name: [] for name in variants}
-    for step in variants.values():
-        for batch in batches[:WARM_UP]:
-            step(batch)
-    for batch in batches:
-        for name, step in variants.items():
-            started = time.perf_counter()
-            tf.nest.map_structure(lambda t: t.numpy(), step(batch))
-            seconds[name].append(time.perf_counter() - started)
-    rows = {}
-    for name, times in seconds.items():
-        ratios = [
-            t / clean for t, clean in zip(times, seconds["clean"], strict=True)
-        ]
-        quartiles = statistics.quantiles(times, n=4)
-        rows[name] = {
-            "median_ms": 1e3 * statistics.median(times),
-            "quartiles_ms": [1e3 * quartiles[0], 1e3 * quartiles[2]],
-            "median_ratio_to_clean": statistics.median(ratios),
-        }
-        print(
-            f"{name:28} {rows[name]['median_ms']:8.1f} ms "
-            f"{rows[name]['median_ratio_to_clean']:6.2f} x clean"
+    suffix = f" ({', '.join(f'{k}={v}' for k, v in setting.items())})"
+    variants = {}
+    for name, attack in {"clean": None, **made}.items():
+        step = training_function(path, classes, attack)
+        started = time.perf_counter()
+        step.get_concrete_function(batches[0])
+        variants[name + suffix] = harness.Variant(
+            lambda turn, step=step: step(batches[turn]),
+            baseline="clean" + suffix,
+            details={
+                "variant": name,
+                **setting,
+                "trace_s": time.perf_counter() - started,
+            },
         )
-    results = {
-        "benchmark": "training_step",
-        "network": keras.saving.load_model(FLAGS.model, compile=False).name,
-        "batch_size": FLAGS.batch_size,
-        "max_iter": FLAGS.max_iter,
-        "steps": FLAGS.steps,
-        "variants": rows,
-        "command": shlex.join(["python", *sys.argv]),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
-        "versions": {
-            "dd_keras": dd_keras.__version__,
-            "keras": keras.__version__,
-            "tensorflow": tf.__version__,
-        },
-    }
-    os.makedirs(os.path.dirname(FLAGS.output) or ".", exist_ok=True)
-    part = FLAGS.output + ".part"
-    with open(part, "w", encoding="utf-8") as file:
-        json.dump(results, file, indent=2)
-        file.write("\n")
-    os.replace(part, FLAGS.output)
-    print(f"Written: {FLAGS.output}")
+    return variants
+
+
+def main(argv):
+    """Times all variants, taking turns."""
+    del argv
+    values = (FLAGS.model, FLAGS.batch_size, FLAGS.max_iter, FLAGS.classes)
+    base = [choices[0] for choices in values]
+    variants = variants_of(*base, plain=FLAGS.plain)
+    for i, choices in enumerate(values):
+        for other in choices[1:]:
+            variants |= variants_of(*base[:i], other, *base[i + 1 :])
+    rows = harness.take_turns(variants, FLAGS.turns)
+    harness.print_table(
+        rows, {"median_ms": "{:.1f} ms", "ratio": "{:.2f} x clean"}
+    )
+    harness.save(FLAGS.output, "training_step", rows, turns=FLAGS.turns)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from dd_keras import logits
+from dd_keras import kernels, logits
 
 
 class AttackResult(NamedTuple):
@@ -135,7 +135,10 @@ def functional_form(network):
 
     def f(x, weights):
         mapping = list(zip(variables, weights, strict=True))
-        with keras.StatelessScope(state_mapping=mapping):
+        with (
+            keras.StatelessScope(state_mapping=mapping),
+            kernels.fast_input_gradients(network),
+        ):
             return logits.class_logits(network(x, training=False))
 
     return f, [tf.convert_to_tensor(v.value) for v in variables]

@@ -1,0 +1,170 @@
+"""What the benchmarks share: fair timing, statistics, one form of results.
+
+Variants take turns, so that a busy machine slows them all; a ratio is the
+median of the ratios within a turn, not a ratio of medians.
+"""
+
+import json
+import os
+import platform
+import shlex
+import statistics
+import sys
+import time
+from importlib import metadata
+from typing import Callable, NamedTuple
+
+import tensorflow as tf
+
+from dd_keras import datasets
+
+WARM_UP = 3  # turns that trace and fill caches; they are not counted
+
+
+class Variant(NamedTuple):
+    """Something to time.
+
+    Attributes:
+        run: does the work of one turn, given the turn's number, and returns
+            its tensors.
+        baseline: name of the variant it is compared with; None for none.
+        details: more about it, for the JSON.
+    """
+
+    run: Callable
+    baseline: str | None = None
+    details: dict = {}
+
+
+def take_turns(variants, turns):
+    """Times each variant once a turn.
+
+    Args:
+        variants: dict of name to `Variant`.
+        turns: number of turns counted, at least 2.
+
+    Returns:
+        dict of name to its row: `median_ms`, `quartiles_ms`, and where it has
+        a baseline, `baseline` and `ratio`, the median over the turns.
+    """
+    seconds = {name: [] for name in variants}
+    for turn in range(-WARM_UP, turns):
+        _progress(f"turn {max(turn, 0)} of {turns}")
+        for name, variant in variants.items():
+            started = time.perf_counter()
+            tf.nest.map_structure(_finished, variant.run(max(turn, 0)))
+            if turn >= 0:
+                seconds[name].append(time.perf_counter() - started)
+    _progress("")
+    rows = {}
+    for name, variant in variants.items():
+        low, median, high = statistics.quantiles(seconds[name], n=4)
+        rows[name] = {
+            "median_ms": 1e3 * median,
+            "quartiles_ms": [1e3 * low, 1e3 * high],
+            **variant.details,
+        }
+        if variant.baseline is not None:
+            pairs = zip(seconds[name], seconds[variant.baseline], strict=True)
+            rows[name]["baseline"] = variant.baseline
+            rows[name]["ratio"] = statistics.median(a / b for a, b in pairs)
+    return rows
+
+
+def print_table(rows, columns):
+    """Prints rows: the name, then some of its figures.
+
+    Args:
+        rows: dict of name to dict of figures.
+        columns: dict of figure to its format, as "{:.1f} ms".
+    """
+    width = max(map(len, rows))
+    for name, row in rows.items():
+        cells = [
+            form.format(row[key]) if row.get(key) is not None else "-"
+            for key, form in columns.items()
+        ]
+        print(f"{name:{width}}" + "".join(f"  {cell:>16}" for cell in cells))
+
+
+def save(path, benchmark, rows, **settings):
+    """Writes results as JSON, whole or not at all.
+
+    Args:
+        path: where to.
+        benchmark: its name.
+        rows: what was measured.
+        **settings: what else a reader must know.
+    """
+    results = {
+        "benchmark": benchmark,
+        **settings,
+        "rows": rows,
+        "command": shlex.join(["python", *sys.argv]),
+        "machine": {
+            "processor": _processor(),
+            "cpus": os.cpu_count(),
+            "gpus": [
+                tf.config.experimental.get_device_details(gpu).get(
+                    "device_name", gpu.name
+                )
+                for gpu in tf.config.list_physical_devices("GPU")
+            ],
+        },
+        "versions": versions(),
+    }
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    part = path + ".part"
+    with open(part, "w", encoding="utf-8") as file:
+        json.dump(results, file, indent=2)
+        file.write("\n")
+    os.replace(part, path)
+    print(f"Written: {path}")
+
+
+def versions():
+    """Versions of the packages that matter, of those installed."""
+    found = {"python": platform.python_version()}
+    for package in (
+        "dd_keras",
+        "tensorflow",
+        "keras",
+        "numpy",
+        "foolbox",
+        "torch",
+        "adversarial-robustness-toolbox",
+    ):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def mnist_batches(split, data_dir, batch_size, count):
+    """The first batches of MNIST, preprocessed, as a list in memory."""
+    data = datasets.load("mnist", data_dir)
+    images = getattr(data, split).take(batch_size * count)
+    return list(datasets.batches(images, data.preprocessing, batch_size))
+
+
+def _finished(value):
+    """Waits for a result that may still be on its way."""
+    return value.numpy() if tf.is_tensor(value) else value
+
+
+def _progress(text):
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def _processor():
+    """The processor's name, as the system gives it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
