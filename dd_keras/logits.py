@@ -104,6 +104,23 @@ def num_classes(model):
     return max(2, _trace(model).shape[-1])
 
 
+def same_in_training(model):
+    """Whether a model computes the same in training as in inference.
+
+    Dropout, batch statistics and the like make it False; whatever cannot be
+    told to be the same does, too.
+
+    Args:
+        model: a built Keras classifier.
+    """
+    graphs = [_trace(model, training).graph for training in (True, False)]
+    one, other = (
+        graph.as_graph_def().SerializeToString(deterministic=True)
+        for graph in graphs
+    )
+    return one == other
+
+
 def input_shape(model):
     """The shape of a batch of inputs, (None, ...)."""
     return _input_spec(model).shape
@@ -308,9 +325,9 @@ def _input_spec(model):
     return tf.TensorSpec((None, *specs[0].shape[1:]), specs[0].dtype)
 
 
-def _trace(model):
-    """The symbolic output of a model, in inference mode; checks its form."""
-    call = tf.function(lambda x: model(x, training=False), autograph=False)
+def _trace(model, training=False):
+    """The symbolic output of a model; checks its form."""
+    call = tf.function(lambda x: model(x, training=training), autograph=False)
     spec = _input_spec(model)
     outputs = call.get_concrete_function(spec).structured_outputs
     if isinstance(outputs, (list, tuple)) and len(outputs) == 1:

@@ -27,6 +27,32 @@ class AttackResult(NamedTuple):
     iterations: tf.Tensor
 
 
+class Forward(NamedTuple):
+    """One forward pass, ready to be differentiated by its inputs.
+
+    Attributes:
+        x: floating, (B, ...).
+        logits: floating, (B, n): the network's `class_logits` at `x`.
+        tape: a persistent `tf.GradientTape` that watched `x` meanwhile.
+    """
+
+    x: tf.Tensor
+    logits: tf.Tensor
+    tape: tf.GradientTape
+
+    @classmethod
+    def of(cls, f, x):
+        """The forward pass of the function `f` at `x`."""
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(x)
+            logits = f(x)
+        return cls(x, logits, tape)
+
+    def gradient(self, upstream):
+        """d (upstream * logits) / d x, of the shape of `x`."""
+        return self.tape.gradient(self.logits, self.x, upstream)
+
+
 class Attack:
     """Base of all attacks. Subclasses implement `search` and `get_config`.
 
@@ -75,8 +101,19 @@ class Attack:
             )
         return search(x, y)
 
-    def search(self, network, x, y=None):
-        """As `run`, in the graph at hand, for a network that gives logits."""
+    def search(self, network, x, y=None, forward=None):
+        """As `run`, in the graph at hand, for a network that gives logits.
+
+        Args:
+            network: a built `keras.Model` that gives logits.
+            x: (B, ...), of the network's `working_dtype`.
+            y: as in `run`.
+            forward: the network's `Forward` at `x`, in inference mode, where
+                the caller has it already; attacks may save one by it.
+
+        Returns:
+            `AttackResult`.
+        """
         raise NotImplementedError
 
     def get_config(self):

@@ -80,74 +80,80 @@ class DeepFool(attack.Attack):
             "candidates": self.candidates,
         }
 
-    def search(self, network, x, y=None):
+    def search(self, network, x, y=None, forward=None):
         """As `run`, in the graph at hand, for a network that gives logits."""
         f, weights = attack.functional_form(network)
-
-        @tf.custom_gradient
-        def deepfool(x, *weights):
-            result, path = self._follow(f, weights, x, y)
-
-            def gradient(upstream, *_):
-                return self._pull_back(f, weights, path, upstream)
-
-            return result, gradient
-
-        return attack.AttackResult(*deepfool(x, *weights))
-
-    def _follow(self, f, weights, x, y):
-        """Runs the attack; returns its result and the path it took."""
-        logits = f(x, weights)  # (B, n)
+        forward = forward or attack.Forward.of(lambda x: f(x, weights), x)
+        logits = forward.logits
         predictions = _decide(logits)  # (B,)
         y = predictions if y is None else sparse_labels(y, logits.shape[-1])
-        correct = tf.equal(predictions, y)
-        samples = (x, y, correct, self._candidates(logits, y))
-        stretch = 1.0 + self.overshoot
+        right = tf.equal(predictions, y)
+        samples = _Samples(x, y, right, self._candidates(logits, y))
 
-        def iterate(i, state, path):
-            rows = _rows_to_move(state.active)  # (A,)
-            x_0, y_0, right, classes = (tf.gather(t, rows) for t in samples)
-            total = tf.gather(state.total, rows)
-            # All ones where rows are dropped; under XLA, zero for the stopped.
-            moving = tf.cast(tf.gather(state.active, rows), x.dtype)
-            x_i = x_0 + total
-            gap, w, k, s = self._nearest(f, weights, x_i, y_0, right, classes)
-            step = _minimal_step(moving * gap, w, self.norm)  # Eq. 1
-            total += step  # Eq. 2
-            decision = _decide(f(x_0 + stretch * total, weights))
-            fooled = tf.equal(decision, y_0) != right
-            moved = numerics.sample_norm(step, math.inf) > 0
-            state = _State(
-                active=_put(state.active, rows, moved & ~fooled),
-                fooled=_put(state.fooled, rows, fooled),
-                iterations=state.iterations + tf.cast(state.active, tf.int32),
-                total=_put(state.total, rows, total),
-            )
-            return i + 1, state, path.write(i, rows, moving, x_i, k, s)
-
-        no_one = tf.zeros_like(correct)
-        steps, state, path = tf.while_loop(
-            lambda i, state, path: tf.reduce_any(state.active),
-            iterate,
-            (
-                0,
-                _State(
-                    ~no_one,
-                    no_one,
-                    tf.cast(no_one, tf.int32),
-                    tf.zeros_like(x),
-                ),
-                _Path.empty(self.max_iter, x),
-            ),
-            maximum_iterations=self.max_iter,
-        )
-        result = (
-            stretch * state.total,
+        # The first iteration is in the open, so that the forward pass at the
+        # clean inputs serves whoever else needs it, also on the way back.
+        target = self._nearest(forward, samples)
+        moving = tf.ones_like(logits[:, 0])
+        total = self._step(forward, target, moving)
+        fooled, active = self._check(f, weights, samples, total, total)
+        state = _State(active, fooled, tf.ones_like(y), total)
+        if self.max_iter > 1:
+            state = self._continue(f, weights, samples, state)
+        return attack.AttackResult(
+            (1.0 + self.overshoot) * state.total,
             predictions,
             state.fooled,
             state.iterations,
         )
-        return result, (steps, path)
+
+    def _continue(self, f, weights, samples, state):
+        """All iterations but the first, with a gradient of our own."""
+
+        @tf.custom_gradient
+        def go_on(x, total, *weights):
+            start = state._replace(total=total)
+            end, path = self._follow(f, weights, samples, start)
+
+            def gradient(*upstream):
+                adjoint = _State(*upstream).total
+                return self._pull_back(f, weights, path, adjoint)
+
+            return tuple(end), gradient
+
+        return _State(*go_on(samples.x, state.total, *weights))
+
+    def _follow(self, f, weights, samples, state):
+        """Runs the attack to its end; returns the state and the path there."""
+
+        def iterate(i, state, path):
+            rows = _rows_to_move(state.active)  # (A,)
+            moved = _Samples(*(tf.gather(t, rows) for t in samples))
+            total = tf.gather(state.total, rows)
+            # All ones where rows are dropped; under XLA, zero for the stopped.
+            moving = tf.cast(tf.gather(state.active, rows), total.dtype)
+            x_i = moved.x + total
+            forward = attack.Forward.of(lambda x: f(x, weights), x_i)
+            target = self._nearest(forward, moved)
+            step = _minimal_step(moving * target.gap, target.w, self.norm)
+            total += step  # Eq. 2
+            fooled, active = self._check(f, weights, moved, total, step)
+            state = _State(
+                active=_put(state.active, rows, active),
+                fooled=_put(state.fooled, rows, fooled),
+                iterations=state.iterations + tf.cast(state.active, tf.int32),
+                total=_put(state.total, rows, total),
+            )
+            path = path.write(i, rows, moving, x_i, target.k, target.s)
+            return i + 1, state, path
+
+        size = self.max_iter - 1
+        steps, state, path = tf.while_loop(
+            lambda i, state, path: tf.reduce_any(state.active),
+            iterate,
+            (0, state, _Path.empty(size, samples.x)),
+            maximum_iterations=size,
+        )
+        return state, (steps, path)
 
     def _candidates(self, logits, y):
         """The target classes considered: (B, m), the likeliest first."""
@@ -159,20 +165,18 @@ class DeepFool(attack.Attack):
             )
         return tf.math.top_k(_mask(logits, y), self.candidates or others)[1]
 
-    def _nearest(self, f, weights, x, y, correct, classes):
-        """The boundary nearest to x: |f_k - f_s|, its gradient w, k and s."""
-        with tf.GradientTape(persistent=True) as tape:
-            tape.watch(x)
-            logits = f(x, weights)  # (A, n)
-        rival = _decide(_mask(logits, y))  # (A,)
-        s = tf.where(correct, y, rival)
+    def _nearest(self, forward, samples):
+        """The boundary nearest to where `forward` is, a `_Target`."""
+        logits = forward.logits  # (A, n)
+        rival = _decide(_mask(logits, samples.y))  # (A,)
+        s = tf.where(samples.right, samples.y, rival)
         q = numerics.dual_norm(self.norm)
 
         def consider(k, nearest):
-            k = tf.where(correct, k, y)
+            k = tf.where(samples.right, k, samples.y)
             difference = _difference(k, s, logits)  # (A, n)
             gap = tf.abs(tf.reduce_sum(difference * logits, axis=1))
-            w = tape.gradient(logits, x, difference)  # (A, ...)
+            w = forward.gradient(difference)  # (A, ...)
             slope = numerics.sample_norm(w, q)
             steep = slope > numerics.ZERO_NORM
             distance = tf.where(steep, gap / slope, math.inf)
@@ -182,70 +186,109 @@ class DeepFool(attack.Attack):
                 for new, old in zip((distance, gap, w, k), nearest, strict=True)
             )
 
-        infinite = tf.fill(tf.shape(y), tf.constant(math.inf, x.dtype))
-        nearest = (infinite, tf.zeros_like(infinite), tf.zeros_like(x), y)
-        m = classes.shape[-1]
+        infinite = tf.fill(tf.shape(s), tf.constant(math.inf, logits.dtype))
+        nearest = (
+            infinite,
+            tf.zeros_like(infinite),
+            tf.zeros_like(forward.x),
+            samples.y,
+        )
+        m = samples.classes.shape[-1]
         if m <= _UNROLLED_CLASSES and not numerics.compiled_by_xla():
             for j in range(m):
-                nearest = consider(classes[:, j], nearest)
+                nearest = consider(samples.classes[:, j], nearest)
         else:
             _, nearest = tf.while_loop(
                 lambda j, _: j < m,
                 lambda j, nearest: (
                     j + 1,
-                    consider(tf.gather(classes, j, axis=1), nearest),
+                    consider(tf.gather(samples.classes, j, axis=1), nearest),
                 ),
                 (0, nearest),
                 parallel_iterations=1,
             )
         _, gap, w, k = nearest
-        return gap, w, k, s
+        return _Target(k, s, gap, w)
 
-    def _step(self, f, weights, x, k, s, moving):
-        """The step at x towards class k (Eq. 1), for a tape to record."""
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            logits = f(x, weights)
-            gap = tf.reduce_sum(_difference(k, s, logits) * logits, axis=1)
-        w = tape.gradient(gap, x)
+    def _step(self, forward, target, moving):
+        """The step towards a target (Eq. 1), for a tape to record."""
+        difference = _difference(target.k, target.s, forward.logits)
+        gap = tf.reduce_sum(difference * forward.logits, axis=1)
+        w = forward.gradient(difference)
+        if target.w is not None:
+            w = _with_value(w, target.w)
         return _minimal_step(moving * tf.abs(gap), w, self.norm)
 
-    def _pull_back(self, f, weights, path, upstream):
-        """The gradient of the perturbation, back along its path.
+    def _check(self, f, weights, samples, total, step):
+        """Who is across the boundary now, and who goes on."""
+        stretched = samples.x + (1.0 + self.overshoot) * total
+        decision = _decide(f(stretched, weights))
+        fooled = tf.equal(decision, samples.y) != samples.right
+        moved = numerics.sample_norm(step, math.inf) > 0
+        return fooled, moved & ~fooled
+
+    def _pull_back(self, f, weights, path, adjoint):
+        """The gradient of the sum of all steps, back along its path.
 
         With u_i the sum of the first i steps, u_(i+1) = u_i + step(x + u_i),
         so the adjoint a of u obeys a_i = a_(i+1) + (d step / d x)^T a_(i+1),
         and each step adds (d step / d weights)^T a_(i+1) to the weights'
         gradient.
+
+        Args:
+            f, weights: the network, see `functional_form`.
+            path: what `_follow` returned.
+            adjoint: (B, ...), the gradient by the last u.
+
+        Returns:
+            The gradients by x, by the first u, and by all weights.
         """
         steps, path = path
-        adjoint = (1.0 + self.overshoot) * upstream
 
-        def unwind(i, adjoint, gradients):
+        def unwind(i, a, gradients):
             rows, moving, x_i, k, s = path.read(i)
             with tf.GradientTape() as tape:
                 tape.watch([x_i, *weights])
-                step = self._step(f, weights, x_i, k, s, moving)
+                forward = attack.Forward.of(lambda x: f(x, weights), x_i)
+                step = self._step(forward, _Target(k, s), moving)
             to_x, *to_weights = tape.gradient(
                 step,
                 [x_i, *weights],
-                tf.gather(adjoint, rows),
+                tf.gather(a, rows),
                 tf.UnconnectedGradients.ZERO,
             )
             return (
                 i - 1,
-                tf.tensor_scatter_nd_add(adjoint, rows[:, None], to_x),
+                tf.tensor_scatter_nd_add(a, rows[:, None], to_x),
                 [g + new for g, new in zip(gradients, to_weights, strict=True)],
             )
 
-        _, total, gradients = tf.while_loop(
+        _, a, gradients = tf.while_loop(
             lambda i, *_: i >= 0,
             unwind,
             (steps - 1, adjoint, [tf.zeros_like(v) for v in weights]),
             maximum_iterations=self.max_iter,
             parallel_iterations=1,
         )
-        return total - adjoint, *gradients
+        return a - adjoint, a, *gradients
+
+
+class _Samples(NamedTuple):
+    """What is attacked."""
+
+    x: tf.Tensor  # (B, ...): the clean inputs
+    y: tf.Tensor  # (B,) int32: their labels
+    right: tf.Tensor  # (B,) bool: whether the network predicts these
+    classes: tf.Tensor  # (B, m) int32: the targets considered
+
+
+class _Target(NamedTuple):
+    """The boundary each sample steps onto, from class s to class k."""
+
+    k: tf.Tensor  # (A,) int32
+    s: tf.Tensor  # (A,) int32
+    gap: tf.Tensor = None  # (A,): |f_k - f_s|
+    w: tf.Tensor = None  # (A, ...): grad f_k - grad f_s
 
 
 class _State(NamedTuple):
@@ -324,6 +367,16 @@ def _difference(k, s, logits):
     return tf.one_hot(k, n, dtype=logits.dtype) - tf.one_hot(
         s, n, dtype=logits.dtype
     )
+
+
+@tf.custom_gradient
+def _with_value(differentiable, value):
+    """`differentiable`, whose value is known: it need not be computed."""
+
+    def gradient(upstream):
+        return upstream, None
+
+    return tf.identity(value), gradient
 
 
 def _minimal_step(gap, w, p):

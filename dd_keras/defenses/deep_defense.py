@@ -3,8 +3,9 @@
 import keras
 import tensorflow as tf
 
-from dd_keras import logits, losses, numerics
+from dd_keras import kernels, logits, losses, numerics
 from dd_keras.attacks import DeepFool
+from dd_keras.attacks.attack import Forward
 from dd_keras.defenses.split_exponential import SplitExponential
 
 # Steps that the evaluation's DeepFool may take: enough for all samples of
@@ -107,6 +108,7 @@ class DeepDefenseModel(keras.Model):
         """
         loss = losses.classification_loss(loss, self.activation)
         super().compile(optimizer, loss, **kwargs)
+        self._same_in_training = logits.same_in_training(self.model)
 
     def compile_from_config(self, config):
         """Compiles a loaded model as the saved one was."""
@@ -117,7 +119,10 @@ class DeepDefenseModel(keras.Model):
         """One step down the gradient of the objective; returns the logs."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         with tf.GradientTape() as tape:
-            y_pred, loss, rho = self._objective(x, y, sample_weight, True)
+            y_pred, forward = self._forward(x, training=True)
+            loss, rho = self._objective(
+                x, y, y_pred, sample_weight, forward, training=True
+            )
             scaled_loss = self.optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled_loss, self.trainable_weights)
         self.optimizer.apply(gradients, self.trainable_weights)
@@ -131,18 +136,39 @@ class DeepDefenseModel(keras.Model):
     def test_step(self, data):
         """Evaluates the objective, and rho from the predicted classes."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        y_pred, _, _ = self._objective(x, y, sample_weight, False)
+        y_pred, forward = self._forward(x, training=False)
+        self._objective(x, y, y_pred, sample_weight, forward, training=False)
         x = logits.cast_inputs(self.model, x)
-        found = self.evaluation_attack.search(self.logits_model(), x)
+        found = self.evaluation_attack.search(
+            self.logits_model(), x, forward=forward
+        )
         self.rho_tracker.update_state(self._rho(found, x))
         return self.compute_metrics(x, y, y_pred, sample_weight)
 
-    def _objective(self, x, y, sample_weight, training):
-        """Eq. 6 on a batch: outputs, loss, and rho of shape (B,).
+    def _forward(self, x, training):
+        """The outputs, and the attack's `Forward` if they come to the same.
+
+        They do where the outputs are logits and training changes nothing in
+        the network (no dropout, no batch statistics); else it is None.
+        """
+        same = self._same_in_training or not training
+        if self.lam == 0 or self.activation != "linear" or not same:
+            return self(x, training=training), None
+        x = logits.cast_inputs(self.model, x)
+        with (
+            tf.GradientTape(persistent=True) as tape,
+            kernels.fast_input_gradients(self.model),
+        ):
+            tape.watch(x)
+            y_pred = self(x, training=training)
+            class_logits = logits.class_logits(y_pred)
+        return y_pred, Forward(x, class_logits, tape)
+
+    def _objective(self, x, y, y_pred, sample_weight, forward, training):
+        """Eq. 6 on a batch: loss, and rho of shape (B,).
 
         With lam = 0 there is no attack, and rho is None.
         """
-        y_pred = self(x, training=training)
         labels = logits.sparse_labels(y, max(2, y_pred.shape[-1]))
         with tf.control_dependencies([labels]):  # checked before they are used
             y = tf.identity(y)
@@ -150,13 +176,15 @@ class DeepDefenseModel(keras.Model):
         penalty, rho = 0.0, None
         if self.lam > 0:
             x = logits.cast_inputs(self.model, x)
-            found = self.attack.search(self.logits_model(), x, labels)
+            found = self.attack.search(
+                self.logits_model(), x, labels, forward=forward
+            )
             rho = self._rho(found, x)
             correct = tf.equal(found.predictions, labels)
             penalty = self.penalty(correct, rho, sample_weight)
             loss += self.lam * tf.cast(penalty, loss.dtype)
         self._track(loss, penalty, tf.size(labels))
-        return y_pred, loss, rho
+        return loss, rho
 
     def _rho(self, found, x):
         norm = getattr(self.attack, "norm", 2.0)
