@@ -109,8 +109,11 @@ def sample_norm(x, p=2.0):
     nonzero = largest != 0
     scale = tf.stop_gradient(tf.where(nonzero, largest, 1.0))
     size = size / expand_like(scale, x)  # in [0, 1]
-    power = tf.where(size != 0, size, 1.0) ** p  # d|x|^p at 0 is 0 for p > 1
-    total = tf.reduce_sum(tf.where(size != 0, power, 0.0), axes)
+    if p == 2:
+        total = tf.reduce_sum(tf.square(size), axes)
+    else:
+        power = tf.where(size != 0, size, 1.0) ** p  # its slope at 0 is 0
+        total = tf.reduce_sum(tf.where(size != 0, power, 0.0), axes)
     root = tf.where(nonzero, total, 1.0) ** (1 / p)
     return tf.where(nonzero, scale * root, 0.0)
 
