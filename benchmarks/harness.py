@@ -11,8 +11,10 @@ import shlex
 import statistics
 import sys
 import time
+import types
+from collections.abc import Callable, Mapping
 from importlib import metadata
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -33,7 +35,7 @@ class Variant(NamedTuple):
 
     run: Callable
     baseline: str | None = None
-    details: dict = {}
+    details: Mapping = types.MappingProxyType({})
 
 
 def take_turns(variants, turns):

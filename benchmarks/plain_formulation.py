@@ -55,31 +55,36 @@ class PlainDeepFool(attacks.DeepFool):
         s = tf.where(correct, y, rival)
         gaps = scores - tf.gather(scores, s, batch_dims=1)[:, None]
         w = jacobian - tf.gather(jacobian, s, batch_dims=1)[:, None]
-        q = self.norm / (self.norm - 1) if 1 < self.norm < math.inf else None
         size = tf.reshape(tf.abs(w), [tf.shape(w)[0], n, -1])  # (B, n, D)
-        if self.norm == 1:
-            slope = tf.reduce_max(size, -1)
-        elif self.norm == math.inf:
-            slope = tf.reduce_sum(size, -1)
-        else:
-            slope = tf.reduce_sum(size**q, -1) ** (1 / q)
-        distances = tf.where(considered, tf.abs(gaps) / slope, math.inf)
-        distances = tf.where(tf.math.is_nan(distances), math.inf, distances)
+        slope = self.dual_norm(size)  # (B, n)
+        reachable = considered & (slope > 0)
+        distances = tf.where(reachable, tf.abs(gaps) / slope, math.inf)
         nearest = tf.argmin(distances, -1, tf.int32)
         k = tf.where(correct, nearest, y)
         gap = tf.abs(tf.gather(gaps, k, batch_dims=1))
-        slope = tf.gather(slope, k, batch_dims=1)
+        size = tf.gather(size, k, batch_dims=1)
+        slope = self.dual_norm(size)  # (B,)
         w = tf.gather(w, k, batch_dims=1)
         if self.norm == 1:
-            size = tf.gather(size, k, batch_dims=1)
-            one = tf.one_hot(tf.argmax(size, -1), size.shape[-1], dtype=w.dtype)
+            one = tf.one_hot(
+                tf.argmax(size, -1), tf.shape(size)[-1], dtype=w.dtype
+            )
             direction = tf.sign(w) * tf.reshape(one, tf.shape(w))
         elif self.norm == math.inf:
             direction = tf.sign(w)
         else:
-            power = tf.abs(w / like(slope, w)) ** (q - 1)
+            power = tf.abs(w / like(slope, w)) ** (1 / (self.norm - 1))
             direction = tf.sign(w) * power
         return like(gap / slope, w) * direction
+
+    def dual_norm(self, size):
+        """The dual norm of vectors of absolute values, over the last axis."""
+        if self.norm == 1:
+            return tf.reduce_max(size, -1)
+        if self.norm == math.inf:
+            return tf.reduce_sum(size, -1)
+        q = self.norm / (self.norm - 1)
+        return tf.reduce_sum(size**q, -1) ** (1 / q)
 
 
 def network_in_inference_mode(network):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import affine_classifier
+from plain_formulation import PlainDeepFool
 
 from dd_keras import attacks, numerics
 from dd_keras.attacks import attack as attack_module
@@ -345,13 +346,9 @@ def stop_chosen_logits(monkeypatch):
 
 
 def stop_input(monkeypatch):
-    step = attacks.DeepFool._step
+    of = attack_module.Forward.of
     monkeypatch.setattr(
-        attacks.DeepFool,
-        "_step",
-        lambda self, f, weights, x, *choice: step(
-            self, f, weights, tf.stop_gradient(x), *choice
-        ),
+        attack_module.Forward, "of", lambda f, x: of(f, tf.stop_gradient(x))
     )
 
 
@@ -384,6 +381,48 @@ def test_gradient_by_inputs_equals_finite_differences():
         expected[i] = (objective(x + step) - objective(x - step)) / 2e-6
     error = np.abs(gradient - expected).max()
     assert error < 1e-6 * np.abs(expected).max()
+
+
+# The plain formulation: one tape, all class gradients, every iteration
+
+
+def network_with(*layers, dtype="float64"):
+    keras.utils.set_random_seed(1)
+    return keras.Sequential(
+        [
+            keras.Input((6, 6, 1), dtype=dtype),
+            keras.layers.Conv2D(4, 3, activation="tanh", dtype=dtype),
+            keras.layers.MaxPooling2D(2, dtype=dtype),
+            *layers,
+            keras.layers.Flatten(dtype=dtype),
+            keras.layers.Dense(8, activation="tanh", dtype=dtype),
+            keras.layers.Dense(5, dtype=dtype),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("norm", "max_iter", "candidates"),
+    [
+        (1, 5, None), (1.5, 5, 3), (2, 1, None), (2, 1, 2), (2, 5, None),
+        (2, 5, 2), (math.inf, 5, None), (math.inf, 5, 2),
+    ],
+)  # fmt: skip
+def test_equals_plain_formulation(norm, max_iter, candidates):
+    model, x = network_with(), images()
+    y = labels_with_mistakes(model, x)
+    settings = {"norm": norm, "max_iter": max_iter, "candidates": candidates}
+    found, gradients = value_and_gradients(
+        model, x, y, attacks.DeepFool(**settings)
+    )
+    plain, expected = value_and_gradients(
+        model, x, y, PlainDeepFool(**settings)
+    )
+    if max_iter > 1:
+        assert len(set(plain.iterations.numpy())) > 1
+    assert_same(found, plain, 1e-9)
+    for got, wanted in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-7, atol=1e-10)
 
 
 # Samples do not disturb each other

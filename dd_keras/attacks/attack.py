@@ -6,7 +6,8 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from dd_keras import kernels, logits
+from dd_keras import logits
+from dd_keras.attacks import kernels
 
 
 class AttackResult(NamedTuple):
@@ -49,7 +50,7 @@ class Forward(NamedTuple):
         return cls(x, logits, tape)
 
     def gradient(self, upstream):
-        """d (upstream * logits) / d x, of the shape of `x`."""
+        """The gradient of sum(upstream * logits) by `x`, of its shape."""
         return self.tape.gradient(self.logits, self.x, upstream)
 
 
@@ -174,7 +175,7 @@ def functional_form(network):
         mapping = list(zip(variables, weights, strict=True))
         with (
             keras.StatelessScope(state_mapping=mapping),
-            kernels.fast_input_gradients(network),
+            kernels.fast_gradients(network),
         ):
             return logits.class_logits(network(x, training=False))
 

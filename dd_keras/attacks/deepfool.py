@@ -236,7 +236,8 @@ class DeepFool(attack.Attack):
         gradient.
 
         Args:
-            f, weights: the network, see `functional_form`.
+            f: the network, see `functional_form`.
+            weights: its weights.
             path: what `_follow` returned.
             adjoint: (B, ...), the gradient by the last u.
 

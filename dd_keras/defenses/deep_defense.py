@@ -3,8 +3,8 @@
 import keras
 import tensorflow as tf
 
-from dd_keras import kernels, logits, losses, numerics
-from dd_keras.attacks import DeepFool
+from dd_keras import logits, losses, numerics
+from dd_keras.attacks import DeepFool, kernels
 from dd_keras.attacks.attack import Forward
 from dd_keras.defenses.split_exponential import SplitExponential
 
@@ -157,7 +157,7 @@ class DeepDefenseModel(keras.Model):
         x = logits.cast_inputs(self.model, x)
         with (
             tf.GradientTape(persistent=True) as tape,
-            kernels.fast_input_gradients(self.model),
+            kernels.fast_gradients(self.model),
         ):
             tape.watch(x)
             y_pred = self(x, training=training)

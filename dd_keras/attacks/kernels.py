@@ -1,0 +1,242 @@
+"""Layers whose derivatives are fast on the CPU: same values, less work.
+
+Attacks take the gradient by the network's input once for each class, and
+training differentiates that gradient again. Two stock kernels are poor at
+just this, and are replaced for the length of a forward pass:
+
+- The gradient by the input of a convolution of images. Libraries for CPUs
+  compute in vectors of 16 channels; an image has one or three, so most of the
+  work is on padding. `convolution` lets neighbouring columns of the image
+  stand in for the missing channels.
+- The second derivative of max pooling, which looks for every maximum anew
+  (`MaxPoolGradGrad`). `max_pooling` makes it a product and an average.
+
+Values are the same up to rounding, to any order of differentiation.
+"""
+
+import contextlib
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dd_keras import numerics
+
+# Image channels up to which, and kernel sizes from which, `convolution` is
+# faster than the stock gradient (measured: benchmarks/NOTES.md).
+_MOST_CHANNELS = 4
+_SMALLEST_KERNEL = 3
+
+
+@contextlib.contextmanager
+def fast_gradients(network):
+    """While it is open, the layers of a network work as described above.
+
+    Under XLA, and where there is a GPU, nothing changes; nor do subclasses of
+    Keras' layers and layers of other settings than the kernels here know.
+
+    Args:
+        network: a `keras.Model`.
+    """
+    replaced = []
+    if not numerics.compiled_by_xla() and not tf.config.get_visible_devices(
+        "GPU"
+    ):
+        for layer in network._flatten_layers():
+            if _is_image_convolution(layer):
+                layer.convolution_op = _convolution_of(layer)
+                replaced.append((layer, "convolution_op"))
+            elif _is_tiling_max_pooling(layer):
+                layer.call = _max_pooling_of(layer)
+                replaced.append((layer, "call"))
+    try:
+        yield
+    finally:
+        for layer, name in replaced:
+            # Another replica's thread may have been here meanwhile.
+            with contextlib.suppress(AttributeError):
+                delattr(layer, name)
+
+
+def _is_image_convolution(layer):
+    return (
+        type(layer) is keras.layers.Conv2D
+        and layer.strides == layer.dilation_rate == (1, 1)
+        and layer.groups == 1
+        and layer.padding in ("valid", "same")
+        and layer.data_format == "channels_last"
+        and layer.input_spec.axes[-1] <= _MOST_CHANNELS
+        and min(layer.kernel_size) >= _SMALLEST_KERNEL
+    )
+
+
+def _convolution_of(layer):
+    def convolution_op(x, kernel):
+        kernel = tf.cast(tf.convert_to_tensor(kernel), x.dtype)
+        return convolution(x, kernel, layer.padding.upper())
+
+    return convolution_op
+
+
+def _is_tiling_max_pooling(layer):
+    return (
+        type(layer) is keras.layers.MaxPooling2D
+        and tuple(layer.strides) == tuple(layer.pool_size)
+        and layer.padding == "valid"
+        and layer.data_format == "channels_last"
+    )
+
+
+def _max_pooling_of(layer):
+    def call(inputs):
+        return max_pooling(inputs, layer.pool_size)
+
+    return call
+
+
+def convolution(x, kernel, padding):
+    """A convolution of stride 1.
+
+    Args:
+        x: (B, H, W, C), C up to 4.
+        kernel: (kh, kw, C, D).
+        padding: `"VALID"` or `"SAME"`.
+
+    Returns:
+        (B, H', W', D).
+    """
+    if None in x.shape[1:3]:  # blocks of columns need to know the width
+        return tf.nn.conv2d(x, kernel, 1, padding)
+    shape = x.shape
+
+    @tf.custom_gradient
+    def convolve(x, kernel):
+        def gradient(upstream):
+            return transpose(upstream, kernel), by_kernel(x, upstream)
+
+        return tf.nn.conv2d(x, kernel, 1, padding), gradient
+
+    @tf.custom_gradient
+    def transpose(y, kernel):
+        def gradient(upstream):
+            return convolve(upstream, kernel), by_kernel(upstream, y)
+
+        return transposed_convolution(y, kernel, padding, shape), gradient
+
+    def by_kernel(x, y):
+        return tf.raw_ops.Conv2DBackpropFilter(
+            input=x,
+            filter_sizes=kernel.shape,
+            out_backprop=y,
+            strides=[1, 1, 1, 1],
+            padding=padding,
+        )
+
+    return convolve(x, kernel)
+
+
+def transposed_convolution(y, kernel, padding, shape):
+    """The adjoint of `convolution` in its first argument.
+
+        x[i, j] = sum over a, b of kernel[a, b] y[i + top - a, j + left - b]
+
+    One convolution, over blocks of columns, does all but the sum over the
+    kernel's rows a: its output channels are (a, column in the block, C).
+
+    Args:
+        y: (B, H', W', D).
+        kernel: (kh, kw, C, D).
+        padding: that of the convolution.
+        shape: that of the convolution's input, (B, H, W, C).
+
+    Returns:
+        (B, H, W, C).
+    """
+    height, width, channels = shape[1:]
+    kh, kw, _, filters = kernel.shape
+    same = padding == "SAME"
+    top, left = ((kh - 1) // 2, (kw - 1) // 2) if same else (0, 0)
+    size = _MOST_CHANNELS // channels  # columns a block
+    y = tf.pad(y, [[0, 0], [0, 0], [0, -y.shape[2] % size], [0, 0]])
+    given, wanted = y.shape[2] // size, -(-width // size)  # blocks
+    # Block p of x needs the blocks p + first to p + last of y.
+    first = -((kw - 2 + size - left) // size)
+    last = (left + size - 1) // size
+    blocks = tf.nn.conv2d(
+        tf.reshape(y, [-1, y.shape[1], given, size * filters]),
+        _block_kernel(kernel, size, left, first, last),
+        strides=1,
+        padding=[[0, 0], [0, 0], [-first, wanted - given + last], [0, 0]],
+    )
+    rows = tf.unstack(
+        tf.reshape(blocks, [-1, y.shape[1], wanted, kh, size * channels]),
+        axis=3,
+    )
+    full = tf.add_n(
+        [
+            tf.pad(row, [[0, 0], [a, kh - 1 - a], [0, 0], [0, 0]])
+            for a, row in enumerate(rows)
+        ]
+    )
+    full = tf.reshape(full, [-1, full.shape[1], wanted * size, channels])
+    return full[:, top : top + height, :width]
+
+
+def _block_kernel(kernel, size, left, first, last):
+    """The kernel over blocks: (1, last - first + 1, size D, kh size C)."""
+    kh, kw, channels, filters = kernel.shape
+    block = np.arange(first, last + 1)[:, None, None]
+    given = np.arange(size)[None, :, None]  # column in the block of y
+    wanted = np.arange(size)[None, None, :]  # column in the block of x
+    tap = wanted + left - given - block * size
+    beyond = kw  # a column of zeros
+    tap = np.where((tap >= 0) & (tap < kw), tap, beyond)
+    padded = tf.pad(kernel, [[0, 0], [0, 1], [0, 0], [0, 0]])
+    taps = tf.gather(padded, tap, axis=1)  # (kh, blocks, size, size, C, D)
+    taps = tf.transpose(taps, [1, 2, 5, 0, 3, 4])
+    return tf.reshape(
+        taps, [1, len(block), size * filters, kh * size * channels]
+    )
+
+
+def max_pooling(x, size):
+    """Max pooling over windows that do not overlap.
+
+    Args:
+        x: (B, H, W, C).
+        size: (height, width) of a window, and the strides.
+
+    Returns:
+        (B, H // height, W // width, C). The gradient goes to the first of
+        equal maxima.
+    """
+
+    @tf.custom_gradient
+    def pool(x):
+        y = tf.nn.max_pool2d(x, size, size, "VALID")
+
+        def place(values):
+            """Values to where the maxima are, zero elsewhere."""
+            return tf.raw_ops.MaxPoolGrad(
+                orig_input=x,
+                orig_output=y,
+                grad=values,
+                ksize=[1, *size, 1],
+                strides=[1, *size, 1],
+                padding="VALID",
+            )
+
+        @tf.custom_gradient
+        def unpool(values):
+            return place(values), pick
+
+        @tf.custom_gradient
+        def pick(values):
+            """Values from where the maxima are; the adjoint of `unpool`."""
+            there = values * place(tf.ones_like(y))
+            mean = tf.nn.avg_pool2d(there, size, size, "VALID")
+            return float(np.prod(size)) * mean, unpool
+
+        return y, unpool
+
+    return pool(x)

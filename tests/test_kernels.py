@@ -1,0 +1,199 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dd_keras import numerics
+from dd_keras.attacks import kernels
+
+
+def random(*shape, dtype="float64", seed=0):
+    values = np.random.default_rng((seed, *shape)).normal(size=shape)
+    return tf.constant(values, dtype)
+
+
+def derivatives(function, x, kernel):
+    """Value, gradients, and the gradients of a functional of those."""
+    with tf.GradientTape() as third:
+        third.watch([x, kernel])
+        with tf.GradientTape() as outer:
+            outer.watch([x, kernel])
+            with tf.GradientTape() as inner:
+                inner.watch([x, kernel])
+                y = function(x, kernel)
+                value = tf.reduce_sum(tf.sin(y))
+            first = inner.gradient(value, [x, kernel])
+            functional = sum(tf.reduce_sum(tf.sin(g)) for g in first)
+        second = outer.gradient(functional, [x, kernel])
+        functional = sum(tf.reduce_sum(tf.sin(g)) for g in second)
+    return y, *first, *second, *third.gradient(functional, [x, kernel])
+
+
+def assert_same_derivatives(function, stock, x, kernel):
+    got = derivatives(function, x, kernel)
+    expected = derivatives(stock, x, kernel)
+    assert len(got) == 7
+    for one, other in zip(got, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("padding", ["VALID", "SAME"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("height", "width", "kernel"),
+    [(6, 8, (5, 5)), (7, 9, (3, 3)), (5, 6, (3, 4)), (8, 7, (4, 5))],
+)
+def test_convolution_equals_stock(height, width, kernel, channels, padding):
+    assert_same_derivatives(
+        lambda x, k: kernels.convolution(x, k, padding),
+        lambda x, k: tf.nn.conv2d(x, k, 1, padding),
+        random(2, height, width, channels),
+        random(*kernel, channels, 3),
+    )
+
+
+def test_convolution_of_unknown_width_is_the_stock_one():
+    kernel = random(3, 3, 1, 2)
+
+    @tf.function(
+        input_signature=[tf.TensorSpec((None, None, None, 1), "float64")]
+    )
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = kernels.convolution(x, kernel, "SAME")
+        return y, tape.gradient(y, x)
+
+    x = random(2, 5, 7, 1)
+    y, found = gradient(x)
+    np.testing.assert_allclose(y, tf.nn.conv2d(x, kernel, 1, "SAME"))
+    assert found.shape == x.shape
+
+
+@pytest.mark.parametrize("size", [(2, 2), (3, 2)])
+@pytest.mark.parametrize("ties", [False, True])
+def test_max_pooling_equals_stock(size, ties):
+    x = random(2, 7, 8, 3)  # 7 is not divisible: the last row is left out
+    if ties:
+        x = tf.round(x)
+
+    def stock(x, scale):
+        return scale * tf.nn.max_pool2d(x * scale, size, size, "VALID")
+
+    def fast(x, scale):
+        return scale * kernels.max_pooling(x * scale, size)
+
+    assert_same_derivatives(fast, stock, x, random(3) ** 2)
+
+
+def ops_of(network, x):
+    """Types of all operations of f's gradient by x, and of its gradient."""
+
+    @tf.function
+    def gradient(x):
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                with kernels.fast_gradients(network):
+                    y = tf.reduce_sum(network(x) ** 2)
+            first = tape.gradient(y, x)
+        return outer.gradient(first, x)
+
+    graph = gradient.get_concrete_function(x).graph
+    return [op.type for op in graph.get_operations()]
+
+
+def network_of(*layers, shape=(8, 8, 1)):
+    return keras.Sequential([keras.Input(shape), *layers])
+
+
+SLOW = {"Conv2DBackpropInput", "MaxPoolGradGrad"}
+
+
+def test_layers_are_replaced_also_in_nested_models():
+    layers = keras.layers
+    inner = network_of(layers.Conv2D(4, 3), layers.MaxPooling2D(2))
+    network = network_of(inner, layers.Flatten(), layers.Dense(2))
+    x = tf.zeros((2, 8, 8, 1))
+    assert SLOW.isdisjoint(ops_of(network, x))
+
+
+@pytest.mark.parametrize(
+    ("layer", "slow"),
+    [
+        (keras.layers.Conv2D(4, 3, strides=2), "Conv2DBackpropInput"),
+        (keras.layers.Conv2D(4, 3, dilation_rate=2), "Conv2DBackpropInput"),
+        (keras.layers.Conv2D(4, 1), "Conv2DBackpropInput"),
+        (keras.layers.MaxPooling2D(3, strides=2), "MaxPoolGradGrad"),
+        (keras.layers.MaxPooling2D(2, padding="same"), "MaxPoolGradGrad"),
+        (type("Own", (keras.layers.Conv2D,), {})(4, 3), "Conv2DBackpropInput"),
+    ],
+)
+def test_other_layers_are_left_alone(layer, slow):
+    network = network_of(layer, keras.layers.Flatten(), keras.layers.Dense(2))
+    assert slow in ops_of(network, tf.zeros((2, 8, 8, 1)))
+
+
+def test_wide_inputs_are_left_alone():
+    network = network_of(keras.layers.Conv2D(4, 3), shape=(8, 8, 5))
+    assert "Conv2DBackpropInput" in ops_of(network, tf.zeros((2, 8, 8, 5)))
+
+
+@pytest.mark.parametrize("why", ["xla", "gpu"])
+def test_xla_and_gpus_keep_their_kernels(monkeypatch, why):
+    if why == "xla":
+        monkeypatch.setattr(numerics, "compiled_by_xla", lambda: True)
+    else:
+        monkeypatch.setattr(
+            tf.config, "get_visible_devices", lambda kind: ["a device"]
+        )
+    layers = keras.layers
+    network = network_of(layers.Conv2D(4, 3), layers.MaxPooling2D(2))
+    assert set(ops_of(network, tf.zeros((2, 8, 8, 1)))) >= SLOW
+
+
+def test_network_is_as_before_also_after_an_error():
+    layers = [keras.layers.Conv2D(4, 3), keras.layers.MaxPooling2D(2)]
+    network = network_of(*layers)
+    before = [dict(vars(layer)) for layer in layers]
+
+    def fail():
+        with kernels.fast_gradients(network):
+            assert all(
+                dict(vars(layer)) != old
+                for layer, old in zip(layers, before, strict=True)
+            )
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert [dict(vars(layer)) for layer in layers] == before
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_network_computes_the_same(padding, policy):
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    network = network_of(
+        layers.Conv2D(4, 5, padding=padding, activation="relu", dtype=policy),
+        layers.MaxPooling2D(2, dtype=policy),
+        layers.Flatten(),
+        layers.Dense(3, dtype="float32"),
+    )
+    x = random(4, 8, 8, 1, dtype="float32")
+
+    def gradient():
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = network(x)
+        return y, tape.gradient(y, x)
+
+    with kernels.fast_gradients(network):
+        y, found = gradient()
+    stock_y, stock = gradient()
+    tolerance = 1e-5 if policy == "float32" else 2e-2
+    np.testing.assert_allclose(y, stock_y, atol=tolerance)
+    error = np.abs(found - stock).max()
+    assert error < tolerance * np.abs(stock).max()
