@@ -49,9 +49,8 @@ def training_function(path, classes, attack=None):
 
 def variants_of(path, batch_size, max_iter, classes, plain=False):
     """Clean and Deep Defense steps for one setting, by name."""
-    wide = classes > 10  # all classes would take minutes: see scaling.py
     chosen = {"deep_defense": None, "deep_defense, candidates=5": 5}
-    if wide:
+    if classes > 10:  # all of them would take minutes: see scaling.py
         chosen = {"deep_defense, candidates=10": 10}
     made = {
         name: attacks.DeepFool(max_iter=max_iter, candidates=candidates)
@@ -62,8 +61,9 @@ def variants_of(path, batch_size, max_iter, classes, plain=False):
     batches = harness.mnist_batches(
         "train", FLAGS.data_dir, batch_size, FLAGS.turns
     )
+    network = keras.saving.load_model(path, compile=False)
     setting = {
-        "network": keras.saving.load_model(path, compile=False).name,
+        "network": network.name,
         "batch_size": batch_size,
         "max_iter": max_iter,
         "classes": classes,
@@ -72,18 +72,25 @@ def variants_of(path, batch_size, max_iter, classes, plain=False):
     variants = {}
     for name, attack in {"clean": None, **made}.items():
         step = training_function(path, classes, attack)
+        details = {"variant": name, **setting}
+        if attack is not None:
+            wide = with_classes(network, classes)
+            details["mean_iterations"] = mean_iterations(attack, wide, batches)
         started = time.perf_counter()
         step.get_concrete_function(batches[0])
         variants[name + suffix] = harness.Variant(
             lambda turn, step=step: step(batches[turn]),
             baseline="clean" + suffix,
-            details={
-                "variant": name,
-                **setting,
-                "trace_s": time.perf_counter() - started,
-            },
+            details={**details, "trace_s": time.perf_counter() - started},
         )
     return variants
+
+
+def mean_iterations(attack, network, batches):
+    """How many iterations a sample takes, over the first batches."""
+    first = batches[: max(1, 500 // len(batches[0][0]))]
+    found = [attack.run(network, *batch).iterations for batch in first]
+    return float(tf.reduce_mean(tf.cast(tf.concat(found, 0), tf.float32)))
 
 
 def main(argv):

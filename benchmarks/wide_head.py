@@ -3,14 +3,16 @@
 import keras
 import numpy as np
 
+_LOW = -1e4  # a bias far below all logits of a network for images
+
 
 def with_classes(network, classes, seed=0):
     """Replaces a network's last dense layer by one with more classes.
 
     The further classes have the trained ones' weights in random order, and a
-    bias so low that they are hardly ever the likeliest: decisions, distances
-    and iterations stay about those of the trained network, and a difference
-    in time is the cost of the classes.
+    bias so low that they are never the likeliest nor the nearest: decisions,
+    perturbations and iterations stay those of the trained network, and a
+    difference in time is the cost of the classes.
 
     Args:
         network: Keras classifier that ends in a dense layer of logits.
@@ -32,11 +34,11 @@ def with_classes(network, classes, seed=0):
     )
     wide = keras.layers.Dense(classes, name=f"{head.name}_{classes}")
     outputs = wide(head.input)
-    low = np.full(classes - trained, bias.min() - 100 * np.abs(bias).max())
+    low = np.full(classes - trained, _LOW, bias.dtype)
     wide.set_weights(
         [
             np.concatenate([kernel, further], axis=1),
-            np.concatenate([bias, low.astype(bias.dtype)]),
+            np.concatenate([bias, low]),
         ]
     )
     return keras.Model(
