@@ -20,8 +20,6 @@ import tensorflow as tf
 
 from dd_keras import datasets
 
-WARM_UP = 3  # turns that trace and fill caches; they are not counted
-
 
 class Variant(NamedTuple):
     """Something to time.
@@ -38,19 +36,20 @@ class Variant(NamedTuple):
     details: Mapping = types.MappingProxyType({})
 
 
-def take_turns(variants, turns):
+def take_turns(variants, turns, warm_up=3):
     """Times each variant once a turn.
 
     Args:
         variants: dict of name to `Variant`.
         turns: number of turns counted, at least 2.
+        warm_up: turns before these, which trace and fill caches.
 
     Returns:
         dict of name to its row: `median_ms`, `quartiles_ms`, and where it has
         a baseline, `baseline` and `ratio`, the median over the turns.
     """
     seconds = {name: [] for name in variants}
-    for turn in range(-WARM_UP, turns):
+    for turn in range(-warm_up, turns):
         _progress(f"turn {max(turn, 0)} of {turns}")
         for name, variant in variants.items():
             started = time.perf_counter()

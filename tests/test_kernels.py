@@ -70,18 +70,20 @@ def test_convolution_of_unknown_width_is_the_stock_one():
     assert found.shape == x.shape
 
 
-@pytest.mark.parametrize("size", [(2, 2), (3, 2)])
+@pytest.mark.parametrize("padding", ["VALID", "SAME"])
+@pytest.mark.parametrize("strides", [(2, 2), (3, 2), (2, 1)])
+@pytest.mark.parametrize("size", [(2, 2), (3, 2), (3, 3)])
 @pytest.mark.parametrize("ties", [False, True])
-def test_max_pooling_equals_stock(size, ties):
-    x = random(2, 7, 8, 3)  # 7 is not divisible: the last row is left out
+def test_max_pooling_equals_stock(size, strides, padding, ties):
+    x = random(2, 7, 8, 3)
     if ties:
         x = tf.round(x)
 
     def stock(x, scale):
-        return scale * tf.nn.max_pool2d(x * scale, size, size, "VALID")
+        return scale * tf.nn.max_pool2d(x * scale, size, strides, padding)
 
     def fast(x, scale):
-        return scale * kernels.max_pooling(x * scale, size)
+        return scale * kernels.max_pooling(x * scale, size, strides, padding)
 
     assert_same_derivatives(fast, stock, x, random(3) ** 2)
 
@@ -95,7 +97,7 @@ def ops_of(network, x):
             outer.watch(x)
             with tf.GradientTape() as tape:
                 tape.watch(x)
-                with kernels.fast_gradients(network):
+                with kernels.better_gradients(network):
                     y = tf.reduce_sum(network(x) ** 2)
             first = tape.gradient(y, x)
         return outer.gradient(first, x)
@@ -140,17 +142,54 @@ def test_wide_inputs_are_left_alone():
     assert "Conv2DBackpropInput" in ops_of(network, tf.zeros((2, 8, 8, 5)))
 
 
-@pytest.mark.parametrize("why", ["xla", "gpu"])
-def test_xla_and_gpus_keep_their_kernels(monkeypatch, why):
-    if why == "xla":
-        monkeypatch.setattr(numerics, "compiled_by_xla", lambda: True)
-    else:
-        monkeypatch.setattr(
-            tf.config, "get_visible_devices", lambda kind: ["a device"]
-        )
+def test_gpus_keep_their_kernels(monkeypatch):
+    monkeypatch.setattr(
+        tf.config, "get_visible_devices", lambda kind: ["a device"]
+    )
     layers = keras.layers
     network = network_of(layers.Conv2D(4, 3), layers.MaxPooling2D(2))
     assert set(ops_of(network, tf.zeros((2, 8, 8, 1)))) >= SLOW
+
+
+def test_xla_keeps_its_convolutions(monkeypatch):
+    monkeypatch.setattr(numerics, "compiled_by_xla", lambda: True)
+    layers = keras.layers
+    network = network_of(
+        layers.Conv2D(4, 3), layers.MaxPooling2D(3, 2, padding="same")
+    )
+    ops = ops_of(network, tf.zeros((2, 8, 8, 1)))
+    assert SLOW & set(ops) == {"Conv2DBackpropInput"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("size", "strides", "padding"), [(2, 2, "valid"), (3, 2, "same")]
+)
+def test_second_derivative_under_xla(size, strides, padding, dtype):
+    network = network_of(
+        keras.layers.MaxPooling2D(size, strides, padding, dtype=dtype),
+        keras.layers.Flatten(dtype=dtype),
+        keras.layers.Dense(3, activation="tanh", dtype=dtype),
+    )
+    x = random(2, 8, 8, 1, dtype=dtype)
+
+    def second(x):
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with (
+                tf.GradientTape() as tape,
+                kernels.better_gradients(network),
+            ):
+                tape.watch(x)
+                y = network(x)
+            functional = tf.reduce_sum(tf.sin(tape.gradient(y, x)))
+        return outer.gradient(functional, network.trainable_weights)
+
+    compiled = tf.function(second, jit_compile=True)(x)
+    tolerance = 1e-5 if dtype == "float32" else 1e-12
+    for got, expected in zip(compiled, second(x), strict=True):
+        error = np.abs(got - expected).max()
+        assert error < tolerance * np.abs(expected).max()
 
 
 def test_network_is_as_before_also_after_an_error():
@@ -159,7 +198,7 @@ def test_network_is_as_before_also_after_an_error():
     before = [dict(vars(layer)) for layer in layers]
 
     def fail():
-        with kernels.fast_gradients(network):
+        with kernels.better_gradients(network):
             assert all(
                 dict(vars(layer)) != old
                 for layer, old in zip(layers, before, strict=True)
@@ -190,7 +229,7 @@ def test_network_computes_the_same(padding, policy):
             y = network(x)
         return y, tape.gradient(y, x)
 
-    with kernels.fast_gradients(network):
+    with kernels.better_gradients(network):
         y, found = gradient()
     stock_y, stock = gradient()
     tolerance = 1e-5 if policy == "float32" else 2e-2

@@ -175,7 +175,7 @@ def functional_form(network):
         mapping = list(zip(variables, weights, strict=True))
         with (
             keras.StatelessScope(state_mapping=mapping),
-            kernels.fast_gradients(network),
+            kernels.better_gradients(network),
         ):
             return logits.class_logits(network(x, training=False))
 

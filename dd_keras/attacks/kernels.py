@@ -1,4 +1,4 @@
-"""Layers whose derivatives are fast on the CPU: same values, less work.
+"""Layers with better derivatives: same values, less work or more digits.
 
 Attacks take the gradient by the network's input once for each class, and
 training differentiates that gradient again. Two stock kernels are poor at
@@ -8,8 +8,10 @@ just this, and are replaced for the length of a forward pass:
   compute in vectors of 16 channels; an image has one or three, so most of the
   work is on padding. `convolution` lets neighbouring columns of the image
   stand in for the missing channels.
-- The second derivative of max pooling, which looks for every maximum anew
-  (`MaxPoolGradGrad`). `max_pooling` makes it a product and an average.
+- The second derivative of max pooling, `MaxPoolGradGrad`. On the CPU it looks
+  for every maximum anew; XLA's rounds to bfloat16, which leaves two or three
+  digits of the weights' gradient, and knows no float64. `max_pooling` makes
+  it a product and an average where windows do not overlap.
 
 Values are the same up to rounding, to any order of differentiation.
 """
@@ -29,26 +31,27 @@ _SMALLEST_KERNEL = 3
 
 
 @contextlib.contextmanager
-def fast_gradients(network):
+def better_gradients(network):
     """While it is open, the layers of a network work as described above.
 
-    Under XLA, and where there is a GPU, nothing changes; nor do subclasses of
-    Keras' layers and layers of other settings than the kernels here know.
+    Where they would gain nothing, the stock kernels stay: with a GPU but
+    without XLA, all; under XLA, convolutions; on the CPU, overlapping max
+    pooling. So do they in subclasses of Keras' layers, and in layers of
+    settings that are not known here.
 
     Args:
         network: a `keras.Model`.
     """
+    xla = numerics.compiled_by_xla()
+    cpu = not xla and not tf.config.get_visible_devices("GPU")
     replaced = []
-    if not numerics.compiled_by_xla() and not tf.config.get_visible_devices(
-        "GPU"
-    ):
-        for layer in network._flatten_layers():
-            if _is_image_convolution(layer):
-                layer.convolution_op = _convolution_of(layer)
-                replaced.append((layer, "convolution_op"))
-            elif _is_tiling_max_pooling(layer):
-                layer.call = _max_pooling_of(layer)
-                replaced.append((layer, "call"))
+    for layer in network._flatten_layers():
+        if cpu and _is_image_convolution(layer):
+            layer.convolution_op = _convolution_of(layer)
+            replaced.append((layer, "convolution_op"))
+        elif _is_max_pooling(layer) and (xla or (cpu and _tiles(layer))):
+            layer.call = _max_pooling_of(layer)
+            replaced.append((layer, "call"))
     try:
         yield
     finally:
@@ -78,18 +81,24 @@ def _convolution_of(layer):
     return convolution_op
 
 
-def _is_tiling_max_pooling(layer):
+def _is_max_pooling(layer):
     return (
         type(layer) is keras.layers.MaxPooling2D
-        and tuple(layer.strides) == tuple(layer.pool_size)
-        and layer.padding == "valid"
         and layer.data_format == "channels_last"
     )
 
 
+def _tiles(layer):
+    """Whether the windows of a pooling layer neither overlap nor stick out."""
+    strides, size = tuple(layer.strides), tuple(layer.pool_size)
+    return strides == size and layer.padding == "valid"
+
+
 def _max_pooling_of(layer):
     def call(inputs):
-        return max_pooling(inputs, layer.pool_size)
+        return max_pooling(
+            inputs, layer.pool_size, layer.strides, layer.padding.upper()
+        )
 
     return call
 
@@ -199,31 +208,32 @@ def _block_kernel(kernel, size, left, first, last):
     )
 
 
-def max_pooling(x, size):
-    """Max pooling over windows that do not overlap.
+def max_pooling(x, size, strides, padding):
+    """Max pooling.
 
     Args:
         x: (B, H, W, C).
-        size: (height, width) of a window, and the strides.
+        size: (height, width) of a window.
+        strides: (vertical, horizontal), from one window to the next.
+        padding: `"VALID"` or `"SAME"`.
 
     Returns:
-        (B, H // height, W // width, C). The gradient goes to the first of
-        equal maxima.
+        (B, H', W', C). Of equal maxima the first has the gradient.
     """
 
     @tf.custom_gradient
     def pool(x):
-        y = tf.nn.max_pool2d(x, size, size, "VALID")
+        y = tf.nn.max_pool2d(x, size, strides, padding)
 
         def place(values):
-            """Values to where the maxima are, zero elsewhere."""
+            """Values to where the maxima are, sums where windows overlap."""
             return tf.raw_ops.MaxPoolGrad(
                 orig_input=x,
                 orig_output=y,
                 grad=values,
                 ksize=[1, *size, 1],
-                strides=[1, *size, 1],
-                padding="VALID",
+                strides=[1, *strides, 1],
+                padding=padding,
             )
 
         @tf.custom_gradient
@@ -233,10 +243,45 @@ def max_pooling(x, size):
         @tf.custom_gradient
         def pick(values):
             """Values from where the maxima are; the adjoint of `unpool`."""
-            there = values * place(tf.ones_like(y))
-            mean = tf.nn.avg_pool2d(there, size, size, "VALID")
-            return float(np.prod(size)) * mean, unpool
+            if tuple(strides) == tuple(size) and padding == "VALID":
+                there = values * place(tf.ones_like(y))
+                mean = tf.nn.avg_pool2d(there, size, size, "VALID")
+                return float(np.prod(size)) * mean, unpool
+            return _values_at_maxima(
+                values, x, y, size, strides, padding
+            ), unpool
 
         return y, unpool
 
     return pool(x)
+
+
+def _values_at_maxima(values, x, y, size, strides, padding):
+    """For each window of x, the value at the first place where x is y."""
+    rows, columns = y.shape[1], y.shape[2]
+    margins = [
+        _margins(given, window, stride, wanted) if padding == "SAME" else (0, 0)
+        for given, window, stride, wanted in zip(
+            x.shape[1:3], size, strides, (rows, columns), strict=True
+        )
+    ]
+    margins = [(0, 0), *margins, (0, 0)]
+    x = tf.pad(x, margins, constant_values=x.dtype.min)
+    values = tf.pad(values, margins)
+    found, free = tf.zeros_like(y), tf.ones_like(y, tf.bool)
+    for i, j in np.ndindex(*size):
+        places = (
+            slice(None),
+            slice(i, i + (rows - 1) * strides[0] + 1, strides[0]),
+            slice(j, j + (columns - 1) * strides[1] + 1, strides[1]),
+        )
+        here = free & (x[places] == y)
+        found += tf.where(here, values[places], 0.0)
+        free &= ~here
+    return found
+
+
+def _margins(given, window, stride, wanted):
+    """What `SAME` pads a side of length `given` with, before and after."""
+    total = max(0, (wanted - 1) * stride + window - given)
+    return total // 2, total - total // 2

@@ -157,7 +157,7 @@ class DeepDefenseModel(keras.Model):
         x = logits.cast_inputs(self.model, x)
         with (
             tf.GradientTape(persistent=True) as tape,
-            kernels.fast_gradients(self.model),
+            kernels.better_gradients(self.model),
         ):
             tape.watch(x)
             y_pred = self(x, training=training)

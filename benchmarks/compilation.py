@@ -1,0 +1,134 @@
+"""How long the first training step takes: traced, and compiled by XLA.
+
+    python benchmarks/compilation.py --model=savedmodels/mnist_lenet_reference.keras --data_dir=DIR
+
+Each in a process of its own, since a second trace in one process is faster.
+Also how far XLA's losses, rho_2 and gradients are from the plain graph's,
+relative to the largest entry of each. About 2 minutes on 2 cores.
+"""  # noqa: E501
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+import harness
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+
+import dd_keras
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("model", None, "Trained classifier.", required=True)
+flags.DEFINE_string("data_dir", None, "Where TFDS keeps its data.")
+flags.DEFINE_integer("batch_size", 100, "Images.", lower_bound=1)
+flags.DEFINE_integer("runs", 5, "Processes of each kind.", lower_bound=1)
+flags.DEFINE_string(
+    "output", "results/benchmarks/compilation.json", "Where the JSON goes."
+)
+flags.DEFINE_enum("worker", None, ["fit", "graph", "xla"], "One run only.")
+
+# So large that the weights' rounding vanishes in the step: the difference of
+# the weights is the gradient.
+LEARNING_RATE = 1e6
+
+
+def fresh_model(**kwargs):
+    """A compiled Deep Defense model of the trained classifier."""
+    classifier = keras.saving.load_model(FLAGS.model, compile=False)
+    model = dd_keras.DeepDefenseModel(classifier)
+    model.compile(
+        keras.optimizers.SGD(LEARNING_RATE),
+        "sparse_categorical_crossentropy",
+        **kwargs,
+    )
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def first_step_of_fit(batch):
+    """Seconds of `fit` on one batch: tracing, and one step."""
+    model = fresh_model(jit_compile=False, metrics=["accuracy"])
+    started = time.perf_counter()
+    model.fit(*batch, batch_size=len(batch[0]), verbose=0)
+    return {"first_step_s": time.perf_counter() - started}
+
+
+def step(batch, xla):
+    """Times of tracing, the first step and the next; what it computed."""
+    model = fresh_model(jit_compile=xla)
+    before = [v.numpy() for v in model.trainable_variables]
+    train_step = tf.function(model.train_step, autograph=False, jit_compile=xla)
+    times = [time.perf_counter()]
+    train_step.get_concrete_function(batch)
+    times.append(time.perf_counter())
+    logs = {k: float(v) for k, v in train_step(batch).items()}
+    times.append(time.perf_counter())
+    after = [v.numpy() for v in model.trainable_variables]
+    gradients = [a - b for a, b in zip(after, before, strict=True)]
+    for variable, value in zip(model.trainable_variables, before, strict=True):
+        variable.assign(value)
+    started = time.perf_counter()
+    float(train_step(batch)["loss"])
+    return {
+        "trace_s": times[1] - times[0],
+        "compile_s": times[2] - times[1],
+        "next_step_s": time.perf_counter() - started,
+    }, [*map(np.float32, logs.values()), *gradients]
+
+
+def work(kind):
+    """One process' work, its result printed as JSON."""
+    (batch,) = harness.mnist_batches(
+        "train", FLAGS.data_dir, FLAGS.batch_size, 1
+    )
+    if kind == "fit":
+        return first_step_of_fit([part.numpy() for part in batch])
+    row, found = step(batch, kind == "xla")
+    if kind == "xla":
+        _, expected = step(batch, False)
+        row["relative_difference"] = max(
+            float(np.max(np.abs(a - b)) / np.max(np.abs(b)))
+            for a, b in zip(found, expected, strict=True)
+        )
+    return row
+
+
+def main(argv):
+    """Starts the processes, or is one."""
+    if FLAGS.worker is not None:
+        print(json.dumps(work(FLAGS.worker)))
+        return
+    rows = {}
+    for kind in ("fit", "graph", "xla"):
+        runs = []
+        for _ in range(FLAGS.runs):
+            worker = subprocess.run(
+                [sys.executable, *argv[:1], *sys.argv[1:], f"--worker={kind}"],
+                check=True,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            runs.append(json.loads(worker.stdout.splitlines()[-1]))
+        rows[kind] = {
+            key: statistics.median(run[key] for run in runs) for key in runs[0]
+        }
+        rows[kind]["runs"] = runs
+    harness.print_table(
+        rows,
+        {
+            "first_step_s": "first step {:.2f} s",
+            "trace_s": "trace {:.2f} s",
+            "compile_s": "compile {:.2f} s",
+            "next_step_s": "next {:.2f} s",
+            "relative_difference": "differs {:.1e}",
+        },
+    )
+    harness.save(FLAGS.output, "compilation", rows)
+
+
+if __name__ == "__main__":
+    app.run(main)

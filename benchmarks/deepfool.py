@@ -1,0 +1,226 @@
+"""DeepFool by dd_keras, Foolbox and ART: milliseconds an image, and rho_2.
+
+    pip install -e '.[benchmark]'
+    python benchmarks/deepfool.py --model=savedmodels/mnist_lenet_reference.keras --data_dir=DIR
+
+All attack the same LeNet on the same batches of MNIST test images from the
+predicted classes, to convergence (at most 50 steps), and take turns. rho_2, the mean of ||perturbation|| /
+||image||, shows what the time bought: less is a better attack, as long as all
+images are fooled. What is not installed is left out. About 4 minutes.
+"""  # noqa: E501
+
+import functools
+import importlib.util
+
+import harness
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+
+from dd_keras import attacks
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("model", None, "Trained LeNet.", required=True)
+flags.DEFINE_string("data_dir", None, "Where TFDS keeps its data.")
+flags.DEFINE_integer("images", 2000, "Test images.", lower_bound=1)
+flags.DEFINE_integer("batch_size", 500, "Images a batch.", lower_bound=1)
+flags.DEFINE_integer("turns", 5, "Timed runs of each.", lower_bound=2)
+flags.DEFINE_bool("art", True, "Time ART too.")
+flags.DEFINE_string(
+    "output", "results/benchmarks/deepfool.json", "Where the JSON goes."
+)
+
+STEPS = 50
+OVERSHOOT = 0.02
+BOUNDS = (-255.0, 255.0)  # of pixels less the mean image
+
+
+def ours(network, candidates=None):
+    """dd_keras: (x, y) to perturbed images."""
+    attack = attacks.DeepFool(
+        max_iter=STEPS, overshoot=OVERSHOOT, candidates=candidates
+    )
+    return lambda x, y: attack(network, x, y)
+
+
+def foolbox_tensorflow(network):
+    """Foolbox on the Keras model."""
+    import foolbox
+
+    model = foolbox.TensorFlowModel(network, BOUNDS)
+    attack = foolbox.attacks.L2DeepFoolAttack(steps=STEPS, overshoot=OVERSHOOT)
+    return lambda x, y: attack(model, x, y, epsilons=None)[0]
+
+
+def foolbox_pytorch(network):
+    """Foolbox on the same network in PyTorch."""
+    import foolbox
+    import torch
+
+    model = foolbox.PyTorchModel(in_pytorch(network), BOUNDS, device="cpu")
+    attack = foolbox.attacks.L2DeepFoolAttack(steps=STEPS, overshoot=OVERSHOOT)
+
+    def run(x, y):
+        x = torch.from_numpy(np.transpose(x, (0, 3, 1, 2)).copy())
+        found = attack(model, x, torch.from_numpy(y).long(), epsilons=None)
+        return np.transpose(found[0].numpy(), (0, 2, 3, 1))
+
+    return run
+
+
+def art_pytorch(network):
+    """ART on the same network in PyTorch.
+
+    Without clip_values: given these, it multiplies its step by their range.
+    """
+    import torch
+    from art.attacks.evasion import DeepFool
+    from art.estimators.classification import PyTorchClassifier
+
+    classifier = PyTorchClassifier(
+        in_pytorch(network),
+        loss=torch.nn.CrossEntropyLoss(),
+        input_shape=(1, 28, 28),
+        nb_classes=10,
+        device_type="cpu",
+    )
+    attack = DeepFool(
+        classifier,
+        max_iter=STEPS,
+        epsilon=OVERSHOOT,
+        nb_grads=10,
+        batch_size=FLAGS.batch_size,
+        verbose=False,
+    )
+
+    def run(x, y):
+        del y  # it starts from the predicted classes
+        found = attack.generate(np.transpose(x, (0, 3, 1, 2)).copy())
+        return np.transpose(found, (0, 2, 3, 1))
+
+    return run
+
+
+@functools.cache
+def in_pytorch(network):
+    """A LeNet in PyTorch, with the weights of a Keras one."""
+    import torch
+
+    conv1, conv2, fc1, fc2 = (
+        network.get_layer(name).get_weights()
+        for name in ("conv1", "conv2", "fc1", "fc2")
+    )
+    # Keras flattens (4, 4, 50), PyTorch (50, 4, 4).
+    flat = fc1[0].reshape(4, 4, 50, -1).transpose(2, 0, 1, 3)
+    fc1[0] = flat.reshape(fc1[0].shape)
+    nn = torch.nn
+    layers = nn.Sequential(
+        nn.Conv2d(1, 20, 5),
+        nn.MaxPool2d(2),
+        nn.Conv2d(20, 50, 5),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(800, 500),
+        nn.ReLU(),
+        nn.Linear(500, 10),
+    )
+    weights = [w.transpose(3, 2, 0, 1) for w in (conv1[0], conv2[0])]
+    weights += [w.T for w in (fc1[0], fc2[0])]
+    biases = [pair[1] for pair in (conv1, conv2, fc1, fc2)]
+    with torch.no_grad():
+        for i, layer in enumerate((0, 2, 5, 7)):
+            layers[layer].weight.copy_(torch.from_numpy(weights[i].copy()))
+            layers[layer].bias.copy_(torch.from_numpy(biases[i]))
+    x = np.random.default_rng(0).normal(0, 50, (8, 28, 28, 1))
+    x = x.astype(np.float32)
+    with torch.no_grad():
+        converted = layers(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
+    np.testing.assert_allclose(converted, network(x), rtol=1e-3, atol=1e-3)
+    return layers.eval()
+
+
+def judge(network, batches, found):
+    """rho_2 and the share of images fooled, by the Keras model."""
+    rho, fooled = [], []
+    for (x, y), adversarial in zip(batches, found, strict=True):
+        axes = (1, 2, 3)
+        difference = np.asarray(adversarial) - x
+        length = np.sqrt(np.sum(difference**2, axes))
+        rho.append(length / np.sqrt(np.sum(x**2, axes)))
+        decided = network.predict_on_batch(np.asarray(adversarial)).argmax(-1)
+        fooled.append(decided != y)
+    return {
+        "rho2": float(np.mean(np.concatenate(rho))),
+        "fooled": float(np.mean(np.concatenate(fooled))),
+    }
+
+
+def main(argv):
+    """Times and judges each library."""
+    del argv
+    network = keras.saving.load_model(FLAGS.model, compile=False)
+    count = -(-FLAGS.images // FLAGS.batch_size)
+    batches = []
+    for x, _ in harness.mnist_batches(
+        "test", FLAGS.data_dir, FLAGS.batch_size, count
+    ):
+        y = network.predict_on_batch(x).argmax(-1)
+        batches.append((x.numpy(), y))
+    batches[-1] = tuple(
+        part[: FLAGS.images - FLAGS.batch_size * (count - 1)]
+        for part in batches[-1]
+    )
+    attackers = {
+        "dd_keras": ours(network),
+        "dd_keras, candidates=5": ours(network, candidates=5),
+    }
+    if importlib.util.find_spec("foolbox"):
+        attackers["Foolbox, TensorFlow"] = foolbox_tensorflow(network)
+    if importlib.util.find_spec("torch"):
+        if importlib.util.find_spec("foolbox"):
+            attackers["Foolbox, PyTorch"] = foolbox_pytorch(network)
+        if importlib.util.find_spec("art") and FLAGS.art:
+            attackers["ART, PyTorch"] = art_pytorch(network)
+
+    variants = {}
+    for name, attacker in attackers.items():
+        takes_tensors = name == "Foolbox, TensorFlow"
+        inputs = [
+            (tf.constant(x), tf.constant(y)) if takes_tensors else (x, y)
+            for x, y in batches
+        ]
+        variants[name] = harness.Variant(
+            lambda turn, attacker=attacker, inputs=inputs: [
+                attacker(x, y) for x, y in inputs
+            ],
+            baseline="dd_keras",
+            details=judge(
+                network, batches, [attacker(x, y) for x, y in inputs]
+            ),
+        )
+    rows = harness.take_turns(variants, FLAGS.turns, warm_up=0)
+    for row in rows.values():
+        row["ms_per_image"] = row["median_ms"] / FLAGS.images
+    harness.print_table(
+        rows,
+        {
+            "ms_per_image": "{:.2f} ms an image",
+            "ratio": "{:.2f} x ours",
+            "rho2": "rho_2 {:.4f}",
+            "fooled": "fooled {:.4f}",
+        },
+    )
+    harness.save(
+        FLAGS.output,
+        "deepfool",
+        rows,
+        images=FLAGS.images,
+        batch_size=FLAGS.batch_size,
+        turns=FLAGS.turns,
+        network=network.name,
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)
