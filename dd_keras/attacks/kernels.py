@@ -116,7 +116,7 @@ def convolution(x, kernel, padding):
     """
     if None in x.shape[1:3]:  # blocks of columns need to know the width
         return tf.nn.conv2d(x, kernel, 1, padding)
-    shape = x.shape
+    blocks = _Blocks(kernel, padding, x.shape)
 
     @tf.custom_gradient
     def convolve(x, kernel):
@@ -130,7 +130,7 @@ def convolution(x, kernel, padding):
         def gradient(upstream):
             return convolve(upstream, kernel), by_kernel(upstream, y)
 
-        return transposed_convolution(y, kernel, padding, shape), gradient
+        return blocks.transpose(y), gradient
 
     def by_kernel(x, y):
         return tf.raw_ops.Conv2DBackpropFilter(
@@ -144,8 +144,8 @@ def convolution(x, kernel, padding):
     return convolve(x, kernel)
 
 
-def transposed_convolution(y, kernel, padding, shape):
-    """The adjoint of `convolution` in its first argument.
+class _Blocks:
+    """The adjoint of a convolution, by blocks of the image's columns.
 
         x[i, j] = sum over a, b of kernel[a, b] y[i + top - a, j + left - b]
 
@@ -153,59 +153,66 @@ def transposed_convolution(y, kernel, padding, shape):
     kernel's rows a: its output channels are (a, column in the block, C).
 
     Args:
-        y: (B, H', W', D).
         kernel: (kh, kw, C, D).
         padding: that of the convolution.
-        shape: that of the convolution's input, (B, H, W, C).
-
-    Returns:
-        (B, H, W, C).
+        shape: that of its input, (B, H, W, C).
     """
-    height, width, channels = shape[1:]
-    kh, kw, _, filters = kernel.shape
-    same = padding == "SAME"
-    top, left = ((kh - 1) // 2, (kw - 1) // 2) if same else (0, 0)
-    size = _MOST_CHANNELS // channels  # columns a block
-    y = tf.pad(y, [[0, 0], [0, 0], [0, -y.shape[2] % size], [0, 0]])
-    given, wanted = y.shape[2] // size, -(-width // size)  # blocks
-    # Block p of x needs the blocks p + first to p + last of y.
-    first = -((kw - 2 + size - left) // size)
-    last = (left + size - 1) // size
-    blocks = tf.nn.conv2d(
-        tf.reshape(y, [-1, y.shape[1], given, size * filters]),
-        _block_kernel(kernel, size, left, first, last),
-        strides=1,
-        padding=[[0, 0], [0, 0], [-first, wanted - given + last], [0, 0]],
-    )
-    rows = tf.unstack(
-        tf.reshape(blocks, [-1, y.shape[1], wanted, kh, size * channels]),
-        axis=3,
-    )
-    full = tf.add_n(
-        [
-            tf.pad(row, [[0, 0], [a, kh - 1 - a], [0, 0], [0, 0]])
-            for a, row in enumerate(rows)
-        ]
-    )
-    full = tf.reshape(full, [-1, full.shape[1], wanted * size, channels])
-    return full[:, top : top + height, :width]
 
+    def __init__(self, kernel, padding, shape):
+        self.height, self.width, self.channels = shape[1:]
+        self.rows, columns = kernel.shape[:2]
+        same = padding == "SAME"
+        self.top = (self.rows - 1) // 2 if same else 0
+        left = (columns - 1) // 2 if same else 0
+        self.size = _MOST_CHANNELS // self.channels  # columns a block
+        # Block p of x needs the blocks p + first to p + last of y.
+        self.first = -((columns - 2 + self.size - left) // self.size)
+        self.last = (left + self.size - 1) // self.size
+        self.kernel = self._block_kernel(kernel, left)
 
-def _block_kernel(kernel, size, left, first, last):
-    """The kernel over blocks: (1, last - first + 1, size D, kh size C)."""
-    kh, kw, channels, filters = kernel.shape
-    block = np.arange(first, last + 1)[:, None, None]
-    given = np.arange(size)[None, :, None]  # column in the block of y
-    wanted = np.arange(size)[None, None, :]  # column in the block of x
-    tap = wanted + left - given - block * size
-    beyond = kw  # a column of zeros
-    tap = np.where((tap >= 0) & (tap < kw), tap, beyond)
-    padded = tf.pad(kernel, [[0, 0], [0, 1], [0, 0], [0, 0]])
-    taps = tf.gather(padded, tap, axis=1)  # (kh, blocks, size, size, C, D)
-    taps = tf.transpose(taps, [1, 2, 5, 0, 3, 4])
-    return tf.reshape(
-        taps, [1, len(block), size * filters, kh * size * channels]
-    )
+    def _block_kernel(self, kernel, left):
+        """(1, last - first + 1, size D, kh size C): from blocks to blocks."""
+        columns = kernel.shape[1]
+        block = np.arange(self.first, self.last + 1)[:, None, None]
+        given = np.arange(self.size)[None, :, None]  # column in a block of y
+        wanted = np.arange(self.size)[None, None, :]  # column in a block of x
+        tap = wanted + left - given - block * self.size
+        beyond = columns  # a column of zeros
+        tap = np.where((tap >= 0) & (tap < columns), tap, beyond)
+        padded = tf.pad(kernel, [[0, 0], [0, 1], [0, 0], [0, 0]])
+        taps = tf.gather(padded, tap, axis=1)  # (kh, blocks, size, size, C, D)
+        taps = tf.transpose(taps, [1, 2, 5, 0, 3, 4])
+        inputs = self.size * kernel.shape[3]
+        outputs = self.rows * self.size * self.channels
+        return tf.reshape(taps, [1, len(block), inputs, outputs])
+
+    def transpose(self, y):
+        """From (B, H', W', D) to (B, H, W, C)."""
+        y = tf.pad(y, [[0, 0], [0, 0], [0, -y.shape[2] % self.size], [0, 0]])
+        height, inputs = y.shape[1], self.kernel.shape[2]
+        given, wanted = y.shape[2] // self.size, -(-self.width // self.size)
+        blocks = tf.nn.conv2d(
+            tf.reshape(y, [-1, height, given, inputs]),
+            self.kernel,
+            strides=1,
+            padding=[
+                [0, 0],
+                [0, 0],
+                [-self.first, wanted - given + self.last],
+                [0, 0],
+            ],
+        )
+        outputs = self.size * self.channels
+        blocks = tf.reshape(blocks, [-1, height, wanted, self.rows, outputs])
+        full = tf.add_n(
+            [
+                tf.pad(row, [[0, 0], [a, self.rows - 1 - a], [0, 0], [0, 0]])
+                for a, row in enumerate(tf.unstack(blocks, axis=3))
+            ]
+        )
+        columns = wanted * self.size
+        full = tf.reshape(full, [-1, full.shape[1], columns, self.channels])
+        return full[:, self.top : self.top + self.height, : self.width]
 
 
 def max_pooling(x, size, strides, padding):
