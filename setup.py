@@ -34,6 +34,12 @@ setuptools.setup(
     ],
     extras_require={
         "cuda": ["tensorflow[and-cuda]>=2.21"],
+        # The libraries that benchmarks/deepfool.py compares with.
+        "benchmark": [
+            "adversarial-robustness-toolbox>=1.20",
+            "foolbox>=3.3.4",
+            "torch>=2.6",
+        ],
         "test": [
             "foolbox>=3.3.4",
             "pytest>=8",

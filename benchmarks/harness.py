@@ -27,12 +27,14 @@ class Variant(NamedTuple):
     Attributes:
         run: does the work of one turn, given the turn's number, and returns
             its tensors.
-        baseline: name of the variant it is compared with; None for none.
+        baselines: names of the variants it is compared with.
+        work: how much a turn does, in any unit; ratios are for equal work.
         details: more about it, for the JSON.
     """
 
     run: Callable
-    baseline: str | None = None
+    baselines: tuple = ()
+    work: float = 1.0
     details: Mapping = types.MappingProxyType({})
 
 
@@ -45,8 +47,8 @@ def take_turns(variants, turns, warm_up=3):
         warm_up: turns before these, which trace and fill caches.
 
     Returns:
-        dict of name to its row: `median_ms`, `quartiles_ms`, and where it has
-        a baseline, `baseline` and `ratio`, the median over the turns.
+        dict of name to its row: `median_ms`, `quartiles_ms`, and `ratios`, by
+        baseline, the medians over the turns; `ratio` is the first of them.
     """
     seconds = {name: [] for name in variants}
     for turn in range(-warm_up, turns):
@@ -65,10 +67,18 @@ def take_turns(variants, turns, warm_up=3):
             "quartiles_ms": [1e3 * low, 1e3 * high],
             **variant.details,
         }
-        if variant.baseline is not None:
-            pairs = zip(seconds[name], seconds[variant.baseline], strict=True)
-            rows[name]["baseline"] = variant.baseline
-            rows[name]["ratio"] = statistics.median(a / b for a, b in pairs)
+        ratios = {
+            other: variants[other].work
+            / variant.work
+            * statistics.median(
+                a / b
+                for a, b in zip(seconds[name], seconds[other], strict=True)
+            )
+            for other in variant.baselines
+        }
+        if ratios:
+            rows[name]["ratios"] = ratios
+            rows[name]["ratio"] = next(iter(ratios.values()))
     return rows
 
 

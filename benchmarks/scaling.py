@@ -88,6 +88,7 @@ def measure(setting):
         size=(setting["batch_size"], setting["size"], setting["size"], 3)
     )
     batch = tf.constant(x, tf.float32), tf.zeros(len(x), tf.int32)
+    before = resident_mib()
     attack = attacks.DeepFool(
         max_iter=setting["max_iter"], candidates=setting["candidates"]
     )
@@ -101,9 +102,8 @@ def measure(setting):
         model.optimizer.build(model.trainable_variables)
         step = tf.function(model.train_step, autograph=False)
         variants[name] = harness.Variant(
-            lambda turn, step=step: step(batch), baseline="clean"
+            lambda turn, step=step: step(batch), baselines=("clean",)
         )
-    before = resident_mib()
     rows = harness.take_turns(variants, FLAGS.turns, warm_up=1)
     row = rows["deep_defense"]
     return {

@@ -33,6 +33,8 @@ flags.DEFINE_string(
     "output", "results/benchmarks/training_step.json", "Where the JSON goes."
 )
 
+ALL_CLASSES = "deep_defense"  # the variant without candidates
+
 
 def training_function(path, classes, attack=None):
     """A compiled training step of a fresh copy of the model."""
@@ -47,9 +49,12 @@ def training_function(path, classes, attack=None):
     return tf.function(model.train_step, autograph=False)
 
 
-def variants_of(path, batch_size, max_iter, classes, plain=False):
-    """Clean and Deep Defense steps for one setting, by name."""
-    chosen = {"deep_defense": None, "deep_defense, candidates=5": 5}
+def variants_of(path, batch_size, max_iter, classes, others=(), plain=False):
+    """Clean and Deep Defense steps for one setting, by name.
+
+    `others` are further variants to compare with, beside the clean one.
+    """
+    chosen = {ALL_CLASSES: None, "deep_defense, candidates=5": 5}
     if classes > 10:  # all of them would take minutes: see scaling.py
         chosen = {"deep_defense, candidates=10": 10}
     made = {
@@ -80,7 +85,7 @@ def variants_of(path, batch_size, max_iter, classes, plain=False):
         step.get_concrete_function(batches[0])
         variants[name + suffix] = harness.Variant(
             lambda turn, step=step: step(batches[turn]),
-            baseline="clean" + suffix,
+            baselines=("clean" + suffix, *others),
             details={**details, "trace_s": time.perf_counter() - started},
         )
     return variants
@@ -99,9 +104,13 @@ def main(argv):
     values = (FLAGS.model, FLAGS.batch_size, FLAGS.max_iter, FLAGS.classes)
     base = [choices[0] for choices in values]
     variants = variants_of(*base, plain=FLAGS.plain)
+    all_classes = [
+        name for name in variants if name.startswith(f"{ALL_CLASSES} (")
+    ]
     for i, choices in enumerate(values):
         for other in choices[1:]:
-            variants |= variants_of(*base[:i], other, *base[i + 1 :])
+            setting = (*base[:i], other, *base[i + 1 :])
+            variants |= variants_of(*setting, others=all_classes)
     rows = harness.take_turns(variants, FLAGS.turns)
     harness.print_table(
         rows, {"median_ms": "{:.1f} ms", "ratio": "{:.2f} x clean"}

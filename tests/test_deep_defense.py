@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import affine_classifier
+from plain_formulation import PlainDeepFool
 
 from dd_keras import DeepDefenseModel, attacks, logits_model, numerics
 
@@ -73,6 +74,96 @@ def objective(network, x, y, weights=None, attack=None):
 
 
 # One step is one step down the gradient of Eq. 6
+
+
+def image_classifier(*layers, outputs=3, activation=None):
+    """A small network in float64, where the two formulations can agree."""
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [
+            keras.Input((6, 6, 1), dtype="float64"),
+            keras.layers.Conv2D(4, 3, activation="tanh"),
+            keras.layers.MaxPooling2D(2),
+            keras.layers.Flatten(),
+            *layers,
+            keras.layers.Dense(outputs, activation=activation),
+        ]
+    )
+
+
+@pytest.fixture
+def float64():
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(
+    ("kind", "shares"),
+    [("logits", True), ("one logit", True), ("softmax", False),
+     ("sigmoid", False), ("batch norm", False), ("dropout", False)],
+)  # fmt: skip
+def test_step_equals_the_plain_formulation(kind, shares):
+    """Also where the loss and the attack share a forward pass."""
+    layers = {
+        "batch norm": lambda: [keras.layers.BatchNormalization()],
+        "dropout": lambda: [keras.layers.Dropout(0.5, seed=3)],
+    }.get(kind, list)
+    rng = np.random.default_rng(0)
+    binary = kind in ("one logit", "sigmoid")
+    x = rng.normal(size=(16, 6, 6, 1))
+    y = rng.integers(0, 2 if binary else 3, 16)
+    trained, shared = [], []
+    for base in (attacks.DeepFool, PlainDeepFool):
+
+        class Spy(base):
+            def search(self, network, x, y=None, forward=None):
+                shared.append(forward is not None)
+                return super().search(network, x, y, forward)
+
+        model = DeepDefenseModel(
+            image_classifier(
+                *layers(),
+                outputs=1 if binary else 3,
+                activation=kind if kind in ("softmax", "sigmoid") else None,
+            ),
+            lam=5.0,
+            attack=Spy(max_iter=4),
+        )
+        loss = "binary_crossentropy" if binary else None
+        model.compile(
+            keras.optimizers.SGD(0.5),
+            loss or "sparse_categorical_crossentropy",
+            jit_compile=False,
+        )
+        before = model.get_weights()
+        logs = model.train_on_batch(x, y, return_dict=True)
+        trained.append((logs, model.get_weights()))
+    assert set(shared) == {shares}
+    (logs, weights), (plain_logs, plain_weights) = trained
+    assert logs == pytest.approx(plain_logs, rel=1e-6)
+    for old, got, expected in zip(before, weights, plain_weights, strict=True):
+        np.testing.assert_allclose(
+            got - old, expected - old, rtol=1e-7, atol=1e-12
+        )
+
+
+def test_validation_shares_the_forward_pass_also_with_dropout():
+    seen = []
+
+    class Spy(attacks.DeepFool):
+        def search(self, network, x, y=None, forward=None):
+            seen.append(forward is not None)
+            return super().search(network, x, y, forward)
+
+    x, y = flowers()
+    model = defended(
+        classifier(dropout=0.5), attack=Spy(), evaluation_attack=Spy()
+    )
+    model.evaluate(x, y, verbose=0)
+    assert seen
+    assert all(seen)
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -459,8 +459,7 @@ def test_dropping_equals_masking_equals_each_sample_alone(monkeypatch, norm):
 
 
 def test_xla_equals_plain():
-    # In float32: XLA has no second derivative of max pooling in float64.
-    model, x = small_convnet(dtype="float32"), images(dtype="float32")
+    model, x = small_convnet(), images()
     y = labels_with_mistakes(model, x)
     attack = attacks.DeepFool(max_iter=4)
 
@@ -473,10 +472,10 @@ def test_xla_equals_plain():
     plain = tf.function(attack_and_gradients)(x, y)
     compiled = tf.function(attack_and_gradients, jit_compile=True)(x, y)
     assert len(set(plain[0].iterations.numpy())) > 1
-    assert_same(compiled[0], plain[0], 1e-4)
+    assert_same(compiled[0], plain[0], 1e-9)
     for got, expected in zip(compiled[1], plain[1], strict=True):
         error = np.abs(got - expected).max()
-        assert error < 1e-4 * np.abs(expected).max()
+        assert error < 1e-9 * np.abs(expected).max()
 
 
 def test_order_in_the_batch_does_not_matter():

@@ -644,3 +644,46 @@ def test_labels_of_unknown_form_are_told_apart_or_refused(shape):
     )
     with pytest.raises(ValueError, match=r"^y: expected labels of shape"):
         classes(np.eye(3, dtype="float32"))
+
+
+# What training changes
+
+
+class Halved(keras.layers.Layer):
+    """Does something else in training."""
+
+    def call(self, inputs, training=None):
+        return inputs / 2 if training else inputs
+
+
+def frozen_batch_norm():
+    layer = keras.layers.BatchNormalization()
+    layer.trainable = False
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("make_layer", "same"),
+    [
+        (lambda: keras.layers.ReLU(), True),
+        (lambda: keras.layers.Conv2D(2, 3, activity_regularizer="l2"), True),
+        (lambda: keras.Sequential([keras.layers.Conv2D(2, 3)]), True),
+        (lambda: keras.layers.Dropout(0.0), True),
+        (frozen_batch_norm, True),
+        (lambda: keras.layers.Dropout(0.1), False),
+        (lambda: keras.Sequential([keras.layers.Dropout(0.1)]), False),
+        (lambda: keras.layers.BatchNormalization(), False),
+        (lambda: keras.layers.GaussianNoise(0.1), False),
+        (Halved, False),
+    ],
+)
+def test_same_in_training(make_layer, same):
+    model = keras.Sequential(
+        [
+            keras.Input((4, 4, 2)),
+            make_layer(),
+            keras.layers.Flatten(),
+            keras.layers.Dense(3),
+        ]
+    )
+    assert logits.same_in_training(model) is same

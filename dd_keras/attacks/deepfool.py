@@ -170,13 +170,13 @@ class DeepFool(attack.Attack):
         logits = forward.logits  # (A, n)
         rival = _decide(_mask(logits, samples.y))  # (A,)
         s = tf.where(samples.right, samples.y, rival)
+        f_s = tf.gather(logits, s, batch_dims=1)
         q = numerics.dual_norm(self.norm)
 
         def consider(k, nearest):
             k = tf.where(samples.right, k, samples.y)
-            difference = _difference(k, s, logits)  # (A, n)
-            gap = tf.abs(tf.reduce_sum(difference * logits, axis=1))
-            w = forward.gradient(difference)  # (A, ...)
+            gap = tf.abs(tf.gather(logits, k, batch_dims=1) - f_s)  # (A,)
+            w = forward.gradient(_difference(k, s, logits))  # (A, ...)
             slope = numerics.sample_norm(w, q)
             steep = slope > numerics.ZERO_NORM
             distance = tf.where(steep, gap / slope, math.inf)
