@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+import dd_keras
 from dd_keras import datasets
 
 
@@ -135,9 +136,11 @@ def save(path, benchmark, rows, **settings):
 
 def versions():
     """Versions of the packages that matter, of those installed."""
-    found = {"python": platform.python_version()}
+    found = {
+        "dd_keras": dd_keras.__version__,
+        "python": platform.python_version(),
+    }
     for package in (
-        "dd_keras",
         "tensorflow",
         "keras",
         "numpy",
