@@ -503,6 +503,32 @@ def test_inside_and_outside_of_a_graph_are_the_same():
     assert_same(eager, outside, 1e-10)
 
 
+def nodes(graph_def):
+    """Number of operations, those of all functions included."""
+    functions = graph_def.library.function
+    return len(graph_def.node) + sum(len(f.node_def) for f in functions)
+
+
+def test_graph_does_not_grow_with_the_iterations():
+    """So neither does memory: no activations of one wait for another."""
+    model, x = small_convnet(), images()
+    y = labels_with_mistakes(model, x)
+    sizes = []
+    for max_iter in (5, 50):
+        attack = attacks.DeepFool(max_iter=max_iter)
+
+        @tf.function
+        def gradient(x, attack=attack):
+            with tf.GradientTape() as tape:
+                found = attack.run(model, x, y)
+                value = tf.reduce_sum(found.perturbation)
+            return tape.gradient(value, model.trainable_weights)
+
+        graph = gradient.get_concrete_function(x).graph
+        sizes.append(nodes(graph.as_graph_def()))
+    assert sizes[0] == sizes[1] > 100
+
+
 def test_many_classes_take_the_loop_and_few_the_unrolled_form(monkeypatch):
     model, x = small_convnet(num_classes=7), images()
     unrolled, gradients = value_and_gradients(

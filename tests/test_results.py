@@ -56,15 +56,70 @@ def test_demo_table_equals_results():
         assert re.search(row, README)
 
 
-def test_step_costs_equal_benchmark():
-    results = loaded("benchmarks/training_step.json")
-    for name, values in results["variants"].items():
-        cells = (
-            f"{values['median_ms']:.1f} ms | "
-            f"{values['median_ratio_to_clean']:.1f}"
-        )
-        assert f"| {name} | {cells} |" in README
+def benchmark(name):
+    """The rows of a benchmark, whose command README must have."""
+    results = loaded(f"benchmarks/{name}.json")
     assert results["command"] in README
+    return results["rows"]
+
+
+def row_of(rows, **wanted):
+    """The one row with these settings."""
+    found = [row for row in rows.values() if wanted.items() <= row.items()]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_step_costs_equal_benchmark():
+    rows = benchmark("training_step")
+    titles = {
+        "clean": "clean",
+        "plain formulation": "the paper's formulation, written down plainly",
+        "deep_defense": "Deep Defense",
+        "deep_defense, candidates=5": "Deep Defense, `candidates=5`",
+    }
+    base = {"network": "lenet", "batch_size": 100, "max_iter": 5, "classes": 10}
+    for name, title in titles.items():
+        row = row_of(rows, variant=name, **base)
+        cells = f"{row['median_ms']:.1f} ms | {row['ratio']:.1f}"
+        assert f"| {title} | {cells} |" in README
+    wide = row_of(rows, variant="deep_defense, candidates=10", classes=1000)
+    assert f"same body | {list(wide['ratios'].values())[1]:.2f} x |" in README
+
+
+def test_deepfool_table_equals_benchmark():
+    rows = benchmark("deepfool")
+    for library in {row["library"] for row in rows.values()}:
+        row = min(
+            (row for row in rows.values() if row["library"] == library),
+            key=lambda row: row["ms_per_image"],
+        )
+        cells = (
+            f"{row['batch_size']} | {row['ms_per_image']:.2f} | "
+            f"{row['ratio']:.1f} | {row['rho2']:.4f} | "
+            f"{100 * row['fooled']:.1f} %"
+        )
+        assert f"| {library} | {cells} |" in README
+
+
+def test_further_costs_equal_benchmarks():
+    scaling, compilation, pipeline = (
+        benchmark(name) for name in ("scaling", "compilation", "input_pipeline")
+    )
+    memory = (
+        scaling["max_iter=50"]["peak_mib"] / scaling["max_iter=5"]["peak_mib"]
+    )
+    xla = compilation["xla"]
+    for cells in (
+        f"takes all steps | {memory:.2f} x |",
+        f"XLA's compilation | {xla['compile_s']:.1f} s |",
+        f"by XLA and without | {xla['relative_difference']:.0e} |",
+        f"its trace | {compilation['fit']['first_step_s']:.1f} s |",
+        f"batches in memory: clean | {pipeline['clean, fit']['ratio']:.2f} x |",
+        "the same: Deep Defense | "
+        f"{pipeline['deep_defense, fit']['ratio']:.2f} x |",
+    ):
+        assert cells in README
 
 
 @pytest.mark.parametrize("name", ["reference", "deep_defense"])

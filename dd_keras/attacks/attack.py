@@ -49,6 +49,18 @@ class Forward(NamedTuple):
             logits = f(x)
         return cls(x, logits, tape)
 
+    @classmethod
+    def of_model(cls, model, x, training):
+        """A model's outputs, which must be logits, and the `Forward`."""
+        with (
+            tf.GradientTape(persistent=True) as tape,
+            kernels.better_gradients(model),
+        ):
+            tape.watch(x)
+            outputs = model(x, training=training)
+            class_logits = logits.class_logits(outputs)
+        return outputs, cls(x, class_logits, tape)
+
     def gradient(self, upstream):
         """The gradient of sum(upstream * logits) by `x`, of its shape."""
         return self.tape.gradient(self.logits, self.x, upstream)

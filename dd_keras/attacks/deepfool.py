@@ -38,11 +38,14 @@ class DeepFool(attack.Attack):
 
     The result is differentiable with respect to the inputs and to all weights
     of the model, through every step and every x_i; not through the choice of
-    s and k and the stopping, which are piecewise constant. The gradient costs
-    no memory that grows with the network times `max_iter`: each iteration is
-    computed anew on the way back. The attack sees the network in inference
-    mode. Samples that have stopped leave the batch (under XLA, where shapes
-    are static, they are masked), and so do those with a zero gradient.
+    s and k and the stopping, which are piecewise constant. Its memory does not
+    grow with the network times `max_iter`: all iterations but the first are
+    computed anew on the way back, one at a time. Nor does it grow with the
+    classes: beyond 16, their gradients are taken one at a time.
+
+    The attack sees the network in inference mode. Samples that have stopped
+    leave the batch (under XLA, where shapes are static, they are masked), and
+    so do those with a zero gradient.
 
     Args:
         norm: the order p of the norm that is minimised, in [1, inf].

@@ -4,13 +4,8 @@ import keras
 import tensorflow as tf
 
 from dd_keras import logits, losses, numerics
-from dd_keras.attacks import DeepFool, kernels
-from dd_keras.attacks.attack import Forward
+from dd_keras.attacks import DeepFool, Forward
 from dd_keras.defenses.split_exponential import SplitExponential
-
-# Steps that the evaluation's DeepFool may take: enough for all samples of
-# the paper's networks to cross; the loop ends as soon as they have.
-_EVALUATION_STEPS = 50
 
 
 @keras.saving.register_keras_serializable("dd_keras")
@@ -77,9 +72,7 @@ class DeepDefenseModel(keras.Model):
         self.penalty = SplitExponential(c, d, dtype=logits.working_dtype(model))
         self.attack = attack or DeepFool(max_iter=5)
         norm = getattr(self.attack, "norm", 2.0)
-        self.evaluation_attack = evaluation_attack or DeepFool(
-            norm, max_iter=_EVALUATION_STEPS
-        )
+        self.evaluation_attack = evaluation_attack or DeepFool(norm)
         self.activation = activation
         self.rho_tracker = keras.metrics.Mean(name=f"rho{norm:g}")
         self.regularization_tracker = keras.metrics.Mean("regularization")
@@ -119,10 +112,7 @@ class DeepDefenseModel(keras.Model):
         """One step down the gradient of the objective; returns the logs."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         with tf.GradientTape() as tape:
-            y_pred, forward = self._forward(x, training=True)
-            loss, rho = self._objective(
-                x, y, y_pred, sample_weight, forward, training=True
-            )
+            y_pred, _, loss, rho = self._objective(x, y, sample_weight, True)
             scaled_loss = self.optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled_loss, self.trainable_weights)
         self.optimizer.apply(gradients, self.trainable_weights)
@@ -136,59 +126,46 @@ class DeepDefenseModel(keras.Model):
     def test_step(self, data):
         """Evaluates the objective, and rho from the predicted classes."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        y_pred, forward = self._forward(x, training=False)
-        self._objective(x, y, y_pred, sample_weight, forward, training=False)
-        x = logits.cast_inputs(self.model, x)
-        found = self.evaluation_attack.search(
-            self.logits_model(), x, forward=forward
-        )
-        self.rho_tracker.update_state(self._rho(found, x))
+        y_pred, forward, *_ = self._objective(x, y, sample_weight, False)
+        rho = self._attack(self.evaluation_attack, x, None, forward)[1]
+        self.rho_tracker.update_state(rho)
         return self.compute_metrics(x, y, y_pred, sample_weight)
 
     def _forward(self, x, training):
         """The outputs, and the attack's `Forward` if they come to the same.
 
-        They do where the outputs are logits and training changes nothing in
-        the network (no dropout, no batch statistics); else it is None.
+        They do if they are logits and training changes nothing in the network.
         """
         same = self._same_in_training or not training
         if self.lam == 0 or self.activation != "linear" or not same:
             return self(x, training=training), None
         x = logits.cast_inputs(self.model, x)
-        with (
-            tf.GradientTape(persistent=True) as tape,
-            kernels.better_gradients(self.model),
-        ):
-            tape.watch(x)
-            y_pred = self(x, training=training)
-            class_logits = logits.class_logits(y_pred)
-        return y_pred, Forward(x, class_logits, tape)
+        return Forward.of_model(self, x, training)
 
-    def _objective(self, x, y, y_pred, sample_weight, forward, training):
-        """Eq. 6 on a batch: loss, and rho of shape (B,).
+    def _objective(self, x, y, sample_weight, training):
+        """Eq. 6 on a batch: outputs, their `Forward`, loss, and rho, (B,).
 
         With lam = 0 there is no attack, and rho is None.
         """
+        y_pred, forward = self._forward(x, training)
         labels = logits.sparse_labels(y, max(2, y_pred.shape[-1]))
         with tf.control_dependencies([labels]):  # checked before they are used
             y = tf.identity(y)
-        loss = self.compute_loss(x, y, y_pred, sample_weight, training=training)
+        loss = self.compute_loss(x, y, y_pred, sample_weight, training)
         penalty, rho = 0.0, None
         if self.lam > 0:
-            x = logits.cast_inputs(self.model, x)
-            found = self.attack.search(
-                self.logits_model(), x, labels, forward=forward
-            )
-            rho = self._rho(found, x)
-            correct = tf.equal(found.predictions, labels)
-            penalty = self.penalty(correct, rho, sample_weight)
+            classes, rho = self._attack(self.attack, x, labels, forward)
+            penalty = self.penalty(classes == labels, rho, sample_weight)
             loss += self.lam * tf.cast(penalty, loss.dtype)
         self._track(loss, penalty, tf.size(labels))
-        return loss, rho
+        return y_pred, forward, loss, rho
 
-    def _rho(self, found, x):
+    def _attack(self, attack, x, labels, forward):
+        """The predicted classes and rho, each of shape (B,)."""
+        x = logits.cast_inputs(self.model, x)
+        found = attack.search(self.logits_model(), x, labels, forward=forward)
         norm = getattr(self.attack, "norm", 2.0)
-        return numerics.rho(found.perturbation, x, norm)
+        return found.predictions, numerics.rho(found.perturbation, x, norm)
 
     def _track(self, loss, penalty, batch_size):
         """Updates the means of loss and penalty over the epoch."""
