@@ -52,6 +52,35 @@ def test_convolution_equals_stock(height, width, kernel, channels, padding):
     )
 
 
+def test_kernel_larger_than_the_image():
+    assert_same_derivatives(
+        lambda x, k: kernels.convolution(x, k, "SAME"),
+        lambda x, k: tf.nn.conv2d(x, k, 1, "SAME"),
+        random(2, 3, 2, 1),
+        random(5, 7, 1, 3),
+    )
+
+
+@pytest.mark.parametrize("strides", [(2, 2), (1, 2)])
+def test_max_pooling_of_unknown_width(strides):
+    @tf.function(
+        input_signature=[tf.TensorSpec((None, None, None, 1), tf.float64)]
+    )
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = kernels.max_pooling(x, (2, 2), strides, "VALID")
+            value = tf.reduce_sum(y**2)
+        return tape.gradient(value, x)
+
+    x = random(2, 5, 7, 1)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = tf.nn.max_pool2d(x, (2, 2), strides, "VALID")
+        value = tf.reduce_sum(y**2)
+    np.testing.assert_allclose(gradient(x), tape.gradient(value, x))
+
+
 def test_convolution_of_unknown_width_is_the_stock_one():
     kernel = random(3, 3, 1, 2)
 

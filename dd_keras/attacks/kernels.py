@@ -227,6 +227,9 @@ def max_pooling(x, size, strides, padding):
     Returns:
         (B, H', W', C). Of equal maxima the first has the gradient.
     """
+    tiles = tuple(strides) == tuple(size) and padding == "VALID"
+    if not tiles and None in x.shape[1:3]:  # margins need to know the size
+        return tf.nn.max_pool2d(x, size, strides, padding)
 
     @tf.custom_gradient
     def pool(x):
@@ -250,20 +253,20 @@ def max_pooling(x, size, strides, padding):
         @tf.custom_gradient
         def pick(values):
             """Values from where the maxima are; the adjoint of `unpool`."""
-            if tuple(strides) == tuple(size) and padding == "VALID":
+            if tiles:
                 there = values * place(tf.ones_like(y))
                 mean = tf.nn.avg_pool2d(there, size, size, "VALID")
-                return float(np.prod(size)) * mean, unpool
-            return _values_at_maxima(
-                values, x, y, size, strides, padding
-            ), unpool
+                picked = float(np.prod(size)) * mean
+            else:
+                picked = _at_maxima(values, x, y, size, strides, padding)
+            return picked, unpool
 
         return y, unpool
 
     return pool(x)
 
 
-def _values_at_maxima(values, x, y, size, strides, padding):
+def _at_maxima(values, x, y, size, strides, padding):
     """For each window of x, the value at the first place where x is y."""
     rows, columns = y.shape[1], y.shape[2]
     margins = [
