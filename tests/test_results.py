@@ -118,6 +118,7 @@ def test_further_costs_equal_benchmarks():
         f"batches in memory: clean | {pipeline['clean, fit']['ratio']:.2f} x |",
         "the same: Deep Defense | "
         f"{pipeline['deep_defense, fit']['ratio']:.2f} x |",
+        f"a batch | {pipeline['pipeline alone']['ms_per_batch']:.2f} ms |",
     ):
         assert cells in README
 
