@@ -42,5 +42,5 @@ def with_classes(network, classes, seed=0):
         ]
     )
     return keras.Model(
-        network.inputs, outputs, name=f"{network.name}_{classes}"
+        network.inputs[0], outputs, name=f"{network.name}_{classes}"
     )
