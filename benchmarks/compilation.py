@@ -9,8 +9,6 @@ relative to the largest entry of each. About 2 minutes on 2 cores.
 
 import json
 import statistics
-import subprocess
-import sys
 import time
 
 import harness
@@ -99,20 +97,16 @@ def work(kind):
 
 def main(argv):
     """Starts the processes, or is one."""
+    del argv
     if FLAGS.worker is not None:
         print(json.dumps(work(FLAGS.worker)))
         return
     rows = {}
     for kind in ("fit", "graph", "xla"):
-        runs = []
-        for _ in range(FLAGS.runs):
-            worker = subprocess.run(
-                [sys.executable, *argv[:1], *sys.argv[1:], f"--worker={kind}"],
-                check=True,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            runs.append(json.loads(worker.stdout.splitlines()[-1]))
+        runs = [
+            harness.in_own_process(f"--worker={kind}")
+            for _ in range(FLAGS.runs)
+        ]
         rows[kind] = {
             key: statistics.median(run[key] for run in runs) for key in runs[0]
         }

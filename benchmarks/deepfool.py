@@ -192,12 +192,15 @@ def main(argv):
     network = keras.saving.load_model(FLAGS.model, compile=False)
     variants = {}
     for size in FLAGS.batch_size:
-        given = harness.mnist_batches(
-            "test", FLAGS.data_dir, size, FLAGS.images // size
+        labeled = predicted(
+            network,
+            harness.mnist_batches(
+                "test", FLAGS.data_dir, size, FLAGS.images // size
+            ),
         )
         for name, attacker in attackers_of(network).items():
             count = ART_IMAGES if name == ART else FLAGS.images
-            batches = predicted(network, given[: max(1, count // size)])
+            batches = labeled[: max(1, count // size)]
             if name == "Foolbox, TensorFlow":
                 inputs = [(tf.constant(x), tf.constant(y)) for x, y in batches]
             else:

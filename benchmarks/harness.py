@@ -4,11 +4,13 @@ Variants take turns, so that a busy machine slows them all; a ratio is the
 median of the ratios within a turn, not a ratio of medians.
 """
 
+import functools
 import json
 import os
 import platform
 import shlex
 import statistics
+import subprocess
 import sys
 import time
 import types
@@ -16,10 +18,14 @@ from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import NamedTuple
 
+import keras
 import tensorflow as tf
 
 import dd_keras
 from dd_keras import datasets
+
+# So small that timed steps leave the weights as they are.
+_LEARNING_RATE = 1e-12
 
 
 class Variant(NamedTuple):
@@ -155,9 +161,36 @@ def versions():
     return found
 
 
+def compiled(model, metrics=None):
+    """Compiles a model of logits for steps that leave it as it is."""
+    optimizer = dd_keras.CoupledSGD(_LEARNING_RATE)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss, metrics=metrics, jit_compile=False)
+    optimizer.build(model.trainable_variables)
+    return model
+
+
+def in_own_process(*flags):
+    """Runs this script once more, with further flags.
+
+    Returns:
+        What it printed last, parsed as JSON.
+    """
+    worker = subprocess.run(
+        [sys.executable, *sys.argv, *flags],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return json.loads(worker.stdout.splitlines()[-1])
+
+
+_mnist = functools.cache(functools.partial(datasets.load, "mnist"))
+
+
 def mnist_batches(split, data_dir, batch_size, count):
     """The first batches of MNIST, preprocessed, as a list in memory."""
-    data = datasets.load("mnist", data_dir)
+    data = _mnist(data_dir)
     images = getattr(data, split).take(batch_size * count)
     return list(datasets.batches(images, data.preprocessing, batch_size))
 

@@ -32,11 +32,7 @@ def compiled_model(attack, metrics=None):
     model = keras.saving.load_model(FLAGS.model, compile=False)
     if attack is not None:
         model = dd_keras.DeepDefenseModel(model, attack=attack)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    optimizer = dd_keras.CoupledSGD(1e-12)
-    model.compile(optimizer, loss, metrics=metrics, jit_compile=False)
-    optimizer.build(model.trainable_variables)
-    return model
+    return harness.compiled(model, metrics)
 
 
 def bare_steps(attack, batches):

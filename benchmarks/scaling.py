@@ -13,8 +13,6 @@ About 8 minutes on 2 cores.
 import json
 import os
 import resource
-import subprocess
-import sys
 
 import harness
 import keras
@@ -97,10 +95,7 @@ def measure(setting):
     variants = {}
     for name, lam in (("clean", 0.0), ("deep_defense", 1.0)):
         model = dd_keras.DeepDefenseModel(network, lam=lam, attack=attack)
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(dd_keras.CoupledSGD(1e-12), loss, jit_compile=False)
-        model.optimizer.build(model.trainable_variables)
-        step = tf.function(model.train_step, autograph=False)
+        step = tf.function(harness.compiled(model).train_step, autograph=False)
         variants[name] = harness.Variant(
             lambda turn, step=step: step(batch), baselines=("clean",)
         )
@@ -157,18 +152,9 @@ def main(argv):
         turns = FLAGS.turns
         if setting["classes"] >= SLOW_CLASSES and not setting["candidates"]:
             turns = 2
-        worker = subprocess.run(
-            [
-                sys.executable,
-                __file__,
-                f"--turns={turns}",
-                f"--setting={json.dumps(setting)}",
-            ],
-            check=True,
-            stdout=subprocess.PIPE,
-            text=True,
+        rows[name] = harness.in_own_process(
+            f"--turns={turns}", f"--setting={json.dumps(setting)}"
         )
-        rows[name] = json.loads(worker.stdout.splitlines()[-1])
         harness.print_table({name: rows[name]}, columns)
     harness.save(FLAGS.output, "scaling", rows, turns=FLAGS.turns)
 

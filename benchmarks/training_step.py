@@ -40,12 +40,9 @@ def training_function(path, classes, attack=None):
     """A compiled training step of a fresh copy of the model."""
     classifier = keras.saving.load_model(path, compile=False)
     model = with_classes(classifier, classes)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     if attack is not None:
         model = dd_keras.DeepDefenseModel(model, attack=attack)
-    optimizer = dd_keras.CoupledSGD(1e-12)
-    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
-    optimizer.build(model.trainable_variables)
+    model = harness.compiled(model, metrics=["accuracy"])
     return tf.function(model.train_step, autograph=False)
 
 

@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import subprocess
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -10,6 +12,8 @@ import numpy as np
 import pytest
 
 from dd_keras import datasets, networks, optimizers
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def affine_classifier(weights, biases, dtype="float64"):
@@ -23,6 +27,33 @@ def affine_classifier(weights, biases, dtype="float64"):
     )
     model.set_weights([weights, biases])
     return model
+
+
+def shell(*command, cwd=ROOT):
+    """Runs Python as a user would, from the root of the repository."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        # This process may hold the GPU's memory already.
+        "CUDA_VISIBLE_DEVICES": "-1",
+    }
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=400,
+        check=False,
+    )
+
+
+@pytest.fixture
+def float64():
+    """What is built meanwhile computes in float64."""
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_dtype_policy("float32")
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,10 @@ import hashlib
 import importlib
 import json
 import math
-import os
 import pathlib
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import zipfile
 
@@ -23,6 +21,7 @@ import tensorflow as tf
 from absl import app as absl_app
 from absl import flags
 from absl.testing import flagsaver
+from conftest import shell
 
 import dd_keras
 from dd_keras import datasets
@@ -47,25 +46,6 @@ TINY = (
     "--c=25",
 )
 EPOCHS, REFERENCE_EPOCHS, IMAGES = 2, 60, 100
-
-
-def shell(*command, cwd=ROOT):
-    """Runs Python as a user would, from the root of the repository."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        # This process may hold the GPU's memory already.
-        "CUDA_VISIBLE_DEVICES": "-1",
-    }
-    return subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=400,
-        check=False,
-    )
 
 
 @contextlib.contextmanager

@@ -2,9 +2,6 @@
 
 import json
 import os
-import pathlib
-import subprocess
-import sys
 import time
 
 import harness
@@ -12,28 +9,17 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import shell
 from wide_head import with_classes
 
 from dd_keras import attacks, networks
 
-ROOT = pathlib.Path(__file__).parents[1]
 LENET = "savedmodels/mnist_lenet_reference.keras"
 
 
 def run(script, *flags):
     """Runs a benchmark as a user would; returns what it printed."""
-    done = subprocess.run(
-        [sys.executable, f"benchmarks/{script}.py", *flags],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "CUDA_VISIBLE_DEVICES": "-1",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = shell(f"benchmarks/{script}.py", *flags)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

@@ -91,13 +91,6 @@ def image_classifier(*layers, outputs=3, activation=None):
     )
 
 
-@pytest.fixture
-def float64():
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_dtype_policy("float32")
-
-
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
     ("kind", "shares"),

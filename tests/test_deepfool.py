@@ -274,13 +274,6 @@ def layered_network():
     return model
 
 
-@pytest.fixture
-def float64():
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_dtype_policy("float32")
-
-
 def assert_gradient_equals_finite_differences(attack):
     model = layered_network()
     x = tf.constant(np.random.default_rng(7).normal(size=(8, 9, 9, 1)))
@@ -386,21 +379,6 @@ def test_gradient_by_inputs_equals_finite_differences():
 # The plain formulation: one tape, all class gradients, every iteration
 
 
-def network_with(*layers, dtype="float64"):
-    keras.utils.set_random_seed(1)
-    return keras.Sequential(
-        [
-            keras.Input((6, 6, 1), dtype=dtype),
-            keras.layers.Conv2D(4, 3, activation="tanh", dtype=dtype),
-            keras.layers.MaxPooling2D(2, dtype=dtype),
-            *layers,
-            keras.layers.Flatten(dtype=dtype),
-            keras.layers.Dense(8, activation="tanh", dtype=dtype),
-            keras.layers.Dense(5, dtype=dtype),
-        ]
-    )
-
-
 @pytest.mark.parametrize(
     ("norm", "max_iter", "candidates"),
     [
@@ -409,7 +387,7 @@ def network_with(*layers, dtype="float64"):
     ],
 )  # fmt: skip
 def test_equals_plain_formulation(norm, max_iter, candidates):
-    model, x = network_with(), images()
+    model, x = small_convnet(num_classes=5), images()
     y = labels_with_mistakes(model, x)
     settings = {"norm": norm, "max_iter": max_iter, "candidates": candidates}
     found, gradients = value_and_gradients(

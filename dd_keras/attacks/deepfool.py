@@ -271,7 +271,7 @@ class DeepFool(attack.Attack):
             lambda i, *_: i >= 0,
             unwind,
             (steps - 1, adjoint, [tf.zeros_like(v) for v in weights]),
-            maximum_iterations=self.max_iter,
+            maximum_iterations=self.max_iter - 1,
             parallel_iterations=1,
         )
         return a - adjoint, a, *gradients

@@ -101,7 +101,9 @@ class DeepDefenseModel(keras.Model):
         """
         loss = losses.classification_loss(loss, self.activation)
         super().compile(optimizer, loss, **kwargs)
-        self._same_in_training = logits.same_in_training(self.model)
+        self._same_in_training = (
+            self.activation == "linear" and logits.same_in_training(self.model)
+        )
 
     def compile_from_config(self, config):
         """Compiles a loaded model as the saved one was."""
