@@ -2,7 +2,9 @@
 
 import math
 import numbers
+import reprlib
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
 
@@ -73,6 +75,36 @@ def validate_norm(norm):
             f" received {norm!r}."
         )
     return float(norm)
+
+
+def validate_bounds(bounds):
+    """Checks the range of valid inputs.
+
+    Args:
+        bounds: None, or a pair (low, high), each a number or an array that
+            broadcasts against one sample.
+
+    Returns:
+        None, or the pair as floats or nested lists of floats, which JSON can
+        hold.
+
+    Raises:
+        ValueError: if it is no such pair, or low is not below high.
+    """
+    if bounds is None:
+        return None
+    try:
+        low, high = (np.asarray(b, np.float64) for b in bounds)
+        valid = np.all(low < high) and np.all(np.isfinite([low, high]))
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise ValueError(
+            "bounds: expected a pair (low, high) of finite numbers or arrays "
+            "of one shape, low below high everywhere, or None; received "
+            f"{reprlib.repr(bounds)}."
+        )
+    return low.tolist(), high.tolist()
 
 
 def dual_norm(p):

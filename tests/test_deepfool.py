@@ -276,7 +276,10 @@ def layered_network():
 
 def assert_gradient_equals_finite_differences(attack):
     model = layered_network()
-    x = tf.constant(np.random.default_rng(7).normal(size=(8, 9, 9, 1)))
+    x = np.random.default_rng(7).normal(size=(8, 9, 9, 1))
+    if attack.bounds is not None:
+        x = np.clip(x, *attack.bounds)
+    x = tf.constant(x)
     y = labels_with_mistakes(model, x)
 
     @tf.function
@@ -322,6 +325,13 @@ def test_gradient_equals_finite_differences(p):
     )
 
 
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("p", [2, math.inf])
+def test_gradient_within_bounds_equals_finite_differences(p):
+    attack = attacks.DeepFool(norm=p, max_iter=3, bounds=(-0.9, 0.8))
+    assert_gradient_equals_finite_differences(attack)
+
+
 def stop_step(monkeypatch):
     step = deepfool._minimal_step
     monkeypatch.setattr(
@@ -353,10 +363,17 @@ def test_finite_differences_notice_a_stopped_gradient(monkeypatch, stop):
         assert_gradient_equals_finite_differences(attacks.DeepFool(max_iter=3))
 
 
-def test_gradient_by_inputs_equals_finite_differences():
+@pytest.mark.parametrize("bounds", [None, (-0.5, 0.6)])
+def test_gradient_by_inputs_equals_finite_differences(bounds):
     model, x = small_convnet(), images(batch=3)
+    if bounds is not None:  # near, so that some pixels reach them
+        x = tf.clip_by_value(x, -0.48, 0.58)
     y = labels_with_mistakes(model, x)
-    attack = attacks.DeepFool(max_iter=3)
+    attack = attacks.DeepFool(max_iter=3, bounds=bounds)
+    if bounds is not None:
+        found = attack.run(model, x, y)
+        assert_within(x + found.perturbation, bounds)
+        assert number_at(x + found.perturbation, bounds) > 3
 
     @tf.function
     def objective(x):
@@ -580,6 +597,163 @@ def test_overshoot_and_max_iter_are_honoured():
     )
 
 
+# Bounds
+
+
+def assert_within(adversarial, bounds, slack=1e-12):
+    low, high = bounds
+    assert np.all(adversarial >= low - slack)
+    assert np.all(adversarial <= high + slack)
+
+
+def number_at(adversarial, bounds):
+    """How many entries are at either end."""
+    low, high = bounds
+    at_end = np.isclose(adversarial, low) | np.isclose(adversarial, high)
+    return np.count_nonzero(at_end)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_wide_bounds_change_nothing_at_all(norm):
+    model, x = small_convnet(dtype="float32"), images(dtype="float32")
+    y = labels_with_mistakes(model, x)
+    free, gradients = value_and_gradients(
+        model, x, y, attacks.DeepFool(norm=norm)
+    )
+    wide, wide_gradients = value_and_gradients(
+        model, x, y, attacks.DeepFool(norm=norm, bounds=(-1e6, 1e6))
+    )
+    assert_same(wide, free, 0)
+    for got, expected in zip(wide_gradients, gradients, strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("kind", ["numbers", "arrays"])
+def test_nothing_leaves_the_bounds(norm, kind):
+    model, x = small_convnet(), tf.clip_by_value(images(), -0.5, 0.7)
+    y = labels_with_mistakes(model, x)
+    bounds = (-0.5, 0.7)
+    if kind == "arrays":
+        rng = np.random.default_rng(0)
+        bounds = (
+            -0.5 - 0.1 * rng.uniform(size=(6, 6, 1)),
+            0.7 + 0.1 * rng.uniform(size=(6, 6, 1)),
+        )
+    found = attacks.DeepFool(norm=norm, bounds=bounds).run(model, x, y)
+    adversarial = x + found.perturbation
+    assert_within(adversarial, bounds)
+    moved = np.abs(found.perturbation) > 0
+    assert number_at(adversarial[moved], [  # some were cut short
+        np.broadcast_to(b, x.shape)[moved] for b in bounds
+    ]) > 0  # fmt: skip
+    after = model(adversarial).numpy().argmax(-1)
+    right = found.predictions == y
+    np.testing.assert_array_equal((after != y) == right, found.fooled)
+    assert np.mean(found.fooled) > 0.6
+
+
+@pytest.mark.parametrize("p", NORMS)
+def test_affine_step_that_a_bound_cuts_goes_on_with_the_others(p):
+    # f = (1, 3 x_0 + x_1): the step to f_0 = f_1 would take x_0 beyond 0.2.
+    # There, x_1 is left to close the gap of 1 - 3 * 0.2, whatever the norm.
+    model = affine_classifier([[0.0, 3.0], [0.0, 1.0]], [1.0, 0.0])
+    bounds = ([-5.0, -5.0], [0.2, 5.0])
+    found = attacks.DeepFool(norm=p, bounds=bounds).run(model, np.zeros((1, 2)))
+    np.testing.assert_allclose(
+        found.perturbation, [[0.2, STRETCH * 0.4]], rtol=1e-12
+    )
+    np.testing.assert_array_equal(found.iterations, 2)
+    np.testing.assert_array_equal(found.fooled, True)
+
+
+@pytest.mark.parametrize("p", NORMS)
+def test_affine_in_a_box_takes_a_step_an_entry_at_most(p):
+    model, weights, biases, x = random_affine(2, dim=12, batch=20)
+    bounds = (-0.4, 0.4)
+    x = np.clip(x, *bounds)
+    x[1] = x[0]  # nobody else's steps count
+    found = attacks.DeepFool(norm=p, bounds=bounds).run(model, x)
+    assert_within(x + found.perturbation.numpy(), bounds)
+    # Who can be fooled at all: the farthest corner decides otherwise.
+    logits = x @ weights + biases
+    s = logits.argmax(-1)
+    w = (weights[:, 1] - weights[:, 0]) * np.where(s == 0, 1, -1)[:, None]
+    corner = np.where(w > 0, 0.4, -0.4)
+    farthest = (corner[:, None] @ weights)[:, 0] + biases
+    reachable = farthest.argmax(-1) != s
+    assert reachable.sum() > 0
+    np.testing.assert_array_equal(found.fooled, reachable)
+    assert np.max(found.iterations) <= 12
+
+
+def test_a_boundary_beyond_the_bounds_is_not_stepped_to():
+    # From class 0, class 1 is nearer, but only by the entry at its end.
+    model = affine_classifier(
+        [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], [0.0, -0.1, -0.5]
+    )
+    x = np.array([[0.0, 0.0]])
+    step = attacks.DeepFool().perturb(model, x)
+    np.testing.assert_allclose(step, [[STRETCH * 0.1, 0.0]])
+    found = attacks.DeepFool(bounds=([-1, -1], [0, 1])).run(model, x)
+    np.testing.assert_allclose(found.perturbation, [[0.0, STRETCH * 0.5]])
+    np.testing.assert_array_equal(found.iterations, 1)
+
+
+@pytest.mark.parametrize("p", NORMS)
+def test_a_sample_in_the_corner_stops_at_once(p):
+    model = affine_classifier([[1.0, 0.0], [-2.0, 0.0]], [9.0, 0.0], "float32")
+    x = np.array([[-1.0, 1.0], [-1.0, 1.0]], np.float32)
+    attack = attacks.DeepFool(norm=p, bounds=(-1, 1))
+    found, rho, _ = regulariser_gradient(model, x, [0, 0], attack)
+    np.testing.assert_array_equal(found.perturbation, 0)
+    np.testing.assert_array_equal(found.iterations, 1)
+    np.testing.assert_array_equal(found.fooled, False)
+    np.testing.assert_array_equal(rho, 0)
+
+
+@pytest.mark.parametrize("p", NORMS)
+def test_samples_that_rounding_keeps_off_the_bounds_stop(p):
+    # 0.1 - x + x is not 0.1 for most x in float32.
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(5, 2))
+    model = affine_classifier(weights, [1e6, 0.0], "float32")
+    x = rng.uniform(-99.9, 0.1, (50, 5)).astype(np.float32)
+    attack = attacks.DeepFool(norm=p, bounds=(-99.9, 0.1))
+    found, _, _ = regulariser_gradient(model, x, np.zeros(50), attack)
+    np.testing.assert_array_equal(found.fooled, False)
+    uphill = weights[:, 1] - weights[:, 0]
+    expected = np.where(uphill > 0, 0.1, -99.9)
+    np.testing.assert_allclose(
+        x + found.perturbation, np.tile(expected, (50, 1)), atol=2e-3
+    )
+    assert np.max(found.iterations) <= 6
+
+
+def test_dropping_equals_masking_within_bounds(monkeypatch):
+    model, x = small_convnet(), tf.clip_by_value(images(), -0.5, 0.7)
+    y = labels_with_mistakes(model, x)
+    attack = attacks.DeepFool(max_iter=6, bounds=(-0.5, 0.7))
+    dropped, gradients = value_and_gradients(model, x, y, attack)
+    assert len(set(dropped.iterations.numpy())) > 1
+    monkeypatch.setattr(numerics, "compiled_by_xla", lambda: True)
+    masked, masked_gradients = value_and_gradients(model, x, y, attack)
+    assert_same(dropped, masked, 1e-10)
+    for got, expected in zip(masked_gradients, gradients, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-8, atol=1e-12)
+
+
+def test_bounds_do_not_keep_digits_from_being_fooled(trained_network, digits):
+    """In l_1 every step is one pixel's, which its bound cuts short."""
+    x = tf.constant(digits[2][:100])
+    bounds = (float(np.min(x)), float(np.max(x)))
+    attack = attacks.DeepFool(norm=1, bounds=bounds)
+    found = attack.run(trained_network, x)
+    assert_within(x + found.perturbation, bounds, slack=1e-3)
+    assert number_at(x + found.perturbation, bounds) > number_at(x, bounds)
+    np.testing.assert_array_equal(found.fooled, True)
+
+
 def test_agrees_with_foolbox(trained_network, digits):
     _, _, x, _ = digits
     x = tf.constant(x[:200])
@@ -685,13 +859,14 @@ def test_inputs_of_any_number_type():
 
 def test_config_round_trip():
     attack = attacks.DeepFool(
-        norm=math.inf, max_iter=7, overshoot=0, candidates=3
+        norm=math.inf, max_iter=7, overshoot=0, candidates=3, bounds=(0, 1)
     )
     config = keras.saving.serialize_keras_object(attack)
     again = keras.saving.deserialize_keras_object(config)
     assert again.get_config() == attack.get_config()
     assert repr(again) == (
-        "DeepFool(norm=inf, max_iter=7, overshoot=0.0, candidates=3)"
+        "DeepFool(norm=inf, max_iter=7, overshoot=0.0, candidates=3, "
+        "bounds=(0.0, 1.0))"
     )
 
 
@@ -716,6 +891,7 @@ def test_equal_settings_share_what_is_compiled():
         ({"overshoot": -0.1}, "overshoot: expected.*>= 0; received -0.1"),
         ({"candidates": 0}, "candidates: expected.*at least 1; received 0"),
         ({"candidates": 1.5}, "candidates: expected.*received 1.5"),
+        ({"bounds": (1, 0)}, r"bounds: expected a pair.*received \(1, 0\)"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):

@@ -1,3 +1,4 @@
+import json
 import math
 import re
 
@@ -226,6 +227,54 @@ def test_invalid_orders_are_named(norm):
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         numerics.validate_norm(norm)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [
+        (None, None),
+        ((0, 255), (0.0, 255.0)),
+        ([-1.5, np.float32(2)], (-1.5, 2.0)),
+        (np.array([0, 1]), (0.0, 1.0)),
+        (([0, 1], [2, 3]), ([0.0, 1.0], [2.0, 3.0])),
+        (np.array([[[0]], [[1]]]), ([[0.0]], [[1.0]])),
+    ],
+    ids=repr,
+)
+def test_valid_bounds_become_plain_numbers(bounds, expected):
+    found = numerics.validate_bounds(bounds)
+    assert found == expected
+    assert json.loads(json.dumps(found)) == (found and list(found))
+    if found is not None:
+        assert type(found) is tuple
+        assert type(np.ravel(found[0]).tolist()[0]) is float
+        assert numerics.validate_bounds(found) == found
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        1, (), (0,), (0, 1, 2), (1, 0), (0, 0), (0, math.inf), (math.nan, 1),
+        (None, 1), "ab", ("low", "high"), (0, 1j), {}, True,
+        ([0, 0], [1]), (0, [1, 2]), ([0, 1], [1, 1]), ([0, math.nan], [1, 2]),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_invalid_bounds_are_named(bounds):
+    message = (
+        "bounds: expected a pair (low, high) of finite numbers or arrays of "
+        "one shape, low below high everywhere, or None; received "
+        f"{bounds!r}."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        numerics.validate_bounds(bounds)
+
+
+def test_invalid_arrays_are_named_in_short():
+    low = np.zeros((50, 50))
+    with pytest.raises(ValueError, match="bounds: expected") as error:
+        numerics.validate_bounds((low, low))
+    assert len(str(error.value)) < 400
 
 
 def test_values_gain_axes_to_match_the_samples():

@@ -1,13 +1,19 @@
 """What every attack shares: its face, and its compiled form."""
 
 import functools
+import reprlib
 from typing import NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from dd_keras import logits
+from dd_keras import logits, numerics
 from dd_keras.attacks import kernels
+
+# Share of the valid range by which an input may leave it: what preprocessing
+# in float32 does to the pixels at its ends. So near to an end is at that end.
+ROUNDING = 1e-5
 
 
 class AttackResult(NamedTuple):
@@ -17,8 +23,9 @@ class AttackResult(NamedTuple):
         perturbation: floating, (B, ...): what to add to the inputs.
         predictions: int32, (B,): the classes of the clean inputs.
         fooled: bool, (B,): whether the perturbed class is no longer the
-            source (for samples that were misclassified and pulled to their
-            label: whether it is the label now).
+            source (of a targeted attack: whether it is the target; of
+            DeepFool on samples that were misclassified and are pulled to
+            their label: whether it is the label).
         iterations: int32, (B,): steps taken.
     """
 
@@ -69,20 +76,29 @@ class Forward(NamedTuple):
 class Attack:
     """Base of all attacks. Subclasses implement `search` and `get_config`.
 
-    Attacks are immutable: make a new one for other settings.
+    Attacks are immutable: make a new one for other settings. They are
+    deterministic: the same attack on the same batch finds the same.
+
+    Attributes:
+        bounds: None, or the (low, high) that adversarial inputs keep to.
+        targeted: whether `y` holds the classes to reach, not to leave.
     """
 
-    def __call__(self, model, x, y=None):
-        """The adversarial inputs: `x` + `perturb(model, x, y)`."""
-        return logits.cast_inputs(model, x) + self.perturb(model, x, y)
+    bounds = None
+    targeted = False
 
-    def perturb(self, model, x, y=None):
+    def __call__(self, model, x, y=None, **kwargs):
+        """The adversarial inputs: `x` + `perturb(model, x, y)`."""
+        x = logits.cast_inputs(model, x)
+        return x + self.perturb(model, x, y, **kwargs)
+
+    def perturb(self, model, x, y=None, **kwargs):
         """The perturbation alone, of the shape of `x`. See `run`."""
-        return self.run(model, x, y).perturbation
+        return self.run(model, x, y, **kwargs).perturbation
 
     # A caller's AutoGraph would rewrite the attack, constants included.
     @tf.autograph.experimental.do_not_convert
-    def run(self, model, x, y=None):
+    def run(self, model, x, y=None, *, batch_size=None, verbose=0):
         """Attacks a batch.
 
         Outside of a `tf.function` the attack is compiled, once for each
@@ -91,28 +107,100 @@ class Attack:
         Args:
             model: a built Keras classifier, see `logits_model`.
             x: (B, ...), what the model takes, of any number dtype.
-            y: labels, see `sparse_labels`. None: those that the model
-                predicts.
+            y: labels, see `sparse_labels`; of a targeted attack the classes
+                to reach. None: the labels that the model predicts.
+            batch_size: attacks so many samples at a time, outside of a
+                `tf.function`; None: all at once.
+            verbose: 1 shows a progress bar over these batches, 0 nothing.
 
         Returns:
             `AttackResult`.
 
         Raises:
-            ValueError: if `x` or `y` do not have the model's shapes.
+            ValueError: if `x` or `y` do not have the model's shapes, `x` is
+                not within `bounds`, or a targeted attack has no `y`.
         """
         x = logits.cast_inputs(model, x)
+        if self.targeted and y is None:
+            raise ValueError(
+                "y: a targeted attack needs the classes to reach; received "
+                "None."
+            )
         if not tf.executing_eagerly():
             return self.search(logits.logits_model(model), x, y)
+        self.check_bounds(x)
         search, num_classes = _compiled(self, model, x.dtype, y is not None)
-        if y is None:
-            return search(x)
-        y = logits.sparse_labels(y, num_classes)
-        if len(y) != len(x):
+        batch = [x]
+        if y is not None:
+            batch.append(logits.sparse_labels(y, num_classes))
+            if len(batch[1]) != len(x):
+                raise ValueError(
+                    f"y: expected {len(x)} labels, one for each input; "
+                    f"received {len(batch[1])}."
+                )
+        if batch_size is None:
+            return search(*batch)
+        size = numerics.validate_integer("batch_size", batch_size, at_least=1)
+        starts = range(0, max(len(x), 1), size)
+        bar = keras.utils.Progbar(
+            len(starts), verbose=verbose, unit_name="batch"
+        )
+        parts = []
+        for start in starts:
+            parts.append(search(*(t[start : start + size] for t in batch)))
+            bar.add(1)
+        return AttackResult(
+            *(tf.concat(column, 0) for column in zip(*parts, strict=True))
+        )
+
+    def check_bounds(self, x):
+        """Makes sure that inputs keep to `bounds`, but for rounding.
+
+        Args:
+            x: (B, ...) tensor that has a value.
+
+        Raises:
+            ValueError: if one does not, or `bounds` are of another shape.
+        """
+        if self.bounds is None:
+            return
+        low, high = self.limits(x)
+        slack = ROUNDING * np.max(high - low)
+        values = x.numpy()
+        if not np.all((values >= low - slack) & (values <= high + slack)):
             raise ValueError(
-                f"y: expected {len(x)} labels, one for each input; received "
-                f"{len(y)}."
+                f"x: expected inputs within the bounds, {np.min(low):g} to "
+                f"{np.max(high):g}; received values from {values.min():g} to "
+                f"{values.max():g}, or beyond the bounds of their place."
             )
-        return search(x, y)
+
+    def within_bounds(self, x, perturbation):
+        """The perturbation cut short where `x` + it leaves `bounds`."""
+        if self.bounds is None:
+            return perturbation
+        low, high = self.limits(x)
+        return tf.minimum(tf.maximum(perturbation, low - x), high - x)
+
+    def limits(self, x):
+        """The bounds of inputs like `x`, (low, high), of its dtype.
+
+        Raises:
+            ValueError: if these do not broadcast against one sample.
+        """
+        low, high = (np.asarray(b, x.dtype.as_numpy_dtype) for b in self.bounds)
+        sample = x.shape[1:]
+        try:
+            both = tf.broadcast_static_shape(sample, tf.TensorShape(low.shape))
+            fits = both.is_compatible_with(sample)
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(
+                "bounds: expected numbers, or arrays that broadcast against "
+                f"samples of shape {tuple(sample)}; received arrays of shape "
+                f"{low.shape}."
+            )
+        return low, high
 
     def search(self, network, x, y=None, forward=None):
         """As `run`, in the graph at hand, for a network that gives logits.
@@ -140,16 +228,21 @@ class Attack:
 
     def __repr__(self):
         arguments = ", ".join(
-            f"{key}={value!r}" for key, value in self.get_config().items()
+            f"{key}={reprlib.repr(value)}"
+            for key, value in self.get_config().items()
         )
         return f"{type(self).__name__}({arguments})"
 
+    @functools.cached_property
+    def _identity(self):
+        return type(self), repr(self.get_config())
+
     # Attacks of equal settings are equal, and share what is compiled.
     def __eq__(self, other):
-        return repr(self) == repr(other)
+        return isinstance(other, Attack) and self._identity == other._identity
 
     def __hash__(self):
-        return hash(repr(self))
+        return hash(self._identity)
 
 
 @functools.lru_cache(maxsize=16)
@@ -192,3 +285,77 @@ def functional_form(network):
             return logits.class_logits(network(x, training=False))
 
     return f, [tf.convert_to_tensor(v.value) for v in variables]
+
+
+def inference_form(network):
+    """A network as a function of its inputs alone, to their `class_logits`.
+
+    For attacks that no gradient travels back through; see `functional_form`.
+    """
+    f, weights = functional_form(network)
+    return lambda x: f(x, weights)
+
+
+def decide(logits):
+    """The class decided for: (B,) int32."""
+    return tf.argmax(logits, axis=-1, output_type=tf.int32)
+
+
+def mask_class(logits, y):
+    """The logits with class y ruled out."""
+    others = tf.range(logits.shape[-1]) != y[:, None]  # (B, n)
+    return tf.where(others, logits, float("-inf"))
+
+
+def margin(logits, y, targeted=False):
+    """By how much a decision holds: what an attack brings below zero.
+
+    Args:
+        logits: (B, n).
+        y: (B,) int32, the class to leave, or to reach if `targeted`.
+        targeted: which of the two.
+
+    Returns:
+        (B,): f_y - max_(k != y) f_k, or its negative if `targeted`.
+    """
+    own = tf.gather(logits, y, batch_dims=1)
+    difference = own - tf.reduce_max(mask_class(logits, y), axis=-1)
+    return -difference if targeted else difference
+
+
+def ascent(logits, y, targeted=False):
+    """The cross-entropy's gradient by the logits, up to a positive factor.
+
+    It is p - onehot(y) = (1 - p_y) * (r - onehot(y)), with p the softmax and
+    r the softmax over all classes but y. Attacks need its direction only;
+    without the factor it does not vanish where the softmax saturates, and in
+    float32 1 - p_y is zero from logits 17 apart.
+
+    Args:
+        logits: (B, n).
+        y: (B,) int32.
+        targeted: whether to go down instead.
+
+    Returns:
+        (B, n), to be handed to `Forward.gradient`.
+    """
+    others = tf.nn.softmax(mask_class(logits, y))
+    own = tf.one_hot(y, logits.shape[-1], dtype=logits.dtype)
+    return own - others if targeted else others - own
+
+
+def reached(logits, y, targeted=False):
+    """Whether an attack is at its end: (B,) bool. Arguments as in `margin`."""
+    return tf.equal(decide(logits), y) == targeted
+
+
+def rows_to_move(active):
+    """The rows still active; under XLA, which needs fixed shapes, all."""
+    if numerics.compiled_by_xla():
+        return tf.range(tf.size(active))
+    return tf.cast(tf.where(active)[:, 0], tf.int32)
+
+
+def put(values, rows, new):
+    """`values` with `new` in the given rows."""
+    return tf.tensor_scatter_nd_update(values, rows[:, None], new)

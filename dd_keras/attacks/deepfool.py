@@ -54,13 +54,24 @@ class DeepFool(attack.Attack):
             boundary, at least 0.
         candidates: number of target classes considered, the likeliest ones
             at the clean input, in [1, classes - 1]; None for all.
+        bounds: (low, high) of valid inputs, numbers or arrays that broadcast
+            against a sample. Each step is cut short where it leaves them,
+            and later ones leave alone what is at its end. None, as in the
+            paper, for no bounds.
 
     Raises:
         ValueError: if an argument is outside of its range; `candidates` is
             held against the number of classes when a model is attacked.
     """
 
-    def __init__(self, norm=2, max_iter=50, overshoot=0.02, candidates=None):
+    def __init__(
+        self,
+        norm=2,
+        max_iter=50,
+        overshoot=0.02,
+        candidates=None,
+        bounds=None,
+    ):
         self.norm = numerics.validate_norm(norm)
         self.max_iter = numerics.validate_integer(
             "max_iter", max_iter, at_least=1
@@ -73,6 +84,7 @@ class DeepFool(attack.Attack):
                 "candidates", candidates, at_least=1
             )
         self.candidates = candidates
+        self.bounds = numerics.validate_bounds(bounds)
 
     def get_config(self):
         """The constructor's arguments, for Keras serialisation."""
@@ -81,6 +93,7 @@ class DeepFool(attack.Attack):
             "max_iter": self.max_iter,
             "overshoot": self.overshoot,
             "candidates": self.candidates,
+            "bounds": self.bounds,
         }
 
     def search(self, network, x, y=None, forward=None):
@@ -88,7 +101,7 @@ class DeepFool(attack.Attack):
         f, weights = attack.functional_form(network)
         forward = forward or attack.Forward.of(lambda x: f(x, weights), x)
         logits = forward.logits
-        predictions = _decide(logits)  # (B,)
+        predictions = attack.decide(logits)  # (B,)
         y = predictions if y is None else sparse_labels(y, logits.shape[-1])
         right = tf.equal(predictions, y)
         samples = _Samples(x, y, right, self._candidates(logits, y))
@@ -103,7 +116,7 @@ class DeepFool(attack.Attack):
         if self.max_iter > 1:
             state = self._continue(f, weights, samples, state)
         return attack.AttackResult(
-            (1.0 + self.overshoot) * state.total,
+            self._stretch(x, state.total),
             predictions,
             state.fooled,
             state.iterations,
@@ -117,7 +130,12 @@ class DeepFool(attack.Attack):
             start = state._replace(total=total)
             end, path = self._follow(f, weights, samples, start)
 
-            def gradient(*upstream):
+            def gradient(*upstream, variables=None):
+                if variables:  # not Keras', so that they were not handed in
+                    raise ValueError(
+                        "model: expected a network of Keras layers; DeepFool "
+                        "has no gradient by the weights of a SavedModel."
+                    )
                 adjoint = _State(*upstream).total
                 return self._pull_back(f, weights, path, adjoint)
 
@@ -129,7 +147,7 @@ class DeepFool(attack.Attack):
         """Runs the attack to its end; returns the state and the path there."""
 
         def iterate(i, state, path):
-            rows = _rows_to_move(state.active)  # (A,)
+            rows = attack.rows_to_move(state.active)  # (A,)
             moved = _Samples(*(tf.gather(t, rows) for t in samples))
             total = tf.gather(state.total, rows)
             # All ones where rows are dropped; under XLA, zero for the stopped.
@@ -137,14 +155,14 @@ class DeepFool(attack.Attack):
             x_i = moved.x + total
             forward = attack.Forward.of(lambda x: f(x, weights), x_i)
             target = self._nearest(forward, moved)
-            step = _minimal_step(moving * target.gap, target.w, self.norm)
+            step = self._bounded(x_i, moving * target.gap, target.w)
             total += step  # Eq. 2
             fooled, active = self._check(f, weights, moved, total, step)
             state = _State(
-                active=_put(state.active, rows, active),
-                fooled=_put(state.fooled, rows, fooled),
+                active=attack.put(state.active, rows, active),
+                fooled=attack.put(state.fooled, rows, fooled),
                 iterations=state.iterations + tf.cast(state.active, tf.int32),
-                total=_put(state.total, rows, total),
+                total=attack.put(state.total, rows, total),
             )
             path = path.write(i, rows, moving, x_i, target.k, target.s)
             return i + 1, state, path
@@ -166,12 +184,14 @@ class DeepFool(attack.Attack):
                 f"candidates: expected at most {others}, the classes other "
                 f"than the source; received {self.candidates}."
             )
-        return tf.math.top_k(_mask(logits, y), self.candidates or others)[1]
+        return tf.math.top_k(
+            attack.mask_class(logits, y), self.candidates or others
+        )[1]
 
     def _nearest(self, forward, samples):
         """The boundary nearest to where `forward` is, a `_Target`."""
         logits = forward.logits  # (A, n)
-        rival = _decide(_mask(logits, samples.y))  # (A,)
+        rival = attack.decide(attack.mask_class(logits, samples.y))  # (A,)
         s = tf.where(samples.right, samples.y, rival)
         f_s = tf.gather(logits, s, batch_dims=1)
         q = numerics.dual_norm(self.norm)
@@ -180,7 +200,7 @@ class DeepFool(attack.Attack):
             k = tf.where(samples.right, k, samples.y)
             gap = tf.abs(tf.gather(logits, k, batch_dims=1) - f_s)  # (A,)
             w = forward.gradient(_difference(k, s, logits))  # (A, ...)
-            slope = numerics.sample_norm(w, q)
+            slope = numerics.sample_norm(self._free(forward.x, w), q)
             steep = slope > numerics.ZERO_NORM
             distance = tf.where(steep, gap / slope, math.inf)
             closer = distance < nearest[0]
@@ -220,12 +240,33 @@ class DeepFool(attack.Attack):
         w = forward.gradient(difference)
         if target.w is not None:
             w = _with_value(w, target.w)
-        return _minimal_step(moving * tf.abs(gap), w, self.norm)
+        return self._bounded(forward.x, moving * tf.abs(gap), w)
+
+    def _bounded(self, x, gap, w):
+        """The minimal step from x (Eq. 1), cut short at the bounds."""
+        step = _minimal_step(gap, self._free(x, w), self.norm)
+        if self.bounds is None:
+            return step
+        # Rounding at a bound is no step.
+        return tf.where(step != 0, self.within_bounds(x, step), step)
+
+    def _free(self, x, w):
+        """w, but zero where a step along it would leave the bounds at once."""
+        if self.bounds is None:
+            return w
+        low, high = self.limits(x)
+        slack = attack.ROUNDING * (high - low)
+        at_end = tf.where(w > 0, x >= high - slack, x <= low + slack)
+        return tf.where(at_end, tf.zeros_like(w), w)
+
+    def _stretch(self, x, total):
+        """The perturbation: what crosses the boundary that `total` meets."""
+        return self.within_bounds(x, (1.0 + self.overshoot) * total)
 
     def _check(self, f, weights, samples, total, step):
         """Who is across the boundary now, and who goes on."""
-        stretched = samples.x + (1.0 + self.overshoot) * total
-        decision = _decide(f(stretched, weights))
+        stretched = samples.x + self._stretch(samples.x, total)
+        decision = attack.decide(f(stretched, weights))
         fooled = tf.equal(decision, samples.y) != samples.right
         moved = numerics.sample_norm(step, math.inf) > 0
         return fooled, moved & ~fooled
@@ -340,29 +381,6 @@ class _Path(NamedTuple):
     def read(self, i):
         """What iteration `i` did."""
         return [array.read(i) for array in self]
-
-
-def _rows_to_move(active):
-    """The rows still active; under XLA, which needs fixed shapes, all."""
-    if numerics.compiled_by_xla():
-        return tf.range(tf.size(active))
-    return tf.cast(tf.where(active)[:, 0], tf.int32)
-
-
-def _put(values, rows, new):
-    """`values` with `new` in the given rows."""
-    return tf.tensor_scatter_nd_update(values, rows[:, None], new)
-
-
-def _decide(logits):
-    """The class decided for: (B,) int32."""
-    return tf.argmax(logits, axis=-1, output_type=tf.int32)
-
-
-def _mask(logits, y):
-    """The logits with class y ruled out."""
-    others = tf.range(logits.shape[-1]) != y[:, None]  # (B, n)
-    return tf.where(others, logits, float("-inf"))
 
 
 def _difference(k, s, logits):
