@@ -9,6 +9,7 @@ ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(
     r'__version__ = "(.+)"', (ROOT / "dd_keras/__init__.py").read_text()
 )[1]
+EVALUATION = ["opencv-python-headless>=4.10", "scikit-image>=0.24"]
 
 setuptools.setup(
     name="dd_keras",
@@ -23,6 +24,7 @@ setuptools.setup(
     # Each bound and its reason: README, "Dependencies".
     install_requires=[
         "absl-py>=2.1",
+        "adjustText>=1.3",
         "importlib_resources>=5.12",
         "keras>=3.15",
         "matplotlib>=3.8",
@@ -34,13 +36,16 @@ setuptools.setup(
     ],
     extras_require={
         "cuda": ["tensorflow[and-cuda]>=2.21"],
-        # The libraries that benchmarks/deepfool.py compares with.
+        # PASS, the similarity of images.
+        "evaluation": EVALUATION,
+        # The libraries that benchmarks/ compare with.
         "benchmark": [
             "adversarial-robustness-toolbox>=1.20",
             "foolbox>=3.3.4",
             "torch>=2.6",
         ],
         "test": [
+            *EVALUATION,
             "foolbox>=3.3.4",
             "pytest>=8",
             "pytest-timeout>=2.3",

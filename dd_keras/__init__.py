@@ -1,6 +1,6 @@
 """Deep Defense for Keras: classifiers that small perturbations do not flip."""
 
-from dd_keras import attacks, datasets, networks
+from dd_keras import attacks, datasets, evaluation, networks
 from dd_keras.defenses import DeepDefenseModel, SplitExponential
 from dd_keras.evaluation import RobustnessReport, evaluate_robustness
 from dd_keras.logits import logits_model
@@ -16,6 +16,7 @@ __all__ = [
     "attacks",
     "datasets",
     "evaluate_robustness",
+    "evaluation",
     "logits_model",
     "networks",
 ]

@@ -29,7 +29,7 @@ class Data(NamedTuple):
             of shape (H, W, C) in [0, 255], labels int64 in [0, classes).
         test: the same, in a fixed order.
         preprocessing: Keras layer from images to the classifier's inputs:
-            subtracts the training set's mean image.
+            subtracts the training set's mean image. None for none.
         num_classes: number of classes.
     """
 
@@ -42,6 +42,20 @@ class Data(NamedTuple):
     def image_shape(self):
         """Height, width and channels."""
         return tuple(self.train.element_spec[0].shape)
+
+    @property
+    def bounds(self):
+        """The valid range of the classifier's inputs: (low, high).
+
+        What black and white images become, float32 arrays of `image_shape`.
+        Right for preprocessing that keeps each pixel's place and order.
+        """
+        ends = np.stack(
+            [np.full(self.image_shape, v, np.float32) for v in (0, 255)]
+        )
+        if self.preprocessing is not None:
+            ends = np.asarray(self.preprocessing(ends))
+        return ends[0], ends[1]
 
 
 def load(name, data_dir=None):
@@ -60,9 +74,7 @@ def load(name, data_dir=None):
         RuntimeError: if the data can be neither found nor downloaded.
     """
     if name not in _LOADERS:
-        raise ValueError(
-            f"name: expected one of {sorted(_LOADERS)}; received {name!r}."
-        )
+        raise ValueError(f"name: expected one of {NAMES}; received {name!r}.")
     (x_train, y_train), (x_test, y_test) = _LOADERS[name](data_dir)
     mean = x_train.mean(axis=0, dtype=np.float64).astype(np.float32)
     preprocessing = keras.layers.Normalization(
@@ -80,8 +92,8 @@ def load(name, data_dir=None):
     )
 
 
-def batches(dataset, preprocessing, batch_size, shuffle_seed=None):
-    """Batches of preprocessed inputs and labels, cached and prefetched.
+def batches(dataset, preprocessing, batch_size, shuffle_seed=None, cache=True):
+    """Batches of preprocessed inputs and labels, prefetched.
 
     Args:
         dataset: unbatched `tf.data.Dataset` of (image, label).
@@ -89,6 +101,8 @@ def batches(dataset, preprocessing, batch_size, shuffle_seed=None):
         batch_size: images a batch; the last batch holds what is left.
         shuffle_seed: seed of an order that is new in each epoch and the same
             in each run; None keeps the order of `dataset`.
+        cache: whether to keep all preprocessed inputs in memory, for data
+            that are gone through more than once.
 
     Returns:
         A `tf.data.Dataset` of (B, H, W, C) float32 inputs and (B,) labels.
@@ -102,7 +116,8 @@ def batches(dataset, preprocessing, batch_size, shuffle_seed=None):
     dataset = dataset.unbatch().apply(
         tf.data.experimental.assert_cardinality(size)
     )
-    dataset = dataset.cache()
+    if cache:
+        dataset = dataset.cache()
     if shuffle_seed is not None:
         dataset = dataset.shuffle(_SHUFFLE_BUFFER, seed=shuffle_seed)
     return dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)
@@ -161,6 +176,7 @@ def _load_mnist(data_dir):
 
 _SPLITS = ("train", "test")
 _LOADERS = {"digits": _load_digits, "mnist": _load_mnist}
+NAMES = sorted(_LOADERS)
 
 
 def _load_tfds(name, split, data_dir):

@@ -21,17 +21,22 @@ FLOORS = {
     "dd_keras.attacks": 1,
     "dd_keras.datasets": 0,
     "dd_keras.distribution": 0,
+    "dd_keras.files": 0,
     "dd_keras.logits": 0,
     "dd_keras.losses": 0,
     "dd_keras.networks": 0,
     "dd_keras.numerics": 0,
     "dd_keras.optimizers": 0,
+    "dd_keras.tables": 0,
 }
 # The only places that may import these; a name that ends in "." is a folder.
 ONLY = {
     "absl.flags": "apps.",
     "tensorflow_datasets": "dd_keras.datasets",
     "matplotlib": "dd_keras.evaluation.figures",
+    "adjustText": "dd_keras.evaluation.figures",
+    "cv2": "dd_keras.evaluation.similarity",
+    "skimage": "dd_keras.evaluation.similarity",
 }
 
 

@@ -122,6 +122,55 @@ def test_preprocessing_is_saved_with_a_model(digits_data, tmp_path):
     assert np.abs(loaded(images).numpy() - images).max() > 10
 
 
+def test_names_are_those_that_load_knows(digits_data):
+    assert datasets.NAMES == ["digits", "mnist"]
+    again = datasets.load(datasets.NAMES[0])
+    assert again.num_classes == digits_data.num_classes
+
+
+def test_bounds_are_what_black_and_white_become(digits_data):
+    low, high = digits_data.bounds
+    mean = arrays(digits_data.train)[0].mean(axis=0, dtype="float64")
+    for bound, pixel in ((low, 0), (high, 255)):
+        assert (bound.shape, bound.dtype) == ((8, 8, 1), np.float32)
+        image = np.full((1, 8, 8, 1), pixel, np.float32)
+        np.testing.assert_array_equal(
+            bound, digits_data.preprocessing(image)[0]
+        )
+        np.testing.assert_allclose(bound, pixel - mean, atol=1e-4)
+
+
+def test_bounds_hold_all_images_and_no_more(digits_data):
+    low, high = digits_data.bounds
+    inputs = np.concatenate(
+        [
+            digits_data.preprocessing(arrays(split)[0]).numpy()
+            for split in (digits_data.train, digits_data.test)
+        ]
+    )
+    assert np.all(inputs >= low)
+    assert np.all(inputs <= high)
+    # Most pixels are blank in one image and full in another.
+    reached = (inputs.min(axis=0) == low) & (inputs.max(axis=0) == high)
+    assert np.mean(reached) > 0.6
+
+
+def test_bounds_without_preprocessing_are_those_of_pixels(digits_data):
+    low, high = digits_data._replace(preprocessing=None).bounds
+    np.testing.assert_array_equal(low, np.zeros((8, 8, 1), np.float32))
+    np.testing.assert_array_equal(high, np.full((8, 8, 1), 255, np.float32))
+    assert low.dtype == high.dtype == np.float32
+
+
+def test_bounds_follow_any_preprocessing_layer(digits_data):
+    scaled = digits_data._replace(
+        preprocessing=keras.layers.Rescaling(1 / 127.5, offset=-1)
+    )
+    low, high = scaled.bounds
+    np.testing.assert_allclose(low, -1, atol=1e-6)
+    np.testing.assert_allclose(high, 1, atol=1e-6)
+
+
 def test_unknown_name_is_named():
     expected = r"^name: expected one of \[.*\]; received 'minst'\.$"
     with pytest.raises(ValueError, match=expected) as caught:
@@ -180,6 +229,37 @@ def test_batches_keep_images_with_their_labels(small_images):
     for images, labels in batches:
         assert images.shape[1:] == (2, 2, 1)
         np.testing.assert_array_equal(images[:, 0, 0, 0], 2.0 * labels.numpy())
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_batches_are_the_same_with_and_without_cache(small_images, seed):
+    double = keras.layers.Rescaling(2.0)
+    kept, anew = (
+        datasets.batches(small_images, double, 4, seed, cache=cache)
+        for cache in (True, False)
+    )
+    assert int(anew.cardinality()) == int(kept.cardinality()) == 3
+    for _ in range(2):  # epochs
+        for one, other in zip(kept, anew, strict=True):
+            for a, b in zip(one, other, strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+def test_only_cached_batches_are_made_once(small_images):
+    made = []
+
+    def count(x, y):
+        tf.py_function(lambda: made.append(1), [], [])
+        return x, y
+
+    for cache, expected in ((True, 10), (False, 20)):
+        made.clear()
+        batches = datasets.batches(
+            small_images.map(count), None, 4, cache=cache
+        )
+        for _ in range(2):
+            epoch(batches)
+        assert len(made) == expected
 
 
 def test_batches_of_digits_are_preprocessed(digits_data):

@@ -1,15 +1,17 @@
 """Robustness reports against closed forms: an affine classifier has one."""
 
-import json
+import re
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import shell
 
 import dd_keras
+from dd_keras import attacks, evaluation
 from dd_keras.attacks import DeepFool
-from dd_keras.evaluation import evaluate, evaluate_robustness
+from dd_keras.evaluation import evaluate_robustness
 
 SHAPE = (3, 2)
 SAMPLES = 23
@@ -57,6 +59,12 @@ def closed_form(model, x, p):
     return predictions, np.array(distances)
 
 
+def deepfool_report(model, dataset, p=2, **kwargs):
+    return evaluate_robustness(
+        model, dataset, ["accuracy", DeepFool(p)], verbose=0, **kwargs
+    )
+
+
 def norms(x, p):
     return np.linalg.norm(x.reshape(len(x), -1), ord=p, axis=1)
 
@@ -91,27 +99,29 @@ def report(model, data):
 def test_affine_classifier_gives_the_closed_form(outputs, activation, p):
     model = affine(outputs, activation)
     x, y = samples(max(2, outputs))
-    report = evaluate_robustness(model, batched(x, y), DeepFool(p), verbose=0)
+    report = deepfool_report(model, batched(x, y), p)
     predictions, distances = closed_form(model, x, p)
 
     np.testing.assert_array_equal(report.predictions, predictions)
     np.testing.assert_array_equal(report.labels, y)
+    values = report.values
     np.testing.assert_allclose(
-        report.distance, OVERSHOOT * distances, rtol=2e-5
+        values[f"l{p:g}"], OVERSHOOT * distances, rtol=2e-5
     )
     np.testing.assert_allclose(
-        report.rho, OVERSHOOT * distances / norms(x, p), rtol=2e-5
+        values[f"rho{p:g}"], OVERSHOOT * distances / norms(x, p), rtol=2e-5
     )
-    np.testing.assert_array_equal(report.fooled, np.ones(SAMPLES, bool))
-    np.testing.assert_array_equal(report.iterations, np.ones(SAMPLES))
-    assert report.norm == p
+    np.testing.assert_array_equal(values[f"rho{p:g}_fooled"], True)
+    np.testing.assert_array_equal(values[f"rho{p:g}_iterations"], 1)
+    assert not values["zero_gradient"].any()
+    assert report.warnings == ()
 
 
 def test_summary_is_the_mean_over_all_samples(model, data, report):
     x, y = data
     predictions, distances = closed_form(model, x, 2)
     summary = report.summary()
-    assert set(summary) == {"accuracy", "rho2", "l2", "fooled", "samples"}
+    assert set(summary) == {"accuracy", "rho2", "l2", "rho2_fooled", "samples"}
     right = np.sum(predictions == y)
     assert 0 < right < SAMPLES
     assert summary["accuracy"] == pytest.approx(right / SAMPLES)
@@ -121,7 +131,7 @@ def test_summary_is_the_mean_over_all_samples(model, data, report):
     assert summary["rho2"] == pytest.approx(
         OVERSHOOT * np.mean(distances / norms(x, 2)), rel=1e-5
     )
-    assert summary["fooled"] == 1.0
+    assert summary["rho2_fooled"] == 1.0
     assert summary["samples"] == SAMPLES
 
 
@@ -134,9 +144,8 @@ def test_summary_is_the_mean_over_all_samples(model, data, report):
     ],
 )
 def test_summary_names_the_norm(model, data, p, keys):
-    report = evaluate_robustness(model, batched(*data), DeepFool(p), verbose=0)
-    summary = report.summary()
-    assert set(summary) == keys | {"accuracy", "fooled", "samples"}
+    summary = deepfool_report(model, batched(*data), p).summary()
+    assert set(summary) == keys | {"accuracy", f"rho{p:g}_fooled", "samples"}
 
 
 def test_misclassified_samples_count_from_their_predicted_class(
@@ -147,8 +156,8 @@ def test_misclassified_samples_count_from_their_predicted_class(
     found = evaluate_robustness(model, batched(x, wrong), verbose=0)
     assert found.summary()["accuracy"] == 0.0
     np.testing.assert_array_equal(found.predictions, report.predictions)
-    np.testing.assert_array_equal(found.rho, report.rho)
-    np.testing.assert_array_equal(found.distance, report.distance)
+    np.testing.assert_array_equal(found.values["rho2"], report.values["rho2"])
+    np.testing.assert_array_equal(found.values["l2"], report.values["l2"])
 
 
 @pytest.mark.parametrize(
@@ -175,8 +184,12 @@ def test_batch_size_does_not_matter(model, data, report, size):
     assert len(found.labels) == SAMPLES
     np.testing.assert_array_equal(found.labels, report.labels)
     np.testing.assert_array_equal(found.predictions, report.predictions)
-    np.testing.assert_allclose(found.rho, report.rho, rtol=1e-5)
-    np.testing.assert_allclose(found.distance, report.distance, rtol=1e-5)
+    np.testing.assert_allclose(
+        found.values["rho2"], report.values["rho2"], rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        found.values["l2"], report.values["l2"], rtol=1e-5
+    )
 
 
 def test_order_does_not_matter(model, data, report):
@@ -185,7 +198,9 @@ def test_order_does_not_matter(model, data, report):
     found = evaluate_robustness(model, batched(x[order], y[order]), verbose=0)
     np.testing.assert_array_equal(found.labels, report.labels[order])
     np.testing.assert_array_equal(found.predictions, report.predictions[order])
-    np.testing.assert_allclose(found.rho, report.rho[order], rtol=1e-5)
+    np.testing.assert_allclose(
+        found.values["rho2"], report.values["rho2"][order], rtol=1e-5
+    )
     for key, value in report.summary().items():
         assert found.summary()[key] == pytest.approx(value, rel=1e-6)
 
@@ -197,7 +212,7 @@ def test_integer_inputs_are_attacked_as_floats(model):
     )
     _, distances = closed_form(model, x.astype(np.float64), 2)
     np.testing.assert_allclose(
-        report.distance, OVERSHOOT * distances, rtol=1e-4
+        report.values["l2"], OVERSHOOT * distances, rtol=1e-4
     )
 
 
@@ -217,11 +232,13 @@ def test_wrapped_model_gives_what_its_classifier_gives(model, data, report):
 def test_constant_classifier_has_finite_numbers_and_is_never_fooled(data):
     model = affine(10)
     model.layers[-1].set_weights([np.zeros((6, 10)), np.arange(10.0)])
-    report = evaluate_robustness(model, batched(*data), verbose=0)
+    with pytest.warns(UserWarning, match="gradient of its logits is zero on"):
+        report = evaluate_robustness(model, batched(*data), verbose=0)
+    assert "on 100.0 % of the samples" in report.warnings[0]
     np.testing.assert_array_equal(report.predictions, np.full(SAMPLES, 9))
-    np.testing.assert_array_equal(report.rho, np.zeros(SAMPLES))
-    np.testing.assert_array_equal(report.distance, np.zeros(SAMPLES))
-    assert report.summary()["fooled"] == 0.0
+    np.testing.assert_array_equal(report.values["rho2"], np.zeros(SAMPLES))
+    np.testing.assert_array_equal(report.values["l2"], np.zeros(SAMPLES))
+    assert report.summary()["rho2_fooled"] == 0.0
 
 
 def test_zero_input_has_a_distance_but_no_relative_size(model):
@@ -229,9 +246,9 @@ def test_zero_input_has_a_distance_but_no_relative_size(model):
     report = evaluate_robustness(model, batched(x, [0]), verbose=0)
     _, distances = closed_form(model, x, 2)
     np.testing.assert_allclose(
-        report.distance, OVERSHOOT * distances, rtol=1e-5
+        report.values["l2"], OVERSHOOT * distances, rtol=1e-5
     )
-    np.testing.assert_array_equal(report.rho, [0.0])
+    np.testing.assert_array_equal(report.values["rho2"], [0.0])
 
 
 def test_progress_bar_shows_only_when_verbose(model, data, capsys):
@@ -291,8 +308,8 @@ def test_labels_out_of_range_are_refused(model, data, label):
     x, y = data
     y = np.where(np.arange(SAMPLES) == 12, label, y)
     with pytest.raises(
-        tf.errors.InvalidArgumentError,
-        match=r"y: expected labels in \[0, 10\)",
+        ValueError,
+        match=r"^dataset, batch 1: .*y: expected labels in \[0, 10\)",
     ):
         evaluate_robustness(model, batched(x, y), verbose=0)
 
@@ -307,55 +324,386 @@ def test_labels_of_another_number_of_classes_are_refused(model, data):
         evaluate_robustness(model, batched(x, np.eye(7)[y % 7]), verbose=0)
 
 
-def strictly_parsed(path):
-    """Parsed as RFC 8259 has it: no NaN, no Infinity."""
-
-    def refuse(constant):
-        raise AssertionError(f"{constant} is not JSON")
-
-    return json.loads(path.read_text("utf-8"), parse_constant=refuse)
+# Several metrics at once
 
 
-def test_json_holds_the_summary_and_all_samples(report, tmp_path):
-    path = tmp_path / "report.json"
-    report.to_json(path)
-    written = strictly_parsed(path)
-    assert written["summary"] == report.summary()
-    assert written["norm"] == 2.0
-    arrays = {
-        "labels", "predictions", "rho", "distance", "fooled", "iterations"
-    }  # fmt: skip
-    assert set(written) == arrays | {"summary", "norm"}
-    for key in arrays:
-        values = getattr(report, key)
-        assert written[key] == values.tolist()
-        assert len(written[key]) == SAMPLES
-    assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
-
-
-def test_json_of_the_infinity_norm_is_json(model, data, tmp_path):
-    path = tmp_path / "report.json"
-    report = evaluate_robustness(
-        model, batched(*data), DeepFool(np.inf), verbose=0
+@pytest.fixture(scope="module")
+def convolutional():
+    """A small untrained network on images, and images."""
+    keras.utils.set_random_seed(3)
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(4, 3, activation="relu"),
+            keras.layers.MaxPooling2D(2),
+            keras.layers.Flatten(),
+            keras.layers.Dense(5),
+        ]
     )
-    report.to_json(path)
-    assert strictly_parsed(path)["summary"] == report.summary()
+    x = np.random.default_rng(5).uniform(size=(20, 8, 8, 1))
+    x = x.astype(np.float32)
+    y = model.predict(x, verbose=0).argmax(-1)
+    y[::7] = (y[::7] + 1) % 5
+    return model, x, y
 
 
-@pytest.mark.parametrize("old", [None, '{"summary": "of an earlier run"}'])
-def test_json_is_written_whole_or_not_at_all(
-    report, tmp_path, monkeypatch, old
+ALL = ("accuracy", "rho2", "rho1", "rho_inf", "fgs", "pgd")
+
+
+def test_each_metric_finds_what_its_attack_finds_alone(convolutional):
+    model, x, y = convolutional
+    found = evaluate_robustness(
+        model, batched(x, y, 20), ALL, bounds=(0, 1), verbose=0
+    ).values
+    right = found["predictions"] == y
+    assert 0 < right.sum() < len(y)
+    for p in (1, 2):
+        alone = DeepFool(p).run(model, x)
+        np.testing.assert_allclose(
+            found[f"l{p}"], norms(alone.perturbation.numpy(), p), rtol=1e-5
+        )
+    alone = attacks.MinimalFGSM().run(model, x)
+    np.testing.assert_allclose(
+        found["rho_inf"], norms(alone.perturbation.numpy(), np.inf), rtol=1e-5
+    )
+    alone = attacks.PGD(0.1, bounds=(0, 1)).run(model, x)
+    np.testing.assert_array_equal(found["pgd_fooled"], alone.fooled)
+    for i, eps in enumerate(np.arange(1, 21) / 50):
+        alone = attacks.FGSM(float(eps)).run(model, x)
+        np.testing.assert_array_equal(found["fgs_fooled"][:, i], alone.fooled)
+
+
+def test_one_name_alone_is_enough(convolutional):
+    model, x, y = convolutional
+    report = evaluate_robustness(model, batched(x, y), "accuracy", verbose=0)
+    assert set(report.summary()) == {"accuracy", "samples"}
+
+
+@pytest.mark.parametrize("metrics", [["rho2", "l2"], ["rho_inf", "eps_ref"]])
+def test_two_names_of_one_metric_measure_it_once(convolutional, metrics):
+    model, x, y = convolutional
+    report = evaluate_robustness(model, batched(x, y), metrics, verbose=0)
+    assert len(report.metrics) == 1
+
+
+def test_memory_does_not_grow_with_the_data_set(tmp_path):
+    script = tmp_path / "memory.py"
+    script.write_text(
+        """
+import resource, sys
+import keras, numpy as np, tensorflow as tf
+from dd_keras.evaluation import evaluate_robustness
+
+model = keras.Sequential([keras.Input((64, 64, 3)), keras.layers.Flatten(),
+                          keras.layers.Dense(4)])
+
+def dataset(batches):
+    def batch(i):
+        seed = tf.stack([i, 0])
+        x = tf.random.stateless_normal((50, 64, 64, 3), seed)
+        return x, tf.zeros(50, tf.int32)
+    return tf.data.Dataset.range(batches).map(batch)
+
+for batches in (20, 400):  # 400 batches are 983 MB of pixels
+    evaluate_robustness(model, dataset(batches), ["accuracy", "fgs"],
+                        bounds=(-1, 1), verbose=0)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+    )
+    done = shell(script)
+    assert done.returncode == 0, done.stderr[-3000:]
+    few, many = map(int, done.stdout.split()[-2:])
+    assert many < few + 60  # MiB
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"metrics": ["rho2", "roh2"]},
+            r"^metrics: expected names of \['accuracy', 'cw', 'eps_ref', "
+            r"'fgs', 'l<p>', 'pass', 'pgd', 'rho<p>', 'rho_inf'\] .*; "
+            r"received 'roh2'\.$",
+        ),
+        ({"metrics": "rho0.5"}, "received 'rho0.5'"),
+        ({"metrics": []}, "^metrics: expected at least one; received none"),
+        (
+            {"metrics": ["pgd", attacks.PGD(0.5)], "bounds": (0, 1)},
+            "^metrics: expected one of each name; received two .* 'pgd'",
+        ),
+        ({"metrics": "pgd"}, "^bounds: the metric 'pgd' needs the valid range"),
+        ({"metrics": "fgs"}, "^bounds: the metric 'fgs' needs the valid range"),
+        (
+            {"metrics": "pgd", "bounds": (0, 0.5)},
+            "^x: expected inputs within the bounds, 0 to 0.5; received values",
+        ),
+        ({"metrics": "pgd", "bounds": (1, 0)}, "^bounds: expected a pair"),
+        (
+            {"misclassified": "ignore"},
+            "^misclassified: expected one of .*; received 'ignore'",
+        ),
+    ],
+)
+def test_bad_arguments_are_refused(convolutional, arguments, message):
+    model, x, y = convolutional
+    with pytest.raises(ValueError, match=message):
+        evaluate_robustness(model, batched(x, y), verbose=0, **arguments)
+
+
+def test_data_that_is_no_data_set_is_refused(convolutional):
+    model, x, y = convolutional
+    with pytest.raises(
+        TypeError, match=r"^dataset: expected a batched tf.data.Dataset .* list"
+    ):
+        evaluate_robustness(model, [(x, y)], verbose=0)
+
+
+def test_batch_of_another_shape_is_refused_by_number(convolutional):
+    model, x, y = convolutional
+
+    def batches():
+        yield x, y
+        yield x[:, :6], y
+
+    dataset = tf.data.Dataset.from_generator(
+        batches,
+        output_signature=(
+            tf.TensorSpec((None, None, 8, 1)),
+            tf.TensorSpec((None,), tf.int64),
+        ),
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"^dataset, batch 1: x: expected inputs of shape \(None, 8, 8, 1"
+        r"\); received \(20, 6, 8, 1\)",
+    ):
+        evaluate_robustness(model, dataset, verbose=0)
+
+
+def test_batch_with_too_few_labels_is_refused(convolutional):
+    model, x, y = convolutional
+    dataset = tf.data.Dataset.from_tensors((x, y[:-1]))
+    with pytest.raises(
+        ValueError, match=r"^dataset, batch 0: y: expected 20 labels; .* 19\."
+    ):
+        evaluate_robustness(model, dataset, verbose=0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_outputs_that_are_not_finite_are_refused(value):
+    model = affine(3)
+    x, y = samples(3)
+    x[12, 0, 0] = value
+    with pytest.raises(
+        ValueError,
+        match=r"^model: expected finite outputs; received NaN or infinity for "
+        r"1 of the 10 inputs of batch 1; its inputs are not, either\.$",
+    ):
+        evaluate_robustness(model, batched(x, y), verbose=0)
+
+
+def test_model_with_broken_weights_is_refused():
+    model = affine(3)
+    kernel, bias = model.layers[-1].get_weights()
+    model.layers[-1].set_weights([kernel * np.nan, bias])
+    with pytest.raises(
+        ValueError, match=r"for 10 of the 10 inputs of batch 0\.$"
+    ):
+        evaluate_robustness(model, batched(*samples(3)), verbose=0)
+
+
+# Doubts
+
+
+class Saturated(keras.Model):
+    """Probabilities that are 0 and 1 but for rounding, behind a call."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.dense = keras.layers.Dense(3)
+        self.scale = scale
+
+    def call(self, x):
+        logits = self.dense(keras.layers.Flatten()(x))
+        return keras.ops.softmax(self.scale * logits)
+
+
+class Noisy(keras.Model):
+    """Dropout that does not stop at inference."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.dense = keras.layers.Dense(3)
+        self.dropout = keras.layers.Dropout(rate, seed=1)
+
+    def call(self, x):
+        x = keras.layers.Flatten()(x)
+        return self.dense(self.dropout(x, training=True))
+
+
+class Rippled(keras.Model):
+    """A linear decision under waves, which its gradient follows."""
+
+    def __init__(self, height):
+        super().__init__()
+        self.dense = keras.layers.Dense(2)
+        self.height = height
+
+    def call(self, x):
+        x = keras.layers.Flatten()(x)
+        x += self.height * keras.ops.sin(100 * x)
+        return self.dense(x)
+
+
+def built(model, value):
+    keras.utils.set_random_seed(0)
+    model = model(value)
+    model(np.zeros((1, *SHAPE), np.float32))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "sound", "faulty", "activation", "doubt"),
+    [
+        (Saturated, 1.0, 1e4, "softmax", "gradient .* is zero on"),
+        (Noisy, 0.0, 0.5, "linear", "outputs are random"),
+        (Rippled, 0.0, 0.02, "linear", "pgd: .*masking"),
+    ],
+    ids=["saturated", "random", "masked"],
+)
+def test_faulty_model_raises_doubts_and_a_sound_one_none(
+    model, sound, faulty, activation, doubt
 ):
-    path = tmp_path / "report.json"
-    if old is not None:
-        path.write_text(old)
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0.2, 0.8, size=(200, *SHAPE)).astype(np.float32)
+    settings = {
+        "metrics": ["accuracy", "rho2", attacks.PGD(0.2, bounds=(0, 1))],
+        "activation": activation,
+        "verbose": 0,
+    }
+    dataset = batched(x, rng.integers(2, size=200), 100)
+    report = evaluate_robustness(built(model, sound), dataset, **settings)
+    assert report.warnings == ()
+    with pytest.warns(UserWarning, match=doubt):
+        report = evaluate_robustness(built(model, faulty), dataset, **settings)
+    assert any(re.search(doubt, warning) for warning in report.warnings)
+    assert all(f"Warning: {w}" in report.table() for w in report.warnings)
 
-    def full_disk(values, file, **_):
-        file.write('{"summary": {"accu')
-        file.flush()
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(evaluate.json, "dump", full_disk)
-    with pytest.raises(OSError, match="No space left on device"):
-        report.to_json(path)
-    assert (path.read_text() if path.exists() else None) == old
+def test_attack_that_fools_nobody_raises_a_doubt(convolutional):
+    model, x, y = convolutional
+    tiny = attacks.MinimalFGSM(eps_max=1e-6)
+    with pytest.warns(
+        UserWarning, match=r"^rho_inf: the attack did not change .* 100.0 %"
+    ):
+        evaluate_robustness(
+            model, batched(x, y), evaluation.SmallestEps(tiny), verbose=0
+        )
+
+
+def test_strong_attack_that_finds_less_raises_a_doubt(convolutional):
+    model, x, y = convolutional
+    weak = attacks.CarliniWagnerL2(binary_search_steps=1, initial_const=1e3)
+    with pytest.warns(UserWarning, match=r"^cw_l2: .* is longer than the"):
+        evaluate_robustness(
+            model,
+            batched(x, y),
+            ["rho2", evaluation.Distance(weak, "cw_")],
+            verbose=0,
+        )
+
+
+# Interrupted and resumed
+
+
+class BrokenOffError(Exception):
+    pass
+
+
+def breaking_off(dataset, after):
+    """The data set, which fails after so many batches."""
+
+    def fail(i, batch):
+        def raise_it(index):
+            if index >= after:
+                raise BrokenOffError
+            return index
+
+        checked = tf.numpy_function(raise_it, [i], tf.int64)
+        with tf.control_dependencies([checked]):
+            return tf.nest.map_structure(tf.identity, batch)
+
+    broken = dataset.enumerate().map(fail)
+    return tf.data.Dataset.zip(broken, dataset).map(lambda a, b: b)
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_interrupted_evaluation_goes_on_to_the_identical_report(
+    convolutional, tmp_path, after
+):
+    model, x, y = convolutional
+    settings = {"metrics": ALL, "bounds": (0, 1), "verbose": 0}
+    dataset = batched(x, y, 5)
+    whole = evaluate_robustness(model, dataset, **settings)
+    whole.to_json(tmp_path / "whole.json")
+
+    settings["checkpoint_dir"] = tmp_path / "checkpoint"
+    with pytest.raises(tf.errors.OpError):
+        evaluate_robustness(model, breaking_off(dataset, after), **settings)
+    done = sorted(
+        path.name for path in settings["checkpoint_dir"].glob("*.npz")
+    )
+    assert done == [f"batch_{i:06d}.npz" for i in range(after)]
+    stamps = [(settings["checkpoint_dir"] / n).stat().st_mtime_ns for n in done]
+
+    resumed = evaluate_robustness(model, dataset, **settings)
+    resumed.to_json(tmp_path / "resumed.json")
+    assert (tmp_path / "resumed.json").read_bytes() == (
+        tmp_path / "whole.json"
+    ).read_bytes()
+    assert stamps == [  # not measured twice
+        (settings["checkpoint_dir"] / n).stat().st_mtime_ns for n in done
+    ]
+
+
+def test_damaged_batch_is_measured_again(convolutional, tmp_path):
+    model, x, y = convolutional
+    dataset = batched(x, y, 5)
+    settings = {"verbose": 0, "checkpoint_dir": tmp_path}
+    first = evaluate_robustness(model, dataset, **settings)
+    path = tmp_path / "batch_000002.npz"
+    path.write_bytes(path.read_bytes()[:100])
+    second = evaluate_robustness(model, dataset, **settings)
+    for name, values in first.values.items():
+        np.testing.assert_array_equal(second.values[name], values)
+    assert len(np.load(path)["rho2"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda s: s.update(metrics=["accuracy", "rho1"]), "metrics"),
+        (lambda s: s.update(misclassified="zero"), "misclassified"),
+        (lambda s: s.update(model=affine(5, seed=9)), "weights"),
+        (
+            lambda s: s.update(dataset=batched(*samples(5, seed=9), 5)),
+            "first batch",
+        ),
+    ],
+)
+def test_checkpoint_of_another_evaluation_is_refused(tmp_path, change, named):
+    settings = {
+        "model": affine(5),
+        "dataset": batched(*samples(5), 5),
+        "verbose": 0,
+        "checkpoint_dir": tmp_path,
+    }
+    evaluate_robustness(**settings)
+    change(settings)
+    with pytest.raises(
+        ValueError, match=rf"^checkpoint_dir: .* the {named} of the one"
+    ):
+        evaluate_robustness(**settings)

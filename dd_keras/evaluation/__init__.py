@@ -1,5 +1,27 @@
 """Evaluation: from a classifier and a data set to a report."""
 
-from dd_keras.evaluation.evaluate import RobustnessReport, evaluate_robustness
+from dd_keras.evaluation.evaluate import evaluate_robustness
+from dd_keras.evaluation.metrics import (
+    PASS,
+    POLICIES,
+    Accuracy,
+    AccuracyUnder,
+    Distance,
+    EpsSweep,
+    Metric,
+    SmallestEps,
+)
+from dd_keras.evaluation.report import RobustnessReport
 
-__all__ = ["RobustnessReport", "evaluate_robustness"]
+__all__ = [
+    "PASS",
+    "POLICIES",
+    "Accuracy",
+    "AccuracyUnder",
+    "Distance",
+    "EpsSweep",
+    "Metric",
+    "RobustnessReport",
+    "SmallestEps",
+    "evaluate_robustness",
+]

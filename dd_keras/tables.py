@@ -1,0 +1,51 @@
+"""Tables of text: for the terminal, Markdown or a spreadsheet."""
+
+import csv
+import io
+
+FORMS = ("text", "markdown", "csv")
+
+
+def render(header, rows, form="text"):
+    """Lays out cells in columns: the first to the left, others to the right.
+
+    Args:
+        header: sequence of str, one for each column.
+        rows: sequence of sequences of str, each as long as `header`.
+        form: `"text"`, `"markdown"` or `"csv"`.
+
+    Returns:
+        str, without a newline at its end.
+
+    Raises:
+        ValueError: if `form` is not known.
+    """
+    if form not in FORMS:
+        raise ValueError(f"form: expected one of {FORMS}; received {form!r}.")
+    table = [list(header), *map(list, rows)]
+    if form == "csv":
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(table)
+        return text.getvalue().rstrip("\n")
+    least = 0
+    if form == "markdown":
+        least = 3  # a rule is at least "--:"
+        table = [[cell.replace("|", r"\|") for cell in row] for row in table]
+    widths = [
+        max(least, *map(len, column)) for column in zip(*table, strict=True)
+    ]
+    lines = [
+        [
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in table
+    ]
+    if form == "text":
+        lines = ["  ".join(line).rstrip() for line in lines]
+        rule = "-" * max(map(len, lines))
+        return "\n".join([lines[0], rule, *lines[1:]])
+    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
+    return "\n".join(
+        f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]]
+    )

@@ -1,0 +1,125 @@
+import json
+import os
+import pathlib
+
+import pytest
+from conftest import shell
+
+from dd_keras import files
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("kind", [str, pathlib.Path])
+@pytest.mark.parametrize("old", [None, "old"])
+def test_file_appears_at_the_end_under_its_name(tmp_path, kind, old):
+    path = tmp_path / "results.json"
+    if old is not None:
+        path.write_text(old)
+    with files.whole(kind(path)) as part:
+        pathlib.Path(part).write_text("new")
+        assert (path.read_text() if path.exists() else None) == old
+    assert path.read_text() == "new"
+    assert names(tmp_path) == ["results.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "ending"),
+    [("a.npz", ".npz"), ("a.b.png", ".png"), ("a", ""), (".hidden", "")],
+)
+def test_other_name_is_beside_it_and_keeps_its_ending(tmp_path, name, ending):
+    # Writers go by the ending: numpy.savez, PIL and Matplotlib do.
+    path = tmp_path / name
+    with files.whole(path) as part:
+        part = pathlib.Path(part)
+        assert part.parent == tmp_path
+        assert part != path
+        assert part.suffix == (ending or ".part")
+        part.write_text("new")
+    assert names(tmp_path) == [name]
+
+
+def test_missing_directories_are_made(tmp_path):
+    path = tmp_path / "a.b" / "c" / "results.txt"
+    with files.whole(path) as part:
+        pathlib.Path(part).write_text("new")
+    assert path.read_text() == "new"
+
+
+def test_name_alone_is_in_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with files.whole("results.txt") as part:
+        pathlib.Path(part).write_text("new")
+    assert names(tmp_path) == ["results.txt"]
+
+
+def break_off(path, error, started):
+    with files.whole(path) as part:
+        if started:
+            pathlib.Path(part).write_text("ne")
+        raise error
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("old", [None, "old"])
+@pytest.mark.parametrize("started", [True, False])
+def test_interrupted_write_leaves_what_was_there(tmp_path, error, old, started):
+    path = tmp_path / "results.txt"
+    if old is not None:
+        path.write_text(old)
+    with pytest.raises(error):
+        break_off(path, error, started)
+    assert (path.read_text() if path.exists() else None) == old
+    assert names(tmp_path) == ([] if old is None else ["results.txt"])
+
+
+def test_name_that_cannot_be_replaced_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "results.txt"
+    (path / "in the way").mkdir(parents=True)
+    with pytest.raises(OSError), files.whole(path) as part:  # noqa: PT011
+        pathlib.Path(part).write_text("new")
+    assert names(tmp_path) == ["results.txt"]
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, "dd_keras")  # without TensorFlow, which takes seconds
+import files
+
+with files.whole(sys.argv[1]) as part, open(part, "w") as file:
+    file.write('{"half": ')
+    file.flush()
+    {end}
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        ("os._exit(3)", 3),
+        ("os.kill(os.getpid(), signal.SIGKILL)", -9),
+    ],
+)
+def test_killed_process_leaves_the_old_file(tmp_path, end, status):
+    path = tmp_path / "results.json"
+    path.write_text('{"old": 1}')
+    script = tmp_path / "script.py"
+    script.write_text(KILLED.replace("{end}", end))
+    assert shell(script, path).returncode == status
+    assert json.loads(path.read_text()) == {"old": 1}
+    # What the killed process left is no obstacle to the next.
+    assert (tmp_path / "results.part.json").read_text() == '{"half": '
+    with files.whole(path) as part, open(part, "w", encoding="utf-8") as file:
+        file.write("{}")
+    assert path.read_text() == "{}"
+    assert names(tmp_path) == ["results.json", "script.py"]
+
+
+def test_file_has_the_permissions_of_any_new_file(tmp_path):
+    (tmp_path / "usual").write_text("")
+    with files.whole(tmp_path / "whole") as part:
+        pathlib.Path(part).write_text("")
+    modes = [os.stat(tmp_path / name).st_mode for name in ("usual", "whole")]
+    assert modes[0] == modes[1]
