@@ -5,15 +5,15 @@
 Trains a small CNN on 1,437 images of 8x8 pixels, fine-tunes it with and
 without the regulariser, evaluates on 360 others, and writes models, numbers
 and pictures to /tmp/dd_keras/digits. Takes about two minutes on two CPU
-cores; expect 98 to 99 % and rho_2 of 0.24 before, and a rho_2 1.5 times or
-more of that after, at no lower accuracy.
+cores; expect 98 to 99 percent and rho_2 of 0.24 before, and a rho_2 1.5 times
+or more of that after, at no lower accuracy.
 
 Deviations from the paper: it has no such data set. Network, epochs, rates and
 c are chosen for it; lam, d and the attack are the paper's.
 """
 
 import recipe
-from absl import app
+from absl import app, flags
 
 recipe.define_flags(
     ["digits_cnn", "mlp"],
@@ -25,6 +25,7 @@ recipe.define_flags(
     reference_learning_rate=3e-3,
     output_dir="/tmp/dd_keras/digits",
 )
+flags.adopt_module_key_flags(recipe)  # for --help
 
 
 def main(argv):

@@ -6,26 +6,18 @@ reference, fine-tune it with Deep Defense, and, so that the gain is the
 method's, fine-tune it for as many epochs without the regulariser.
 """
 
-import datetime
-import json
 import math
 import os
-import platform
-import shlex
 import sys
 import time
 
-from absl import flags
-
-# Before TensorFlow is imported: its start-up notes say nothing of the run.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
+import common  # before TensorFlow, which it quietens
 import keras
 import numpy as np
-import tensorflow as tf
+from absl import flags
 
 import dd_keras
-from dd_keras import attacks, datasets, logits, networks
+from dd_keras import attacks, datasets, files, logits, networks, tables
 from dd_keras.evaluation import figures
 
 FLAGS = flags.FLAGS
@@ -103,18 +95,13 @@ def define_flags(archs, **defaults):
         lower_bound=0,
         upper_bound=2**32 - 1,
     )
-    flags.DEFINE_string("data_dir", None, "Where TFDS keeps its data.")
+    common.define_data_flags()
+    flags.adopt_module_key_flags(common)
     flags.DEFINE_string(
         "output_dir", defaults["output_dir"], "Where all results go."
     )
     flags.DEFINE_bool(
         "eval_only", False, "Evaluate the models in --output_dir; train none."
-    )
-    integer(
-        "limit",
-        None,
-        "Use the first so many training and test images, for a quick look.",
-        lower_bound=1,
     )
     for name in ("c", "d", "learning_rate", "reference_learning_rate"):
         flags.register_validator(
@@ -146,17 +133,11 @@ def run(dataset):
         SystemExit: with a message, if an input is bad or training fails.
     """
     started = time.time()
-    output_dir = _writable_directory(FLAGS.output_dir)
-    try:
-        data = datasets.load(dataset, FLAGS.data_dir)
-        data = _limited(data, FLAGS.limit)
-        for split in ("train", "test"):
-            datasets.check_images(getattr(data, split), f"{dataset} {split}")
-    except (RuntimeError, ValueError) as error:
-        _fail(error)
+    output_dir = common.writable_directory(FLAGS.output_dir)
+    data = common.load_data(dataset)
     others = data.num_classes - 1
     if (FLAGS.candidates or 0) > others:
-        _fail(
+        common.fail(
             f"--candidates: expected at most {others}, the classes other than "
             f"the source; received {FLAGS.candidates}."
         )
@@ -170,7 +151,10 @@ def run(dataset):
             del paths[CLEAN]
     else:
         seconds, curves = _train(data, test, paths, output_dir)
-    models = {name: _classifier(path, data) for name, path in paths.items()}
+    models = {
+        name: common.load_classifier(path, data).model
+        for name, path in paths.items()
+    }
     reports = {name: _evaluate(name, m, test) for name, m in models.items()}
 
     first = reports[REFERENCE].summary()
@@ -186,14 +170,12 @@ def run(dataset):
     written.append(picture)
     if any(len(curve["rho"]) > 1 for curve in curves.values()):
         written.append(os.path.join(output_dir, "convergence.png"))
-        _whole(
-            written[-1],
-            lambda path: figures.convergence_curves(
+        with files.whole(written[-1]) as part:
+            figures.convergence_curves(
                 {TITLES[name]: curve for name, curve in curves.items()},
-                path,
+                part,
                 FLAGS.norm,
-            ),
-        )
+            )
     results = _results(dataset, data, reports, seconds, curves, started)
     written.append(
         os.path.join(
@@ -201,7 +183,7 @@ def run(dataset):
             "evaluation.json" if FLAGS.eval_only else "results.json",
         )
     )
-    _whole(written[-1], lambda path: _write_json(results, path))
+    common.write_json(results, written[-1])
     print(f"\n{_table(results)}\n\nWritten:")
     for path in written:
         print(f"  {path}")
@@ -220,7 +202,7 @@ def _train(data, test, paths, output_dir):
     )
     keras.utils.set_random_seed(FLAGS.seed)
     if FLAGS.reference:
-        reference = _classifier(FLAGS.reference, data)
+        reference = common.load_classifier(FLAGS.reference, data).model
     else:
         build = getattr(networks, FLAGS.arch)
         reference = build(data.image_shape, data.num_classes)
@@ -237,14 +219,14 @@ def _train(data, test, paths, output_dir):
         [keras.Input(data.image_shape), data.preprocessing],
         name="preprocessing",
     )
-    _whole(os.path.join(output_dir, PREPROCESSING), preprocessing.save)
-    _whole(paths[REFERENCE], reference.save)
+    _save(preprocessing, os.path.join(output_dir, PREPROCESSING))
+    _save(reference, paths[REFERENCE])
 
     strengths = {CLEAN: 0.0, DEEP_DEFENSE: FLAGS.lam}
     if not FLAGS.clean_baseline:
         del strengths[CLEAN], paths[CLEAN]
     for name, lam in strengths.items():
-        classifier = _classifier(paths[REFERENCE], data)
+        classifier = common.load_classifier(paths[REFERENCE], data).model
         keras.utils.set_random_seed(FLAGS.seed)
         try:
             model = dd_keras.DeepDefenseModel(
@@ -261,8 +243,8 @@ def _train(data, test, paths, output_dir):
                 name, model, FLAGS.learning_rate, train, test, FLAGS.epochs
             )
         except ValueError as error:
-            _fail(error)
-        _whole(paths[name], classifier.save)
+            common.fail(error)
+        _save(classifier, paths[name])
     return seconds, curves
 
 
@@ -295,7 +277,7 @@ def _fit(name, model, learning_rate, train, test, epochs):
     seconds = time.time() - started
     weights = [np.sum(weight) for weight in model.get_weights()]
     if not np.all(np.isfinite([*history.get("loss", []), *weights])):
-        _fail(
+        common.fail(
             f"the training of '{TITLES[name]}' diverged: its loss or its "
             "weights are no longer finite. A smaller learning rate or --lam "
             "may help. No model was written for it."
@@ -312,7 +294,7 @@ def _evaluate(name, model, test):
     """Accuracy, rho and distance on the test set, from predicted classes."""
     print(f"\nEvaluating: {TITLES[name]}")
     return dd_keras.evaluate_robustness(
-        model, test, attacks.DeepFool(FLAGS.norm)
+        model, test, ("accuracy", attacks.DeepFool(FLAGS.norm))
     )
 
 
@@ -341,14 +323,10 @@ def _draw(models, reports, data, path):
             "perturbation": found.perturbation.numpy(),
             "clean": found.predictions.numpy(),
             "adversarial": np.argmax(scores, axis=-1),
-            "rho": reports[name].rho[chosen],
+            "rho": reports[name].values[f"rho{FLAGS.norm:g}"][chosen],
         }
-    _whole(
-        path,
-        lambda part: figures.adversarial_images(
-            images, labels[chosen], attacked, part
-        ),
-    )
+    with files.whole(path) as part:
+        figures.adversarial_images(images, labels[chosen], attacked, part)
 
 
 def _results(dataset, data, reports, seconds, curves, started):
@@ -370,23 +348,8 @@ def _results(dataset, data, reports, seconds, curves, started):
         "training_seconds": seconds,
         "curves": curves,
         "total_seconds": time.time() - started,
-        "command": shlex.join(["python", *sys.argv]),
-        "flags": {
-            flag.name: "inf" if flag.value == math.inf else flag.value
-            for flag in FLAGS.get_key_flags_for_module(sys.modules[__name__])
-        },
-        "versions": {
-            "dd_keras": dd_keras.__version__,
-            "keras": keras.__version__,
-            "tensorflow": tf.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, "
-        f"{len(tf.config.list_physical_devices('GPU'))} GPUs",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(
-            timespec="seconds"
-        ),
+        "flags": common.flag_values(sys.modules[__name__]),
+        **common.provenance(),
     }
 
 
@@ -394,7 +357,7 @@ def _table(results):
     """The closing comparison, one row a model."""
     p = f"{FLAGS.norm:g}"
     header = ("model", "accuracy", f"rho_{p}", "ratio", f"l_{p}", "training")
-    rows = [header]
+    rows = []
     seconds = results["training_seconds"]
     for name, values in results["models"].items():
         ratio = values["rho_ratio"]
@@ -410,83 +373,9 @@ def _table(results):
                 time_taken,
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    return tables.render(header, rows)
 
 
-def _classifier(path, data):
-    """Loads a classifier from a file and holds it against the data."""
-    if not os.path.isfile(path):
-        _fail(f"{path}: expected a Keras model file (.keras); there is none.")
-    try:
-        model = keras.saving.load_model(path, compile=False)
-    except Exception as error:  # whatever a damaged file provokes in Keras
-        _fail(
-            f"{path}: expected a whole Keras model file (.keras); it cannot "
-            f"be read: {type(error).__name__}: {_first_line(error)}"
-        )
-    if isinstance(model, dd_keras.DeepDefenseModel):
-        model = model.model
-    try:
-        classes = logits.num_classes(model)
-    except (TypeError, ValueError) as error:
-        _fail(f"{path}: {error}")
-    shape = tuple(logits.input_shape(model)[1:])
-    if shape != data.image_shape or classes != data.num_classes:
-        _fail(
-            f"{path}: expected a classifier of {data.image_shape} images into "
-            f"{data.num_classes} classes; received one of {shape} into "
-            f"{classes}."
-        )
-    return model
-
-
-def _limited(data, limit):
-    """The first `limit` images of each split; None for all."""
-    if limit is None:
-        return data
-    return data._replace(
-        train=data.train.take(limit), test=data.test.take(limit)
-    )
-
-
-def _writable_directory(path):
-    """Makes the output directory; fails where it cannot be written."""
-    try:
-        os.makedirs(path, exist_ok=True)
-        probe = os.path.join(path, ".writable")
-        with open(probe, "w", encoding="utf-8"):
-            pass
-        os.remove(probe)
-    except OSError as error:
-        _fail(f"--output_dir: expected a directory to write to; {error}.")
-    return path
-
-
-def _whole(path, write):
-    """Writes a file under another name and renames it: whole or not at all."""
-    root, ending = os.path.splitext(path)
-    part = f"{root}.part{ending}"
-    write(part)
-    os.replace(part, path)
-
-
-def _write_json(values, path):
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(values, file, indent=2, allow_nan=False)
-        file.write("\n")
-
-
-def _first_line(error):
-    return next(iter(str(error).strip().splitlines()), "")
-
-
-def _fail(message):
-    raise SystemExit(f"error: {message}")
+def _save(model, path):
+    with files.whole(path) as part:
+        model.save(part)

@@ -1,5 +1,7 @@
 """Small models and data that several test files share."""
 
+import contextlib
+import importlib
 import os
 import pathlib
 import subprocess
@@ -10,6 +12,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 from dd_keras import datasets, networks, optimizers
 
@@ -46,6 +50,26 @@ def shell(*command, cwd=ROOT):
         timeout=400,
         check=False,
     )
+
+
+@contextlib.contextmanager
+def imported(name):
+    """An app's module with its flags, which are undefined again afterwards."""
+    modules = ("common", "recipe", name)
+    with flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "apps")
+        try:
+            yield importlib.import_module(name)
+        finally:
+            for module in modules:
+                sys.modules.pop(module, None)
+
+
+def run(name, *arguments):
+    """Runs an app in this process."""
+    with imported(name) as module:
+        flags.FLAGS([f"{name}.py", *map(str, arguments)])
+        module.main([f"{name}.py"])
 
 
 @pytest.fixture

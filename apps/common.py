@@ -1,0 +1,286 @@
+"""What all apps do alike: classifiers and data in, files and errors out."""
+
+import datetime
+import json
+import math
+import os
+import platform
+import shlex
+import sys
+from typing import NamedTuple
+
+from absl import flags
+
+# Before TensorFlow is imported: its start-up notes say nothing of the run.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import dd_keras
+from dd_keras import datasets, files, logits, tables
+
+FLAGS = flags.FLAGS
+
+# What a SavedModel may call its outputs, and what these then are.
+_OUTPUTS = {"logits": "linear", "probabilities": "softmax"}
+
+
+def define_data_flags():
+    """Declares --data_dir and --limit, which all apps have."""
+    flags.DEFINE_string("data_dir", None, "Where TFDS keeps its data.")
+    flags.DEFINE_integer(
+        "limit",
+        None,
+        "Use the first so many images of each split, for a quick look.",
+        lower_bound=1,
+    )
+
+
+def define_evaluation_flags(output_dir):
+    """Declares what the apps share that evaluate finished classifiers.
+
+    Args:
+        output_dir: default of --output_dir.
+    """
+    define_data_flags()
+    flags.DEFINE_enum("dataset", "mnist", datasets.NAMES, "Data set.")
+    flags.DEFINE_enum("split", "test", ["test", "train"], "Which part of it.")
+    flags.DEFINE_string(
+        "preprocessing",
+        "dataset",
+        "What stands between images and classifier: 'dataset' subtracts the "
+        "training set's mean image; 'none' hands over pixels 0 to 255; or a "
+        ".keras file.",
+    )
+    flags.DEFINE_enum(
+        "activation",
+        None,
+        logits.ACTIVATIONS,
+        "What the classifier ends in, where that cannot be told.",
+    )
+    flags.DEFINE_enum(
+        "misclassified",
+        "predicted",
+        dd_keras.evaluation.POLICIES,
+        "How images count that are misclassified without attack: with the "
+        "distance from their predicted class (the paper's way), with 0, or "
+        "not at all.",
+    )
+    flags.DEFINE_integer("batch_size", 500, "Images a batch.", lower_bound=1)
+    flags.DEFINE_enum(
+        "format", "text", tables.FORMS, "Of the tables that are printed."
+    )
+    flags.DEFINE_string("output_dir", output_dir, "Where all results go.")
+    flags.register_validator(
+        "output_dir", bool, message="--output_dir must not be empty."
+    )
+
+
+def run(main):
+    """Calls `main()`; a bad input ends the program with one line."""
+    try:
+        main()
+    except (ImportError, RuntimeError, ValueError) as error:
+        fail(error)
+
+
+def load_data(name):
+    """The data set of the flags, limited to --limit, its pixels checked.
+
+    Raises:
+        SystemExit: with a message, if it cannot be had.
+    """
+    try:
+        data = datasets.load(name, FLAGS.data_dir)
+        if FLAGS.limit is not None:
+            data = data._replace(
+                train=data.train.take(FLAGS.limit),
+                test=data.test.take(FLAGS.limit),
+            )
+        for split in ("train", "test"):
+            datasets.check_images(getattr(data, split), f"{name} {split}")
+    except (RuntimeError, ValueError) as error:
+        fail(error)
+    return data
+
+
+def load_evaluation_data():
+    """The data set of the flags, with the preprocessing of the flags."""
+    data = load_data(FLAGS.dataset)
+    if FLAGS.preprocessing == "none":
+        return data._replace(preprocessing=None)
+    if FLAGS.preprocessing != "dataset":
+        return data._replace(preprocessing=load_model(FLAGS.preprocessing))
+    return data
+
+
+def load_model(path):
+    """A Keras model from a .keras file; `fail`s where it cannot be read."""
+    if not os.path.isfile(path):
+        fail(f"{path}: expected a Keras model file (.keras); there is none.")
+    try:
+        return keras.saving.load_model(path, compile=False)
+    except Exception as error:  # whatever a damaged file provokes in Keras
+        fail(
+            f"{path}: expected a whole Keras model file (.keras); it cannot "
+            f"be read: {type(error).__name__}: {_first_line(error)}"
+        )
+
+
+class Classifier(NamedTuple):
+    """A model, and what it ends in: None where its graph tells."""
+
+    model: keras.Model
+    activation: str | None
+
+
+def load_classifier(path, data, activation=None):
+    """A classifier, held against the data it is for.
+
+    Args:
+        path: a .keras file or the directory of a SavedModel.
+        data: `datasets.Data`.
+        activation: what it ends in, see `dd_keras.logits_model`.
+
+    Returns:
+        `Classifier`.
+
+    Raises:
+        SystemExit: with a message, if it cannot be read or does not fit.
+    """
+    if os.path.isdir(path):
+        model, activation = _saved_model(path, activation)
+    else:
+        model = load_model(path)
+    if isinstance(model, dd_keras.DeepDefenseModel):
+        model = model.model
+    try:
+        classes = logits.num_classes(model)
+        shape = tuple(logits.input_shape(model)[1:])
+    except (TypeError, ValueError) as error:
+        fail(f"{path}: {error}")
+    if shape != data.image_shape or classes != data.num_classes:
+        fail(
+            f"{path}: expected a classifier of {data.image_shape} images into "
+            f"{data.num_classes} classes; received one of {shape} into "
+            f"{classes}."
+        )
+    return Classifier(model, activation)
+
+
+def _saved_model(path, activation):
+    """A SavedModel's `serving_default` as a `Classifier`."""
+    endpoint = "serving_default"
+    try:
+        layer = keras.layers.TFSMLayer(path, call_endpoint=endpoint)
+        signature = tf.saved_model.load(path).signatures[endpoint]
+    except Exception as error:  # whatever a damaged directory provokes
+        fail(
+            f"{path}: expected the directory of a SavedModel with the "
+            f"signature {endpoint!r}; it cannot be read: "
+            f"{type(error).__name__}: {_first_line(error)}"
+        )
+    inputs = list(signature.structured_input_signature[1].values())
+    outputs = list(signature.structured_outputs)
+    named = [name for name in _OUTPUTS if name in outputs]
+    if len(inputs) != 1 or (len(outputs) != 1 and not named):
+        fail(
+            f"{path}: expected a signature {endpoint!r} with one input, and "
+            f"one output or one of {list(_OUTPUTS)}; received {len(inputs)} "
+            f"inputs and the outputs {outputs}."
+        )
+    name = named[0] if named else outputs[0]
+    given = keras.Input(inputs[0].shape[1:], dtype=inputs[0].dtype.name)
+    return Classifier(
+        keras.Model(given, layer(given)[name]),
+        activation or _OUTPUTS.get(name),
+    )
+
+
+def evaluate(classifier, data, metrics, checkpoint_dir, limit=None):
+    """The `RobustnessReport` of a classifier, as the flags have it.
+
+    Args:
+        classifier: `Classifier`.
+        data: `datasets.Data`; --split says which part.
+        metrics: what to measure, see `evaluate_robustness`.
+        checkpoint_dir: where finished batches are kept.
+        limit: take the first so many images; None for all.
+    """
+    images = getattr(data, FLAGS.split)
+    return dd_keras.evaluate_robustness(
+        classifier.model,
+        datasets.batches(
+            images if limit is None else images.take(limit),
+            data.preprocessing,
+            FLAGS.batch_size,
+            cache=False,
+        ),
+        metrics,
+        bounds=data.bounds,
+        misclassified=FLAGS.misclassified,
+        activation=classifier.activation,
+        checkpoint_dir=checkpoint_dir,
+    )
+
+
+def provenance():
+    """What made a file of results: command, versions, machine, date."""
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "versions": {
+            "dd_keras": dd_keras.__version__,
+            "keras": keras.__version__,
+            "tensorflow": tf.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, "
+        f"{len(tf.config.list_physical_devices('GPU'))} GPUs",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(
+            timespec="seconds"
+        ),
+    }
+
+
+def flag_values(module):
+    """The flags that a module defines, as JSON can hold them."""
+    return {
+        flag.name: "inf" if flag.value == math.inf else flag.value
+        for flag in FLAGS.get_key_flags_for_module(module)
+    }
+
+
+def writable_directory(path):
+    """Makes the output directory; fails where it cannot be written."""
+    try:
+        os.makedirs(path, exist_ok=True)
+        probe = os.path.join(path, ".writable")
+        with open(probe, "w", encoding="utf-8"):
+            pass
+        os.remove(probe)
+    except OSError as error:
+        fail(f"--output_dir: expected a directory to write to; {error}.")
+    return path
+
+
+def write_text(text, path):
+    """Writes a text file, whole or not at all."""
+    with files.whole(path) as part, open(part, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def write_json(values, path):
+    """Writes a JSON file, whole or not at all."""
+    write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", path)
+
+
+def fail(message):
+    """Ends the program with one line."""
+    raise SystemExit(f"error: {message}")
+
+
+def _first_line(error):
+    return next(iter(str(error).strip().splitlines()), "")

@@ -1,0 +1,243 @@
+"""Several classifiers side by side: Table 1 and Table 2 of the paper.
+
+    python apps/compare.py --model=reference=FILE.keras --model=defended=FILE.keras --ours=defended --dataset=mnist
+
+eps_ref is that of the model named --ours: the smallest eps at which FGS fools
+it on half the images. Prints both tables, and writes them to --output_dir as
+text, Markdown and CSV, all numbers with their confidence intervals as
+comparison.json, each model's report as reports/NAME.json, and the figures
+success_rate.png, trade_off.png and rho.png. C&W and PASS take long, and are
+measured on the first --few images. Two LeNets on MNIST take about 10 minutes
+on two CPU cores. Interrupted, the same command goes on where it was.
+"""  # noqa: E501
+
+import os
+import re
+import shutil
+import time
+
+import common  # before TensorFlow, which it quietens
+import numpy as np
+from absl import app, flags
+
+from dd_keras import evaluation, files, tables
+from dd_keras.evaluation import figures, metrics
+
+FLAGS = flags.FLAGS
+flags.DEFINE_multi_string(
+    "model",
+    None,
+    "NAME=PATH of a classifier, a .keras file or a SavedModel; once for each.",
+    required=True,
+)
+flags.DEFINE_string(
+    "ours", None, "The NAME whose eps_ref all are compared at.", required=True
+)
+common.define_evaluation_flags(output_dir="/tmp/dd_keras/comparison")
+flags.adopt_module_key_flags(common)
+flags.DEFINE_integer(
+    "few", 1000, "Images for C&W and PASS; 0: neither.", lower_bound=0
+)
+flags.register_validator(
+    "model",
+    lambda given: all(re.match(r"[^=/\\]+=.", text) for text in given),
+    message="--model must be NAME=PATH, the name without slashes.",
+)
+
+_SHARES = (0.2, 0.5, 1.0)  # of eps_ref, Table 1
+_ENDINGS = {"text": "txt", "markdown": "md", "csv": "csv"}
+
+
+def main(argv):
+    """Compares classifiers, from flags to files."""
+    if len(argv) > 1:
+        raise app.UsageError(f"expected only flags; received {argv[1:]}.")
+    common.run(compare)
+
+
+def compare():
+    """What `main` does, but for turning errors into one line."""
+    started = time.time()
+    paths = dict(text.split("=", 1) for text in FLAGS.model)
+    if len(paths) < len(FLAGS.model):
+        common.fail(f"--model: expected each name once; received {FLAGS.model}")
+    if FLAGS.ours not in paths:
+        common.fail(
+            f"--ours: expected one of {list(paths)}; received {FLAGS.ours!r}."
+        )
+    output_dir = common.writable_directory(FLAGS.output_dir)
+    data = common.load_evaluation_data()
+    classifiers = {
+        name: common.load_classifier(path, data, FLAGS.activation)
+        for name, path in paths.items()
+    }
+    checkpoints = os.path.join(output_dir, "checkpoints")
+
+    def evaluate(name, what, chosen, limit=None):
+        print(f"\nEvaluating: {name}, {what}")
+        return common.evaluate(
+            classifiers[name],
+            data,
+            chosen,
+            os.path.join(checkpoints, f"{name}, {what}"),
+            limit,
+        )
+
+    ours = evaluate(FLAGS.ours, "eps_ref", ["eps_ref"])
+    eps_ref = ours.summary()["eps_ref"]
+    if not eps_ref:
+        common.fail(
+            "--ours: expected a classifier that some eps fools on half of the "
+            f"images, and 0 does not; the eps_ref of {FLAGS.ours!r} is "
+            f"{eps_ref}."
+        )
+    sweep = metrics.get("fgs", data.bounds)
+    eps = sorted({*sweep.eps, *(share * eps_ref for share in _SHARES)})
+    chosen = ["accuracy", "rho2", "rho_inf", evaluation.EpsSweep(eps), "pgd"]
+    reports, few = {}, {}
+    for name in classifiers:
+        reports[name] = evaluate(name, "DeepFool, FGS and PGD", chosen)
+        if FLAGS.few:
+            few[name] = evaluate(
+                name, "C&W and PASS", ["cw", "pass"], FLAGS.few
+            )
+    comparison = _comparison(reports, few, eps_ref)
+    written = _write(comparison, reports, eps_ref, output_dir)
+    shutil.rmtree(checkpoints)
+    for table in _tables(comparison, FLAGS.format).values():
+        print(f"\n{table}")
+    print("\nWritten:")
+    for path in written:
+        print(f"  {path}")
+    print(f"Done in {time.time() - started:.0f} s.")
+
+
+def _comparison(reports, few, eps_ref):
+    """All numbers: by model, by name, the value and its interval."""
+    numbers = {}
+    ours = reports[FLAGS.ours]
+    for name, report in reports.items():
+        found = dict(report.estimates)
+        if name in few:
+            found.update(few[name].estimates)
+        for share in _SHARES:
+            found[f"accuracy@{share:g}eps_ref"] = found[
+                f"fgs_accuracy@{share * eps_ref:g}"
+            ]
+        numbers[name] = found
+    return {
+        "ours": FLAGS.ours,
+        "eps_ref": eps_ref,
+        "images": len(next(iter(reports.values()))),
+        "few": min(map(len, few.values()), default=0),
+        "models": numbers,
+        "attacks": {
+            metric.name: repr(metric.attack)
+            for report in (ours, *(few[name] for name in few))
+            for metric in report.metrics
+            if metric.attack is not None
+        },
+        "misclassified": ours.misclassified,
+        "warnings": {
+            name: [
+                *report.warnings,
+                *(few[name].warnings if name in few else ()),
+            ]
+            for name, report in reports.items()
+        },
+    }
+
+
+def _tables(comparison, form):
+    """Table 1 and Table 2, rendered: dict of file name to text."""
+    eps_ref, few = comparison["eps_ref"], comparison["few"]
+    one = {
+        "accuracy": "accuracy",
+        "rho_2": "rho2",
+        **{
+            f"acc. @ {share:g} eps_ref": f"accuracy@{share:g}eps_ref"
+            for share in _SHARES
+        },
+    }
+    two = {
+        "l_2, DeepFool": "l2",
+        "rho_inf, FGS": "rho_inf",
+        "acc., PGD": "pgd_accuracy",
+    }
+    if few:
+        two.update({"l_2, C&W": "cw_l2", "PASS": "pass"})
+    found = {}
+    for file, columns in (("table1", one), ("table2", two)):
+        rows = [
+            [name, *(estimates[key].text() for key in columns.values())]
+            for name, estimates in comparison["models"].items()
+        ]
+        found[file] = tables.render(["model", *columns], rows, form)
+    if form != "csv":
+        note = f"eps_ref = {eps_ref:#.4g}, of {comparison['ours']!r}"
+        found["table1"] += f"\n\n{comparison['images']:,} images; {note}."
+        found["table2"] += (
+            f"\n\n{comparison['images']:,} images; C&W and PASS: {few:,}. "
+            "Lengths in units of the inputs."
+        )
+    return found
+
+
+def _write(comparison, reports, eps_ref, output_dir):
+    """Writes all files; returns their paths."""
+    written = []
+
+    def new(name):
+        written.append(os.path.join(output_dir, name))
+        return written[-1]
+
+    for form, ending in _ENDINGS.items():
+        for name, text in _tables(comparison, form).items():
+            common.write_text(text + "\n", new(f"{name}.{ending}"))
+    numbers = {
+        name: {
+            key: [v if np.isfinite(v) else None for v in estimate[:3]]
+            for key, estimate in estimates.items()
+        }
+        for name, estimates in comparison["models"].items()
+    }
+    common.write_json(
+        {
+            **comparison,
+            "models": numbers,
+            "columns": ["value", "low", "high"],
+            "paths": dict(text.split("=", 1) for text in FLAGS.model),
+            **common.provenance(),
+        },
+        new("comparison.json"),
+    )
+    for name, report in reports.items():
+        report.to_json(new(os.path.join("reports", f"{name}.json")))
+    with files.whole(new("success_rate.png")) as part:
+        figures.success_rate_curves(
+            {name: report.success_rate() for name, report in reports.items()},
+            part,
+            eps_ref=eps_ref,
+        )
+    with files.whole(new("trade_off.png")) as part:
+        figures.trade_off(
+            {
+                name: {
+                    "accuracy": [report.summary()["accuracy"]],
+                    "rho": [report.summary()["rho2"]],
+                }
+                for name, report in reports.items()
+            },
+            part,
+        )
+    with files.whole(new("rho.png")) as part:
+        figures.rho_histogram(
+            {name: report.values["rho2"] for name, report in reports.items()},
+            next(iter(reports.values())).labels,
+            part,
+        )
+    return written
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,309 @@
+"""apps/evaluate.py and apps/compare.py, run as a user would."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT, run, shell
+
+from dd_keras import attacks, datasets
+from dd_keras.evaluation import RobustnessReport, evaluate_robustness
+
+FEW = ("--dataset=digits", "--limit=120", "--batch_size=30")
+
+
+@pytest.fixture(scope="module")
+def model_path(trained_network, tmp_path_factory):
+    """A digits classifier in a file."""
+    path = tmp_path_factory.mktemp("model") / "digits.keras"
+    trained_network.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def weaker_path(trained_network, tmp_path_factory):
+    """The same classifier with noise on its weights."""
+    path = tmp_path_factory.mktemp("model") / "weaker.keras"
+    model = keras.models.clone_model(trained_network)
+    rng = np.random.default_rng(0)
+    model.set_weights(
+        [
+            w + rng.normal(0, 0.3 * w.std(), w.shape)
+            for w in trained_network.get_weights()
+        ]
+    )
+    model.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def digits_data():
+    return datasets.load("digits")
+
+
+@pytest.fixture(scope="module")
+def evaluated(model_path, tmp_path_factory):
+    """A run of the app with its defaults: directory and output."""
+    directory = tmp_path_factory.mktemp("evaluated")
+    done = shell(
+        "apps/evaluate.py",
+        f"--model={model_path}",
+        f"--output_dir={directory}",
+        *FEW,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return directory, done.stdout
+
+
+def test_report_is_that_of_the_library(evaluated, model_path, digits_data):
+    report = RobustnessReport.from_json(evaluated[0] / "report.json")
+    expected = evaluate_robustness(
+        keras.saving.load_model(model_path),
+        datasets.batches(
+            digits_data.test.take(120), digits_data.preprocessing, 30
+        ),
+        ["accuracy", "rho2", "rho_inf", "fgs", "pgd"],
+        bounds=digits_data.bounds,
+        verbose=0,
+    )
+    assert set(report.values) == set(expected.values)
+    for name, values in expected.values.items():
+        np.testing.assert_allclose(
+            report.values[name], values, rtol=1e-5, err_msg=name
+        )
+
+
+def test_all_files_are_there_and_told_of(evaluated):
+    directory, output = evaluated
+    names = {
+        "report.json", "report.npz", "table.md", "success_rate.png", "rho.png"
+    }  # fmt: skip
+    assert {path.name for path in directory.iterdir()} == names
+    told = re.findall(r"^  (/.*)$", output, re.MULTILINE)
+    assert set(told) == {str(directory / name) for name in names}
+    report = RobustnessReport.from_json(directory / "report.json")
+    assert report.table() in output
+    assert (directory / "table.md").read_text() == (
+        report.table("markdown") + "\n"
+    )
+    assert "4/4" in output  # batches
+
+
+def test_saved_model_gives_the_same(
+    model_path, digits_data, evaluated, tmp_path
+):
+    classifier = keras.saving.load_model(model_path)
+    images = keras.Input(digits_data.image_shape)
+    served = keras.Model(images, classifier(digits_data.preprocessing(images)))
+    served.export(tmp_path / "served", verbose=False)
+    done = shell(
+        "apps/evaluate.py",
+        f"--model={tmp_path / 'served'}",
+        "--activation=linear",
+        "--preprocessing=none",
+        "--metrics=accuracy,l2,pgd",
+        f"--output_dir={tmp_path / 'out'}",
+        *FEW,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = RobustnessReport.from_json(tmp_path / "out/report.json")
+    first = RobustnessReport.from_json(evaluated[0] / "report.json")
+    np.testing.assert_array_equal(found.predictions, first.predictions)
+    np.testing.assert_allclose(
+        found.values["l2"], first.values["l2"], rtol=1e-3
+    )
+    assert abs(
+        found.summary()["pgd_accuracy"] - first.summary()["pgd_accuracy"]
+    ) <= 1 / len(found)
+
+
+def test_killed_evaluation_goes_on_to_the_identical_report(
+    model_path, evaluated, tmp_path
+):
+    command = [
+        "apps/evaluate.py",
+        f"--model={model_path}",
+        f"--output_dir={tmp_path}",
+        *FEW,
+    ]
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    first_batch = tmp_path / "checkpoint" / "batch_000000.npz"
+    deadline = time.monotonic() + 300
+    while not first_batch.exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "report.json").exists()
+    stamp = first_batch.stat().st_mtime_ns
+
+    # Changed flags are another evaluation: nothing is mixed.
+    other = shell(*command, "--misclassified=zero")
+    assert other.returncode == 1
+    assert "the misclassified of the one it holds differs" in other.stderr
+    assert first_batch.stat().st_mtime_ns == stamp
+
+    resumed = shell(*command)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert (tmp_path / "report.json").read_bytes() == (
+        evaluated[0] / "report.json"
+    ).read_bytes()
+    assert not first_batch.parent.exists()
+
+
+def test_flags_choose_metrics_eps_and_form(model_path, tmp_path):
+    done = shell(
+        "apps/evaluate.py",
+        f"--model={model_path}",
+        "--metrics=accuracy,fgs",
+        "--eps=10,20.5",
+        "--format=csv",
+        "--split=train",
+        "--misclassified=exclude",
+        f"--output_dir={tmp_path}",
+        *FEW,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = list(csv.reader(done.stdout[done.stdout.index("120 s") :].split()))
+    assert rows  # it is CSV
+    report = RobustnessReport.from_json(tmp_path / "report.json")
+    assert list(report.summary()) == [
+        "accuracy", "fgs_accuracy@10", "fgs_accuracy@20.5", "samples"
+    ]  # fmt: skip
+    assert report.misclassified == "exclude"
+
+
+@pytest.fixture(scope="module")
+def compared(model_path, weaker_path, tmp_path_factory):
+    """A comparison of two models: directory and output."""
+    directory = tmp_path_factory.mktemp("compared")
+    done = shell(
+        "apps/compare.py",
+        f"--model=ours={model_path}",
+        f"--model=weaker={weaker_path}",
+        "--ours=ours",
+        "--few=20",
+        f"--output_dir={directory}",
+        *FEW,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return directory, done.stdout
+
+
+def test_comparison_has_all_numbers_of_both_tables(compared):
+    directory, _ = compared
+    found = json.loads((directory / "comparison.json").read_text())
+    assert (found["images"], found["few"]) == (120, 20)
+    for name in ("ours", "weaker"):
+        numbers = found["models"][name]
+        path = directory / "reports" / f"{name}.json"
+        report = RobustnessReport.from_json(path)
+        for key, value in report.summary().items():
+            if key != "samples":
+                assert numbers[key][0] == value
+        assert {"cw_l2", "pass", "pgd_accuracy", "rho_inf"} <= set(numbers)
+        # C&W's is the stronger attack; 2 % for what it rounds off.
+        assert numbers["cw_l2"][0] <= 1.3 * numbers["l2"][0]
+    ours = found["models"]["ours"]
+    assert ours["eps_ref"][0] == found["eps_ref"]
+    assert ours["accuracy@1eps_ref"][0] == pytest.approx(0.5, abs=0.01)
+    assert (
+        ours["accuracy"][0]
+        >= ours["accuracy@0.2eps_ref"][0]
+        >= ours["accuracy@0.5eps_ref"][0]
+        > ours["accuracy@1eps_ref"][0]
+    )
+
+
+def test_both_are_attacked_at_the_eps_ref_of_ours(
+    compared, weaker_path, digits_data
+):
+    found = json.loads((compared[0] / "comparison.json").read_text())
+    model = keras.saving.load_model(weaker_path)
+    batches = datasets.batches(
+        digits_data.test.take(120), digits_data.preprocessing, 120
+    )
+    x, y = next(iter(batches))
+    attack = attacks.FGSM(0.5 * found["eps_ref"])
+    right = model.predict(x, verbose=0).argmax(-1) == y
+    still = model.predict(attack(model, x), verbose=0).argmax(-1) == y
+    assert found["models"]["weaker"]["accuracy@0.5eps_ref"][0] == (
+        pytest.approx(np.mean(right & still), abs=1e-6)
+    )
+
+
+def test_comparison_is_written_in_every_form(compared):
+    directory, output = compared
+    found = json.loads((directory / "comparison.json").read_text())
+    for table, columns in (
+        ("table1", ["accuracy", "rho2", "accuracy@0.2eps_ref",
+                    "accuracy@0.5eps_ref", "accuracy@1eps_ref"]),
+        ("table2", ["l2", "rho_inf", "pgd_accuracy", "cw_l2", "pass"]),
+    ):  # fmt: skip
+        assert (directory / f"{table}.txt").read_text() in output + "\n"
+        markdown = (directory / f"{table}.md").read_text()
+        with open(directory / f"{table}.csv", encoding="utf-8") as file:
+            _, *rows = csv.reader(file)
+        assert [row[0] for row in rows] == ["ours", "weaker"]
+        for name, *cells in rows:
+            assert re.search(
+                rf"\| {name} +\| +" + r" +\| +".join(map(re.escape, cells)),
+                markdown,
+            )
+            for cell, column in zip(cells, columns, strict=True):
+                value = found["models"][name][column][0]
+                number = float(cell.removesuffix(" %"))
+                share = 100 if cell.endswith("%") else 1
+                assert number == pytest.approx(
+                    share * value, rel=5e-4, abs=0.01
+                )
+    for figure in ("success_rate.png", "trade_off.png", "rho.png"):
+        assert (directory / figure).read_bytes().startswith(b"\x89PNG")
+    assert not (directory / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("app", "arguments", "message"),
+    [
+        ("evaluate", ["--metrics=rho2,roh2"], "received 'roh2'"),
+        ("evaluate", ["--eps=10,x"], "--eps: expected numbers; received 'x'"),
+        ("evaluate", ["--model=none.keras"], "none.keras: expected a Keras"),
+        ("evaluate", ["--model=."], "expected the directory of a SavedModel"),
+        ("evaluate", ["--preprocessing=no"], "no: expected a Keras model file"),
+        ("compare", ["--ours=theirs"], "--ours: expected one of ['a']"),
+        ("compare", ["--model=a=b"], "--model: expected each name once"),
+        ("compare", ["--model=b=none.keras"], "none.keras: expected a Keras"),
+    ],
+)
+def test_bad_flags_end_with_one_line(
+    app, arguments, message, model_path, tmp_path
+):
+    own = {
+        "evaluate": [f"--model={model_path}"],
+        "compare": [f"--model=a={model_path}", "--ours=a"],
+    }[app]
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        run(app, *own, *arguments, f"--output_dir={tmp_path / 'out'}", *FEW)
+    assert not list(tmp_path.glob("out/*.json"))
+
+
+def test_name_without_a_path_is_refused_by_the_flag(tmp_path):
+    done = shell("apps/compare.py", "--model=nopath", "--ours=a")
+    assert done.returncode == 1
+    assert "--model must be NAME=PATH" in done.stderr
+    assert "Traceback" not in done.stderr
