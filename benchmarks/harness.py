@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import platform
+import resource
 import shlex
 import statistics
 import subprocess
@@ -22,7 +23,7 @@ import keras
 import tensorflow as tf
 
 import dd_keras
-from dd_keras import datasets
+from dd_keras import datasets, files
 
 # So small that timed steps leave the weights as they are.
 _LEARNING_RATE = 1e-12
@@ -131,12 +132,9 @@ def save(path, benchmark, rows, **settings):
         },
         "versions": versions(),
     }
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    part = path + ".part"
-    with open(part, "w", encoding="utf-8") as file:
+    with files.whole(path) as part, open(part, "w", encoding="utf-8") as file:
         json.dump(results, file, indent=2)
         file.write("\n")
-    os.replace(part, path)
     print(f"Written: {path}")
 
 
@@ -183,6 +181,18 @@ def in_own_process(*flags):
         text=True,
     )
     return json.loads(worker.stdout.splitlines()[-1])
+
+
+def peak_mib():
+    """Largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def resident_mib():
+    """Resident memory of this process now."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        pages = int(file.read().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 _mnist = functools.cache(functools.partial(datasets.load, "mnist"))

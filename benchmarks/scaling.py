@@ -11,8 +11,6 @@ About 8 minutes on 2 cores.
 """
 
 import json
-import os
-import resource
 
 import harness
 import keras
@@ -86,7 +84,7 @@ def measure(setting):
         size=(setting["batch_size"], setting["size"], setting["size"], 3)
     )
     batch = tf.constant(x, tf.float32), tf.zeros(len(x), tf.int32)
-    before = resident_mib()
+    before = harness.resident_mib()
     attack = attacks.DeepFool(
         max_iter=setting["max_iter"], candidates=setting["candidates"]
     )
@@ -105,21 +103,9 @@ def measure(setting):
         **setting,
         **row,
         "clean_ms": rows["clean"]["median_ms"],
-        "peak_mib": peak_mib(),
+        "peak_mib": harness.peak_mib(),
         "before_mib": before,
     }
-
-
-def peak_mib():
-    """Largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def resident_mib():
-    """Resident memory of this process now."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        pages = int(file.read().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def settings():

@@ -200,3 +200,46 @@ def test_input_pipeline(mnist_dir, tmp_path):
     rows = rows_of(path)
     assert len(rows) == 5
     assert all(row["ms_per_batch"] > 0 for row in rows.values())
+
+
+def test_attacks(mnist_dir, tmp_path):
+    path = tmp_path / "results.json"
+    run(
+        "attacks",
+        f"--model={LENET}",
+        "--preprocessing=savedmodels/mnist_preprocessing.keras",
+        f"--data_dir={mnist_dir}",
+        "--images=20",
+        "--batch_size=20",
+        "--turns=2",
+        "--cw_steps=50",
+        f"--output={path}",
+    )
+    rows = rows_of(path)
+    names = {row["attack"] for row in rows.values()}
+    assert len(names) == 12
+    for name in names:
+        ours = rows[f"{name}: dd_keras"]
+        theirs = rows[f"{name}: Foolbox, TensorFlow"]
+        assert theirs["ratio"] > 0
+        if name.startswith("FGSM"):
+            exact = rows[f"{name}: Foolbox, float64"]
+            assert ours["accuracy"] == exact["accuracy"]
+        elif name.startswith("PGD"):
+            assert ours["accuracy"] <= theirs["accuracy"] + 0.051  # an image
+        else:
+            assert ours["l2"] <= 1.05 * theirs["l2"]
+
+
+def test_evaluation_worker(mnist_dir):
+    output = run(
+        "evaluation",
+        f"--model={LENET}",
+        f"--data_dir={mnist_dir}",
+        "--batch_size=20",
+        "--worker=40",
+    )
+    row = json.loads(output.splitlines()[-1])
+    assert row["images"] == row["summary"]["samples"] == 40
+    assert row["peak_mib"] > row["evaluation_mib"] > 0
+    assert row["seconds"] > 0

@@ -1,0 +1,225 @@
+"""Every attack by dd_keras and by Foolbox, on the same classifier and images.
+
+    pip install -e '.[benchmark]'
+    python benchmarks/attacks.py --model=savedmodels/mnist_lenet_reference.keras --preprocessing=savedmodels/mnist_preprocessing.keras --data_dir=DIR
+
+Both attack the first test images from their true labels, in the same batches,
+through one Keras model of pixels in [0, 1]. Quality stands beside time: the
+accuracy that is left under FGSM and PGD, the mean l_2 of DeepFool's and of
+Carlini and Wagner's perturbations, and how many images these fool.
+
+Foolbox is also run on the same network in float64, for what FGSM finds: in
+float32 the gradient of its loss vanishes on images that the network is very
+sure of (1 - p of the softmax rounds to 0), and there it takes no step, or a
+wrong one. About 15 minutes.
+"""  # noqa: E501
+
+import harness
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+
+from dd_keras import attacks, datasets
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("model", None, "Trained classifier.", required=True)
+flags.DEFINE_string(
+    "preprocessing",
+    None,
+    "What stands before it, a .keras file.",
+    required=True,
+)
+flags.DEFINE_string("data_dir", None, "Where TFDS keeps its data.")
+flags.DEFINE_integer("images", 1000, "Test images.", lower_bound=1)
+flags.DEFINE_integer("batch_size", 500, "Images a batch.", lower_bound=1)
+flags.DEFINE_integer("turns", 3, "Timed runs of each.", lower_bound=2)
+flags.DEFINE_integer(
+    "cw_turns", 2, "Timed runs of Carlini and Wagner's attack.", lower_bound=2
+)
+flags.DEFINE_integer(
+    "cw_steps", 200, "Foolbox' steps for each constant.", lower_bound=1
+)
+flags.DEFINE_string(
+    "output", "results/benchmarks/attacks.json", "Where the JSON goes."
+)
+
+OURS, FOOLBOX = "dd_keras", "Foolbox, TensorFlow"
+BOUNDS = (0.0, 1.0)
+FGSM_EPS = (0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.16, 0.2)
+PGD_STEPS = 40
+STEP = 2.5 / PGD_STEPS  # of PGD, relative to eps
+
+
+def pixel_model(dtype="float32"):
+    """The classifier of pixels in [0, 1], with its weights in `dtype`."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)
+    parts = [keras.layers.Rescaling(255.0)]
+    for path in (FLAGS.preprocessing, FLAGS.model):
+        single = keras.saving.load_model(path, compile=False)
+        double = keras.models.clone_model(
+            single, clone_function=lambda layer: recast(layer, dtype)
+        )
+        double.set_weights(single.get_weights())
+        parts.append(double)
+    model = keras.Sequential([keras.Input((28, 28, 1)), *parts])
+    keras.config.set_dtype_policy(policy)
+    return model
+
+
+def recast(layer, dtype):
+    """A copy of a layer that computes in another precision."""
+    return type(layer).from_config({**layer.get_config(), "dtype": dtype})
+
+
+def accuracy(model, batches, found):
+    """The share of images still classified right."""
+    right = [
+        model.predict_on_batch(np.asarray(adversarial)).argmax(-1) == y
+        for (_, y), adversarial in zip(batches, found, strict=True)
+    ]
+    return float(np.mean(np.concatenate(right)))
+
+
+def quality(model, batches, found):
+    """Accuracy under attack, and the mean l_2 of the perturbations."""
+    lengths = [
+        np.sqrt(np.sum((np.asarray(adversarial) - x) ** 2, (1, 2, 3)))
+        for (x, _), adversarial in zip(batches, found, strict=True)
+    ]
+    return {
+        "accuracy": accuracy(model, batches, found),
+        "l2": float(np.mean(np.concatenate(lengths))),
+    }
+
+
+def pairs():
+    """Name to (our attack, Foolbox' attack, its eps or None)."""
+    import foolbox
+
+    theirs = foolbox.attacks
+    found = {
+        f"FGSM, eps {eps:g}": (
+            attacks.FGSM(eps, bounds=BOUNDS),
+            theirs.LinfFastGradientAttack(),
+            eps,
+        )
+        for eps in FGSM_EPS
+    }
+    for norm, name, eps in (
+        (np.inf, "PGD, l_inf, eps 0.1", 0.1),
+        (2, "PGD, l_2, eps 1.5", 1.5),
+    ):
+        attack = theirs.LinfPGD if norm == np.inf else theirs.L2PGD
+        found[name] = (
+            attacks.PGD(eps, norm, PGD_STEPS, bounds=BOUNDS),
+            attack(steps=PGD_STEPS, rel_stepsize=STEP),
+            eps,
+        )
+    found["DeepFool"] = (
+        attacks.DeepFool(bounds=BOUNDS),
+        theirs.L2DeepFoolAttack(steps=50, overshoot=0.02),
+        None,
+    )
+    found["Carlini and Wagner"] = (
+        attacks.CarliniWagnerL2(bounds=BOUNDS),
+        theirs.L2CarliniWagnerAttack(steps=FLAGS.cw_steps),
+        None,
+    )
+    return found
+
+
+def compare(name, ours, theirs, eps, model, batches):
+    """The rows of one attack, both libraries in turns."""
+    import foolbox
+
+    judge = foolbox.TensorFlowModel(model, BOUNDS)
+    inputs = [(tf.constant(x), tf.constant(y)) for x, y in batches]
+    variants = {
+        f"{name}: {OURS}": lambda _: [ours(model, x, y) for x, y in batches],
+        f"{name}: {FOOLBOX}": lambda _: [
+            theirs(judge, x, y, epsilons=eps)[1].numpy() for x, y in inputs
+        ],
+    }
+    first = next(iter(variants))
+    rows = harness.take_turns(
+        {
+            variant: harness.Variant(
+                run,
+                baselines=(first,),
+                details={
+                    "attack": name,
+                    "library": variant.split(": ")[1],
+                    **quality(model, batches, run(0)),
+                },
+            )
+            for variant, run in variants.items()
+        },
+        FLAGS.cw_turns if name.startswith("Carlini") else FLAGS.turns,
+        warm_up=0,
+    )
+    for row in rows.values():
+        row["ms_per_image"] = row["median_ms"] / sum(len(y) for _, y in batches)
+    return rows
+
+
+def in_double_precision(batches):
+    """What Foolbox' FGSM leaves right on the network in float64."""
+    import foolbox
+
+    model = pixel_model("float64")
+    judge = foolbox.TensorFlowModel(model, BOUNDS)
+    attack = foolbox.attacks.LinfFastGradientAttack()
+    rows = {}
+    for eps in FGSM_EPS:
+        found = [
+            attack(
+                judge,
+                tf.constant(x, tf.float64),
+                tf.constant(y),
+                epsilons=eps,
+            )[1].numpy()
+            for x, y in batches
+        ]
+        rows[f"FGSM, eps {eps:g}: Foolbox, float64"] = {
+            "attack": f"FGSM, eps {eps:g}",
+            "library": "Foolbox, float64",
+            "accuracy": accuracy(model, batches, found),
+        }
+    return rows
+
+
+def main(argv):
+    """Compares the libraries, attack by attack."""
+    del argv
+    data = datasets.load("mnist", FLAGS.data_dir)
+    images = data.test.take(FLAGS.images).batch(FLAGS.batch_size)
+    batches = [(x.numpy() / 255, y.numpy()) for x, y in images]
+    model = pixel_model()
+    columns = {
+        "ms_per_image": "{:.2f} ms an image",
+        "ratio": "{:.2f} x ours",
+        "accuracy": "right {:.4f}",
+        "l2": "l_2 {:.4f}",
+    }
+    rows = in_double_precision(batches)
+    harness.print_table(rows, columns)
+    for name, (ours, theirs, eps) in pairs().items():
+        found = compare(name, ours, theirs, eps, model, batches)
+        harness.print_table(found, columns)
+        rows.update(found)
+    harness.save(
+        FLAGS.output,
+        "attacks",
+        rows,
+        images=FLAGS.images,
+        batch_size=FLAGS.batch_size,
+        turns=FLAGS.turns,
+        cw_turns=FLAGS.cw_turns,
+        cw_steps=FLAGS.cw_steps,
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)
