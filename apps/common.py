@@ -9,7 +9,7 @@ import shlex
 import sys
 from typing import NamedTuple
 
-from absl import flags
+from absl import flags, logging
 
 # Before TensorFlow is imported: its start-up notes say nothing of the run.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -92,6 +92,8 @@ def load_data(name):
     Raises:
         SystemExit: with a message, if it cannot be had.
     """
+    if not FLAGS["verbosity"].present:  # TFDS tells of every file it opens
+        logging.set_verbosity(logging.WARNING)
     try:
         data = datasets.load(name, FLAGS.data_dir)
         if FLAGS.limit is not None:

@@ -23,7 +23,7 @@ flags.DEFINE_string("model", None, "Trained classifier.", required=True)
 flags.DEFINE_string("data_dir", None, "Where TFDS keeps its data.")
 flags.DEFINE_integer("batch_size", 500, "Images a batch.", lower_bound=1)
 flags.DEFINE_multi_integer(
-    "images", [2500, 10_000], "Numbers of test images.", lower_bound=1
+    "images", [5000, 10_000], "Numbers of test images.", lower_bound=1
 )
 flags.DEFINE_string(
     "output", "results/benchmarks/evaluation.json", "Where the JSON goes."
