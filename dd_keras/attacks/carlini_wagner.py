@@ -360,7 +360,10 @@ class CarliniWagnerL2(attack.Attack):
         return self.within_bounds(samples.x, (high - low) / 2 * moved)
 
     def _inside(self, w):
-        """w, no further out than what stands for the bounds."""
+        """w, no further out than what stands for the bounds.
+
+        Beyond, delta is cut, and a pixel without gradient would not come back.
+        """
         if self.bounds is None:
             return w
         limit = math.atanh(1 - _SLACK)
