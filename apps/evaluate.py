@@ -7,8 +7,8 @@ Prints a table, and writes to --output_dir report.json (numbers, confidence
 intervals, every image), report.npz (the same arrays for NumPy), table.md, and
 where they were measured success_rate.png (FGS against eps) and rho.png (rho_2
 by class). LeNet on MNIST's 10,000 test images with the default metrics takes
-about 2 minutes on two CPU cores. Interrupted, the same command goes on where
-it was.
+about a minute and a half on two CPU cores. Interrupted, the same command goes
+on where it was.
 """  # noqa: E501
 
 import os

@@ -217,7 +217,7 @@ def test_attacks(mnist_dir, tmp_path):
     )
     rows = rows_of(path)
     names = {row["attack"] for row in rows.values()}
-    assert len(names) == 12
+    assert len(names) == 13
     for name in names:
         ours = rows[f"{name}: dd_keras"]
         theirs = rows[f"{name}: Foolbox, TensorFlow"]
