@@ -569,6 +569,7 @@ def test_flags_of_the_method_reach_the_model(infinity_norm):
         "max_iter": 2,
         "overshoot": 0.02,
         "candidates": 3,
+        "bounds": None,
     }
     # Tests attack all classes, and for as long as it takes.
     assert deep_defense.evaluation_attack.candidates is None
