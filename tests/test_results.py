@@ -133,3 +133,40 @@ def test_saved_models_have_the_accuracy_of_the_results(name, mnist_data):
     accuracy = np.mean(logits.argmax(-1) == labels)
     expected = loaded("mnist_lenet/results.json")["models"][name]["accuracy"]
     assert abs(accuracy - expected) < 2e-4  # rounding of another machine
+
+
+def share(value):
+    return f"{100 * value:.2f} %"
+
+
+def test_comparison_tables_equal_results():
+    results = loaded("mnist_lenet_comparison/comparison.json")
+    assert results["command"] in README
+    assert f"| {results['images']:,} images | accuracy |" in README
+    assert f"| C&W and PASS: {results['few']:,} images |" in README
+    assert f"eps_ref = {results['eps_ref']:.2f} (pixels" in README
+    text = README.replace("**", "")
+    for name in ("reference", "deep_defense"):
+        found = {k: v[0] for k, v in results["models"][name].items()}
+        one = (
+            share(found["accuracy"]),
+            f"{found['rho2']:.4f}",
+            *(share(found[f"accuracy@{s}eps_ref"]) for s in ("0.2", "0.5", 1)),
+        )
+        two = (
+            f"{found['l2']:.1f}",
+            f"{found['rho_inf']:.2f}",
+            f"{found['cw_l2']:.1f}",
+            share(found["pgd_accuracy"]),
+            f"{found['pass']:.4f}",
+        )
+        for cells in (one, two):
+            assert f"| LeNet, {TITLES[name]} | {' | '.join(cells)} |" in text
+
+
+def test_evaluation_row_equals_benchmark():
+    few, many = benchmark("evaluation").values()
+    assert f"of {many['images']:,} images: accuracy, rho_2" in README
+    assert f"20 eps, PGD | {many['seconds']:.0f} s |" in README
+    growth = many["peak_mib"] / few["peak_mib"]
+    assert f"for {few['images']:,} images | {growth:.2f} x |" in README
