@@ -164,6 +164,31 @@ def test_comparison_tables_equal_results():
             assert f"| LeNet, {TITLES[name]} | {' | '.join(cells)} |" in text
 
 
+def test_attack_table_equals_benchmark():
+    rows = benchmark("attacks")
+    for name in {row["attack"] for row in rows.values()}:
+        ours, theirs, exact = (
+            rows.get(f"{name}: {library}")
+            for library in (
+                "dd_keras", "Foolbox, TensorFlow", "Foolbox, float64"
+            )
+        )  # fmt: skip
+
+        def quality(row, name=name):
+            if row is None:
+                return "-"
+            if name.startswith(("FGSM", "PGD")):
+                return f"{100 * row['accuracy']:.1f} %"
+            return f"{row['l2']:.3f}"
+
+        cells = (
+            f"{ours['images']} | {ours['ms_per_image']:.2f} ms | "
+            f"{theirs['ms_per_image']:.2f} ms | {theirs['ratio']:.1f} | "
+            f"{quality(ours)} | {quality(theirs)} | {quality(exact)}"
+        )
+        assert f"| {name} | {cells} |" in README
+
+
 def test_evaluation_row_equals_benchmark():
     few, many = benchmark("evaluation").values()
     assert f"of {many['images']:,} images: accuracy, rho_2" in README
