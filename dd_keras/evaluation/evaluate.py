@@ -82,7 +82,8 @@ def evaluate_robustness(
             "dataset: expected a batched tf.data.Dataset of (inputs, labels); "
             f"received {type(dataset).__name__}."
         )
-    first = _checked(model, next(iter(dataset.take(1)), None), 0)
+    classes = logits.num_classes(model)  # traces the model: once
+    first = _checked(model, classes, next(iter(dataset.take(1)), None), 0)
     progress = checkpoint.Checkpoint(
         checkpoint_dir,
         checkpoint.fingerprint(model, chosen, misclassified, first),
@@ -95,7 +96,7 @@ def evaluate_robustness(
         bar.update(len(progress.parts))
     measure = _compiled(model, activation, chosen)
     for batch in dataset.skip(len(progress.parts)):
-        x, y = _checked(model, batch, len(progress.parts))
+        x, y = _checked(model, classes, batch, len(progress.parts))
         for metric in chosen:
             if metric.attack is not None:
                 metric.attack.check_bounds(x)
@@ -129,7 +130,7 @@ def _chosen(metrics, bounds):
     return tuple(found.values())
 
 
-def _checked(model, batch, index):
+def _checked(model, classes, batch, index):
     """A batch as tensors that the model takes: (inputs, labels)."""
     if batch is None:
         raise ValueError("dataset: expected at least one batch; received none.")
@@ -140,7 +141,7 @@ def _checked(model, batch, index):
         )
     try:
         x = logits.cast_inputs(model, batch[0])
-        y = logits.sparse_labels(batch[1], logits.num_classes(model))
+        y = logits.sparse_labels(batch[1], classes)
         if len(y) != len(x):
             raise ValueError(f"y: expected {len(x)} labels; received {len(y)}.")
     except (ValueError, tf.errors.InvalidArgumentError) as error:
