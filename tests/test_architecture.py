@@ -19,6 +19,7 @@ FLOORS = {
     "dd_keras.evaluation": 2,
     "dd_keras.serving": 2,
     "dd_keras.attacks": 1,
+    "dd_keras.config": 0,
     "dd_keras.datasets": 0,
     "dd_keras.distribution": 0,
     "dd_keras.files": 0,

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from dd_keras import logits, numerics
 from dd_keras.attacks import kernels
+from dd_keras.config import EqualByConfig
 
 # Share of the valid range by which an input may leave it: what preprocessing
 # in float32 does to the pixels at its ends. So near to an end is at that end.
@@ -73,7 +74,7 @@ class Forward(NamedTuple):
         return self.tape.gradient(self.logits, self.x, upstream)
 
 
-class Attack:
+class Attack(EqualByConfig):
     """Base of all attacks. Subclasses implement `search` and `get_config`.
 
     Attacks are immutable: make a new one for other settings. They are
@@ -232,17 +233,6 @@ class Attack:
             for key, value in self.get_config().items()
         )
         return f"{type(self).__name__}({arguments})"
-
-    @functools.cached_property
-    def _identity(self):
-        return type(self), repr(self.get_config())
-
-    # Attacks of equal settings are equal, and share what is compiled.
-    def __eq__(self, other):
-        return isinstance(other, Attack) and self._identity == other._identity
-
-    def __hash__(self):
-        return hash(self._identity)
 
 
 @functools.lru_cache(maxsize=16)

@@ -5,7 +5,6 @@ one row a sample; `estimates`, at the end, takes these arrays of the whole
 data set to the numbers of the paper's tables, with confidence intervals.
 """
 
-import functools
 import math
 import re
 from typing import NamedTuple
@@ -15,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from dd_keras import attacks, numerics
+from dd_keras.config import EqualByConfig
 from dd_keras.evaluation import similarity
 
 # What is done with samples that are misclassified without any attack.
@@ -89,7 +89,7 @@ class Samples(NamedTuple):
         return right & ~fooled
 
 
-class Metric:
+class Metric(EqualByConfig):
     """Base of all metrics. Subclasses have a `name` and `get_config`.
 
     Attributes:
@@ -137,17 +137,6 @@ class Metric:
             for key, value in config.items()
         }
         return cls(**config)
-
-    @functools.cached_property
-    def _identity(self):
-        return type(self), repr(self.get_config())
-
-    # Metrics of equal settings are equal, and share what is compiled.
-    def __eq__(self, other):
-        return isinstance(other, Metric) and self._identity == other._identity
-
-    def __hash__(self):
-        return hash(self._identity)
 
     def __repr__(self):
         return f"{type(self).__name__}(name={self.name!r})"
