@@ -55,7 +55,7 @@ def shell(*command, cwd=ROOT):
 @contextlib.contextmanager
 def imported(name):
     """An app's module with its flags, which are undefined again afterwards."""
-    modules = ("common", "recipe", name)
+    modules = ("common", "training", "recipe", name)
     with flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "apps")
         try:
@@ -80,19 +80,30 @@ def float64():
     keras.config.set_dtype_policy("float32")
 
 
-@pytest.fixture(scope="session")
-def mnist_dir():
-    """A TFDS data directory that holds MNIST."""
+def tfds_dir(name, title):
+    """A TFDS data directory that holds a set; skips the test without one."""
     beside = pathlib.Path(__file__).parents[2] / "shared/data"
     folder = pathlib.Path(
         os.environ.get("DD_KERAS_TEST_DATA", beside / "tensorflow_datasets")
     )
-    if not (folder / "mnist").is_dir():
+    if not (folder / name).is_dir():
         pytest.skip(
-            f"MNIST, as TFDS stores it, is not in {folder}. Set "
+            f"{title}, as TFDS stores it, is not in {folder}. Set "
             "DD_KERAS_TEST_DATA to a TFDS data_dir that holds it."
         )
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def mnist_dir():
+    """A TFDS data directory that holds MNIST."""
+    return tfds_dir("mnist", "MNIST")
+
+
+@pytest.fixture(scope="session")
+def cifar_dir():
+    """A TFDS data directory that holds CIFAR-10."""
+    return tfds_dir("cifar10", "CIFAR-10")
 
 
 @pytest.fixture(scope="session")

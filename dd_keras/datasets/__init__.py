@@ -1,0 +1,115 @@
+"""Data sets: raw images and labels, and the preprocessing that goes with them.
+
+Images have pixels from 0 to 255, as the paper's. Preprocessing is a Keras
+layer, kept apart from the classifier: attacks measure perturbations behind it,
+and a server puts it in front.
+"""
+
+import re
+
+import tensorflow as tf
+
+from dd_keras.datasets import digits, folder, imagenet, tfds_sets
+from dd_keras.datasets.data import NAMES, Data, batches, check_images
+from dd_keras.datasets.images import mean_subtracted
+
+__all__ = ["NAMES", "Data", "batches", "check_images", "load"]
+
+# Sets of digits and letters: mirrored, they are others or none at all.
+_NEVER_FLIPPED = (
+    *("digits", "mnist", "mnist_corrupted", "emnist", "kmnist"),
+    *("binarized_mnist", "svhn_cropped", "omniglot"),
+)
+
+
+def load(
+    name, data_dir=None, *, image_size=None, augment=False, seed=0, recipe=None
+):
+    """Loads a data set by name.
+
+    - `"digits"`: scikit-learn's 1,797 handwritten digits of 8x8 pixels, part
+      of the package.
+    - `"mnist"`, `"cifar10"`, and any other image classification set of TFDS by
+      its name there (`"fashion_mnist"`, `"tf_flowers:3.0.1"`). Test images
+      are its split "test", or else "validation", or else the last fifth of
+      "train".
+    - `"imagenet2012"`: through TFDS, from files downloaded by hand; test
+      images are its split "validation". See `recipe`.
+    - `"folder"`: your own images, DATA_DIR/train/CLASS/*.jpg and
+      DATA_DIR/test/CLASS/*.jpg ("val" or "validation" will do for "test"), or
+      just DATA_DIR/CLASS/*.jpg: then a fifth of the images, drawn at random
+      and always the same, are for testing. Classes count in the order of
+      their names; all images become RGB; BMP, GIF, JPEG and PNG are read.
+
+    What fits in memory is kept there; the rest is streamed from disk.
+    Preprocessing subtracts the training set's mean image; but see `recipe`.
+
+    Args:
+        name: which one.
+        data_dir: where TFDS keeps its data, None for TFDS' own default; for
+            `"folder"`, the folder.
+        image_size: resize to squares of so many pixels (bilinear, with
+            antialiasing), before the mean is taken; None keeps the size.
+            Needed where images differ in size.
+        augment: vary the training images, anew in each epoch: mirror them at
+            random; for ImageNet, crop them at random too.
+        seed: of `augment`. With the same seed (and, if set, the same global
+            seed of TensorFlow) all epochs are the same in each run.
+        recipe: of `"imagenet2012"` only. `"caffe"`, the default, is AlexNet's:
+            images squeezed to 256x256, of these 227x227, in training anywhere
+            if `augment`, else the middle; preprocessing subtracts Caffe's mean
+            pixel. `"resnet"`: the shorter side scaled to 256 and of this the
+            middle 224x224, or if `augment` in training a random part (8 to
+            100 % of the area, 3:4 to 4:3) resized to 224x224; preprocessing
+            standardises each channel. Channels are red, green, blue in both.
+            `image_size` stands for 227 or 224, and scales 256 with it.
+
+    Returns:
+        `Data`: train and test split, preprocessing, classes.
+
+    Raises:
+        ValueError: if an argument is not as above, if the TFDS set is not of
+            images and classes, or if a folder is not as above or holds a file
+            that is no image; the error names it.
+        RuntimeError: if the data can be neither found nor downloaded.
+    """
+    base = re.split("[:/]", name)[0]  # without version and configuration
+    _check_arguments(base, image_size, augment, recipe)
+    if base == "imagenet2012":
+        return imagenet.load(
+            name, data_dir, recipe or "caffe", image_size, augment, seed
+        )
+    if name == "folder":
+        return folder.load(data_dir, image_size, augment, seed)
+    if name == "digits":
+        return mean_subtracted(*digits.splits(), image_size, augment, seed)
+    try:
+        splits = tfds_sets.splits(name, data_dir)
+        return mean_subtracted(*splits, image_size, augment, seed)
+    except tf.errors.OpError as error:  # damaged files
+        raise tfds_sets.unavailable(name, data_dir, error) from error
+
+
+def _check_arguments(base, image_size, augment, recipe):
+    if image_size is not None and not (
+        type(image_size) is int and image_size > 0
+    ):
+        raise ValueError(
+            "image_size: expected a positive integer or None; received "
+            f"{image_size!r}."
+        )
+    if augment and base in _NEVER_FLIPPED:
+        raise ValueError(
+            f"augment: expected False for {base!r}, as mirrored digits or "
+            f"letters are other ones; received {augment!r}."
+        )
+    if recipe is not None and base != "imagenet2012":
+        raise ValueError(
+            f"recipe: expected None for {base!r}, as only 'imagenet2012' has "
+            f"recipes; received {recipe!r}."
+        )
+    if recipe is not None and recipe not in imagenet.RECIPES:
+        raise ValueError(
+            f"recipe: expected one of {sorted(imagenet.RECIPES)} or None; "
+            f"received {recipe!r}."
+        )

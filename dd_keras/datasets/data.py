@@ -1,0 +1,139 @@
+"""The form that all data sets have, batches of it, and a check."""
+
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+# Those with a recipe of their own; `load` knows all that TFDS has besides.
+NAMES = ["cifar10", "digits", "folder", "imagenet2012", "mnist"]
+
+# One large shuffle buffer for small data sets; larger ones shuffle in part.
+_SHUFFLE_BUFFER = 60_000
+# Bytes that a cache, or a buffer of large images to shuffle, may fill.
+MEMORY = 2 * 2**30
+CHUNK = 256  # images at once in a pass over all; 200 MB of ImageNet's
+
+
+class Data(NamedTuple):
+    """A data set, ready for `batches`.
+
+    Attributes:
+        train: unbatched `tf.data.Dataset` of (image, label); images float32
+            of shape (H, W, C) in [0, 255], labels int64 in [0, classes).
+        test: the same, in a fixed order.
+        preprocessing: Keras layer from images to the classifier's inputs:
+            subtracts the training set's mean, see `load`. None for none.
+        num_classes: number of classes.
+        class_names: their names, in the order of the labels; None: unknown.
+        cache: whether passes over `train` are all alike and fit in memory, as
+            `batches` takes it. False if images are augmented or streamed.
+    """
+
+    train: tf.data.Dataset
+    test: tf.data.Dataset
+    preprocessing: keras.layers.Layer
+    num_classes: int
+    class_names: tuple[str, ...] | None = None
+    cache: bool = True
+
+    @property
+    def image_shape(self):
+        """Height, width and channels."""
+        train, test = (
+            split.element_spec[0].shape for split in (self.train, self.test)
+        )
+        return tuple(train if train.is_fully_defined() else test)
+
+    @property
+    def bounds(self):
+        """The valid range of the classifier's inputs: (low, high).
+
+        What black and white images become, float32 arrays of `image_shape`.
+        Right for preprocessing that keeps each pixel's place and order.
+        """
+        ends = np.stack(
+            [np.full(self.image_shape, v, np.float32) for v in (0, 255)]
+        )
+        if self.preprocessing is not None:
+            ends = np.asarray(self.preprocessing(ends))
+        return ends[0], ends[1]
+
+
+def batches(dataset, preprocessing, batch_size, shuffle_seed=None, cache=True):
+    """Batches of preprocessed inputs and labels, prefetched.
+
+    Args:
+        dataset: unbatched `tf.data.Dataset` of (image, label).
+        preprocessing: Keras layer or model applied to batches of images; None
+            for none.
+        batch_size: images a batch; the last batch holds what is left.
+        shuffle_seed: seed of an order that is new in each epoch and the same
+            in each run; None keeps the order of `dataset`. With 60,000 images
+            at once, or without `cache` what fits in 2 GiB, the order of larger
+            data sets is shuffled in part.
+        cache: whether to keep all preprocessed inputs in memory, for data
+            that are gone through more than once. Not for images that are
+            augmented: they would stay as they were in the first epoch.
+
+    Returns:
+        A `tf.data.Dataset` of (B, H, W, C) float32 inputs and (B,) labels.
+    """
+
+    def prepare(images):
+        if preprocessing is None:
+            return images
+        return images.map(lambda x, y: (preprocessing(x), y), tf.data.AUTOTUNE)
+
+    buffer = _SHUFFLE_BUFFER
+    if cache:
+        size = dataset.cardinality()
+        dataset = prepare(dataset.batch(1024)).unbatch()
+        if size >= 0:  # neither unknown nor infinite
+            dataset = dataset.apply(
+                tf.data.experimental.assert_cardinality(size)
+            )
+        dataset = dataset.cache()
+    else:
+        image = dataset.element_spec[0]
+        numbers = image.shape.num_elements() or 1  # unknown: taken for small
+        buffer = min(buffer, max(1, MEMORY // (numbers * image.dtype.size)))
+    if shuffle_seed is not None:
+        dataset = dataset.shuffle(buffer, seed=shuffle_seed)
+    dataset = dataset.batch(batch_size)
+    if not cache:
+        dataset = prepare(dataset)
+    return dataset.prefetch(tf.data.AUTOTUNE)
+
+
+def check_images(dataset, name, limit=None):
+    """Makes sure that no pixel is NaN or infinite.
+
+    Args:
+        dataset: unbatched `tf.data.Dataset` of (image, label).
+        name: what the error calls it.
+        limit: look at the first so many images, where a pass over all takes
+            too long; None for all.
+
+    Raises:
+        ValueError: if it is empty or holds such a pixel; the error names the
+            first image that does.
+    """
+    seen = 0
+    if limit is not None:
+        dataset = dataset.take(limit)
+    for images, _ in dataset.batch(CHUNK):
+        finite = tf.reduce_all(
+            tf.math.is_finite(tf.cast(images, tf.float32)),
+            axis=list(range(1, images.shape.rank)),
+        )
+        if not tf.reduce_all(finite):
+            first = seen + int(tf.where(~finite)[0, 0])
+            raise ValueError(
+                f"{name}: expected finite pixels; received NaN or infinity "
+                f"in image {first}."
+            )
+        seen += int(tf.shape(images)[0])
+    if seen == 0:
+        raise ValueError(f"{name}: expected at least one image; received none.")

@@ -1,0 +1,96 @@
+"""Image classification sets of TensorFlow Datasets (TFDS)."""
+
+import difflib
+
+import numpy as np
+
+from dd_keras.datasets.data import NAMES
+
+
+def splits(name, data_dir):
+    """Training and test split of a set, downloaded if it is not there.
+
+    Returns:
+        (train, test, class_names): unbatched data sets of (image, label), both
+        integers, in the order on disk; list of str.
+    """
+    builder = builder_of(name, data_dir)
+    try:
+        if not builder.is_prepared():
+            builder.download_and_prepare()
+        for split in ("test", "validation"):
+            if split in builder.info.splits:
+                return read(builder, "train", split)
+        return read(builder, "train[:80%]", "train[80%:]")
+    except Exception as error:  # TFDS raises what its many backends raise
+        raise unavailable(name, data_dir, error) from error
+
+
+def builder_of(name, data_dir):
+    """The TFDS builder of images and classes; nothing is downloaded yet."""
+    import tensorflow_datasets as tfds
+
+    # Any version that is there will do, before a newer one is downloaded.
+    wanted = name if ":" in name else f"{name}:*.*.*"
+    try:
+        builder = tfds.builder(wanted, data_dir=data_dir)
+    except (AssertionError, ValueError) as error:  # also no such version
+        known = [*NAMES, *tfds.list_builders(with_community_datasets=False)]
+        close = difflib.get_close_matches(name, known)
+        hint = f" Close matches: {', '.join(close)}." if close else ""
+        raise ValueError(
+            f"name: expected one of {NAMES} or a data set of TFDS; received "
+            f"{name!r}.{hint} TFDS says: {str(error).strip().splitlines()[0]}"
+        ) from error
+    except Exception as error:  # TFDS raises what its many backends raise
+        raise unavailable(name, data_dir, error) from error
+    if not _are_images_and_classes(builder.info):
+        raise ValueError(
+            "name: expected a TFDS set of images with pixels 0 to 255 and "
+            f"one class label each; {name!r} is not: its supervised_keys are "
+            f"{builder.info.supervised_keys}."
+        )
+    return builder
+
+
+def _are_images_and_classes(info):
+    import tensorflow_datasets as tfds
+
+    keys = info.supervised_keys or ()
+    if len(keys) != 2 or not all(isinstance(key, str) for key in keys):
+        return False
+    image, label = (info.features[key] for key in keys)
+    return (
+        isinstance(image, tfds.features.Image)
+        and image.np_dtype == np.uint8
+        and isinstance(label, tfds.features.ClassLabel)
+        and bool(label.num_classes)
+    )
+
+
+def read(builder, *splits):
+    """Some splits of a set that is there, and its class names; see `splits`."""
+    import tensorflow_datasets as tfds
+
+    _, label = builder.info.supervised_keys
+    config = tfds.ReadConfig(try_autocache=False)  # we know what is to be kept
+    return *(
+        builder.as_dataset(split, as_supervised=True, read_config=config)
+        for split in splits
+    ), builder.info.features[label].names
+
+
+def unavailable(name, data_dir, error):
+    """The error to raise where TFDS fails, in general for want of access."""
+    return RuntimeError(
+        f"{name}: could be neither read from {where(data_dir)} nor "
+        "downloaded to it. On a machine with access, run `python -c "
+        f"\"import tensorflow_datasets as tfds; tfds.load('{name}', "
+        "data_dir='DIR')\"`, copy DIR here, and pass it as data_dir "
+        f"(--data_dir in the apps). The cause: {type(error).__name__}: {error}"
+    )
+
+
+def where(data_dir):
+    """What an error calls the folder of TFDS."""
+    return data_dir or "~/tensorflow_datasets"
