@@ -100,6 +100,22 @@ def test_convolution_of_unknown_width_is_the_stock_one():
 
 
 @pytest.mark.parametrize("padding", ["VALID", "SAME"])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("groups", "filters"), [(2, 6), (4, 4), (4, 8)])
+def test_grouped_convolution_equals_stock(groups, filters, stride, padding):
+    def stock(x, kernel):  # compiled, as Keras has it: the only one everywhere
+        convolution = tf.function(tf.nn.conv2d, jit_compile=True)
+        return convolution(x, kernel, stride, padding)
+
+    assert_same_derivatives(
+        lambda x, k: kernels.grouped_convolution(x, k, stride, padding),
+        stock,
+        random(2, 6, 7, 4),
+        random(3, 2, 4 // groups, filters),
+    )
+
+
+@pytest.mark.parametrize("padding", ["VALID", "SAME"])
 @pytest.mark.parametrize("strides", [(2, 2), (3, 2), (2, 1)])
 @pytest.mark.parametrize("size", [(2, 2), (3, 2), (3, 3)])
 @pytest.mark.parametrize("ties", [False, True])
@@ -164,6 +180,25 @@ def test_layers_are_replaced_also_in_nested_models():
 def test_other_layers_are_left_alone(layer, slow):
     network = network_of(layer, keras.layers.Flatten(), keras.layers.Dense(2))
     assert slow in ops_of(network, tf.zeros((2, 8, 8, 1)))
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+def test_convolutions_in_groups_are_not_compiled(groups):
+    def compiled(layer):
+        network = network_of(
+            layer,
+            keras.layers.Flatten(),
+            keras.layers.Dense(2),
+            shape=(8, 8, 4),
+        )
+        return "StatefulPartitionedCall" in ops_of(
+            network, tf.zeros((2, 8, 8, 4))
+        )
+
+    own = type("Own", (keras.layers.Conv2D,), {})
+    assert compiled(own(8, 3, groups=groups))
+    assert compiled(keras.layers.Conv2D(8, 3, groups=groups, dilation_rate=2))
+    assert not compiled(keras.layers.Conv2D(8, 3, groups=groups))
 
 
 def test_wide_inputs_are_left_alone():
