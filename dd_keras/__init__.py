@@ -1,7 +1,24 @@
 """Deep Defense for Keras: classifiers that small perturbations do not flip."""
 
-from dd_keras import attacks, datasets, evaluation, networks
-from dd_keras.defenses import DeepDefenseModel, SplitExponential
+from dd_keras import (
+    applications,
+    attacks,
+    datasets,
+    defenses,
+    evaluation,
+    networks,
+)
+from dd_keras.defenses import (
+    AdversarialTrainingModel,
+    CombinedModel,
+    DeepDefenseModel,
+    DefenseModel,
+    LamRamp,
+    ParsevalConstraint,
+    SplitExponential,
+    constrain_parseval,
+    deepfool_dataset,
+)
 from dd_keras.evaluation import RobustnessReport, evaluate_robustness
 from dd_keras.logits import logits_model
 from dd_keras.optimizers import CoupledSGD
@@ -9,12 +26,21 @@ from dd_keras.optimizers import CoupledSGD
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdversarialTrainingModel",
+    "CombinedModel",
     "CoupledSGD",
     "DeepDefenseModel",
+    "DefenseModel",
+    "LamRamp",
+    "ParsevalConstraint",
     "RobustnessReport",
     "SplitExponential",
+    "applications",
     "attacks",
+    "constrain_parseval",
     "datasets",
+    "deepfool_dataset",
+    "defenses",
     "evaluate_robustness",
     "evaluation",
     "logits_model",

@@ -13,28 +13,32 @@ from tensorflow.python.ops import control_flow_util
 ZERO_NORM = 1e-12
 
 
-def validate_number(name, value, *, at_least=None, above=None):
-    """Checks a finite number against its lower bound.
+def validate_number(name, value, *, at_least=None, above=None, at_most=None):
+    """Checks a finite number against its bounds.
 
     Args:
         name: of the argument, for the error.
         value: what was received.
         at_least: smallest value allowed, or
         above: a value that is just too small.
+        at_most: largest value allowed; None for any.
 
     Returns:
         `value` as a float.
 
     Raises:
-        ValueError: if it is not a finite number within the bound.
+        ValueError: if it is not a finite number within the bounds.
     """
     bound = f">= {at_least:g}" if above is None else f"> {above:g}"
+    if at_most is not None:
+        bound += f" and <= {at_most:g}"
     if (
         not isinstance(value, numbers.Real)
         or isinstance(value, bool)
         or not math.isfinite(value)
         or (above is None and value < at_least)
         or (above is not None and value <= above)
+        or (at_most is not None and value > at_most)
     ):
         raise ValueError(
             f"{name}: expected a finite number {bound}; received {value!r}."

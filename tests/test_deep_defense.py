@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -63,7 +64,8 @@ def objective(network, x, y, weights=None, attack=None):
         y, outputs, from_logits=True
     )
     found = attack.run(network, x, y)
-    rho = numerics.rho(found.perturbation, tf.constant(x), attack.norm)
+    norm = getattr(attack, "norm", 2)
+    rho = numerics.rho(found.perturbation, tf.constant(x), norm)
     correct = np.argmax(outputs, -1) == y
     penalty = tf.where(correct, tf.exp(-C * rho), tf.exp(D * rho))
     return (
@@ -386,6 +388,270 @@ def test_other_norm_names_its_metric():
     model = defended(attack=attacks.DeepFool(norm=float("inf"), max_iter=3))
     history = model.fit(x, y, validation_data=(x, y), verbose=0).history
     assert {"rhoinf", "val_rhoinf"} <= set(history)
+
+
+# Other norms, and other attacks
+
+
+def smooth_classifier():
+    """In float64, and with no gradient that is zero."""
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [
+            keras.Input((4,), dtype="float64"),
+            keras.layers.Dense(8, "tanh"),
+            keras.layers.Dense(3),
+        ]
+    )
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("norm", [1, 1.5, 3, np.inf])
+def test_step_in_other_norms_equals_the_plain_formulation(norm):
+    x, y = flowers()
+    steps, logs = [], []
+    for attack in (attacks.DeepFool, PlainDeepFool):
+        model = DeepDefenseModel(
+            smooth_classifier(),
+            lam=5.0,
+            c=C,
+            d=D,
+            attack=attack(norm, max_iter=3),
+        )
+        found, step = eager_step(model, x, y)
+        steps.append(step)
+        logs.append(found)
+    assert logs[0].keys() == {"loss", "regularization", f"rho{norm:g}"}
+    assert logs[0] == pytest.approx(logs[1], rel=1e-6)
+    for found, expected in zip(*steps, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-10)
+
+
+class LinearizedBoundary(attacks.Attack):
+    """One step onto the boundary of the margin, taken as linear.
+
+    Stands for any differentiable attack (the paper's footnote 1), written
+    with no more than an attack must have.
+    """
+
+    def search(self, network, x, y=None, forward=None):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            f = network(x, training=False)
+            if f.shape[-1] == 1:
+                f = tf.concat([tf.zeros_like(f), f], axis=1)
+            predictions = tf.argmax(f, axis=1, output_type=tf.int32)
+            own = tf.one_hot(
+                predictions if y is None else y, f.shape[-1], True, False
+            )
+            lowest = f.dtype.min
+            margin = tf.reduce_max(tf.where(own, f, lowest), axis=1)
+            margin -= tf.reduce_max(tf.where(own, lowest, f), axis=1)
+        slope = tape.gradient(margin, x)  # (B, D)
+        square = tf.reduce_sum(slope**2, axis=1)
+        return attacks.AttackResult(
+            perturbation=-(margin / square)[:, None] * slope,
+            predictions=predictions,
+            fooled=tf.ones_like(margin, tf.bool),
+            iterations=tf.ones_like(predictions),
+        )
+
+    def get_config(self):
+        return {}
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_another_attack_is_one_step_of_deepfool_on_two_affine_classes(outputs):
+    rng = np.random.default_rng(0)
+    model = affine_classifier(
+        rng.normal(size=(4, outputs)), rng.normal(size=outputs)
+    )
+    x, y = flowers(num_classes=2)
+    deepfool = attacks.DeepFool(max_iter=1, overshoot=0)
+    for labels in (y, None):
+        found = LinearizedBoundary().perturb(model, x, labels)
+        expected = deepfool.perturb(model, x, labels)
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+@pytest.mark.usefixtures("float64")
+def test_step_with_another_attack_follows_finite_differences():
+    x, y = flowers()
+    network, attack = smooth_classifier(), LinearizedBoundary()
+    weights = network.get_weights()
+
+    def value(move):
+        network.set_weights([w + m for w, m in zip(weights, move, strict=True)])
+        crossentropy, penalty, _ = objective(
+            network, x.astype(np.float64), y, attack=attack
+        )
+        return float(crossentropy + 5 * penalty)
+
+    model = DeepDefenseModel(network, lam=5.0, c=C, d=D, attack=attack)
+    _, gradient = eager_step(model, x, y)
+    rng = np.random.default_rng(0)
+    for _ in range(6):
+        way = [1e-4 * rng.normal(size=w.shape) for w in weights]
+        difference = (value(way) - value([-m for m in way])) / 2
+        slope = sum(np.sum(g * m) for g, m in zip(gradient, way, strict=True))
+        assert slope == pytest.approx(difference, rel=1e-4)
+
+
+def test_robustness_grows_with_another_attack():
+    x, y = flowers()
+    network = classifier()
+    network.compile(
+        keras.optimizers.SGD(0.02, momentum=0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    network.fit(x, y, epochs=100, verbose=0)
+    model = defended(network, lam=20.0, attack=LinearizedBoundary())
+    before = model.evaluate(x, y, verbose=0, return_dict=True)
+    history = model.fit(x, y, epochs=60, verbose=0).history
+    after = model.evaluate(x, y, verbose=0, return_dict=True)
+    assert before["accuracy"] == after["accuracy"] == 1
+    assert after["rho2"] > 1.1 * before["rho2"]  # of DeepFool, to the end
+    assert history["rho2"][-1] > 1.1 * history["rho2"][0]
+
+
+def test_evaluation_in_another_norm_is_refused():
+    other = attacks.DeepFool(norm=1)
+    message = (
+        "evaluation_attack: expected one of the norm of attack, 2; received "
+        f"{other!r}."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        DeepDefenseModel(classifier(), evaluation_attack=other)
+    with pytest.raises(ValueError, match="the norm of attack, inf; received"):
+        DeepDefenseModel(
+            classifier(),
+            attack=attacks.DeepFool(np.inf),
+            evaluation_attack=attacks.DeepFool(),
+        )
+
+
+# The regulariser on some layers alone (Figure 4)
+
+
+def eager_step(model, x, y):
+    """The logs of a step of SGD(1), and the gradients that it followed."""
+    model.compile(
+        keras.optimizers.SGD(1.0),
+        "sparse_categorical_crossentropy",
+        run_eagerly=True,
+    )
+    before = model.get_weights()
+    logs = model.train_on_batch(x, y, return_dict=True)
+    after = model.get_weights()
+    return logs, [b - a for b, a in zip(before, after, strict=True)]
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("chosen", [["first"], ["middle"], ["last", "first"]])
+def test_other_layers_get_the_clean_gradient_to_the_bit(chosen):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(8, 6, 6, 1)), rng.integers(0, 3, 8)
+
+    def gradients(**arguments):
+        network = image_classifier(keras.layers.Dense(5, "tanh"))
+        kernels = [w for w in network.layers if w.weights]
+        for layer, name in zip(
+            kernels, ("first", "middle", "last"), strict=True
+        ):
+            layer.name = name
+        model = DeepDefenseModel(
+            network, attack=attacks.DeepFool(max_iter=3), **arguments
+        )
+        logs, found = eager_step(model, x, y)
+        pairs = zip(found[::2], found[1::2], strict=True)
+        return logs, dict(zip(("first", "middle", "last"), pairs, strict=True))
+
+    clean_logs, clean = gradients(lam=0.0)
+    full_logs, full = gradients(lam=5.0)
+    logs, found = gradients(lam=5.0, regularized_layers=chosen)
+    assert logs == pytest.approx(full_logs, rel=1e-6)  # the same objective
+    assert logs["loss"] > clean_logs["loss"]
+    for name, gradient in found.items():
+        for part, of_all, of_none in zip(
+            gradient, full[name], clean[name], strict=True
+        ):
+            if name in chosen:
+                np.testing.assert_allclose(part, of_all, rtol=1e-9, atol=1e-12)
+            else:
+                np.testing.assert_array_equal(part, of_none)
+            # The bias of the last layer aside, no gradient is nearly another.
+            assert np.abs(of_all - of_none).max() > 1e-4
+
+
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
+def test_layers_are_told_apart_in_compiled_steps(jit_compile):
+    x, y = flowers()
+    trained = []
+    for execution in ({"run_eagerly": True}, {"jit_compile": jit_compile}):
+        model = defended(
+            classifier(),
+            lam=5.0,
+            attack=attacks.DeepFool(max_iter=2),
+            regularized_layers=["hidden"],
+            **execution,
+        )
+        for _ in range(3):
+            model.train_on_batch(x, y)
+        trained.append(model.get_weights())
+    for a, b in zip(*trained, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_regularized_layers_may_be_nested_or_given_themselves():
+    inner = classifier()
+    model = keras.Sequential([keras.Input((4,)), inner])
+    for given in (["hidden"], [inner.get_layer("hidden")]):
+        defense = DeepDefenseModel(model, regularized_layers=given)
+        assert defense.regularized_layers == ["hidden"]
+    assert DeepDefenseModel(
+        model, regularized_layers=[inner.name]
+    ).regularized_layers == [inner.name]
+
+
+@pytest.mark.parametrize(
+    "layers", [["bottom"], ["hidden", "bottom"], [], "hidden", ["dropout"]]
+)
+def test_layers_that_cannot_be_regularized_are_named(layers):
+    network = classifier()
+    network.layers[1].name = "dropout"  # has no weights
+    message = (
+        "regularized_layers: expected a list of names of layers of "
+        f"{network.name!r} with trainable weights, of ['hidden', 'top']; "
+        f"received {layers!r}."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        DeepDefenseModel(network, regularized_layers=layers)
+
+
+def test_config_with_all_arguments_comes_back(tmp_path):
+    x, _ = flowers()
+    arguments = {
+        "lam": 2.0,
+        "c": 7.0,
+        "d": 0.5,
+        "attack": attacks.DeepFool(norm=np.inf, max_iter=3),
+        "evaluation_attack": attacks.DeepFool(norm=np.inf, max_iter=9),
+        "regularized_layers": ["top"],
+        "batch_norm": "frozen",
+        "activation": "linear",
+    }
+    model = DeepDefenseModel(classifier(), **arguments)
+    model.save(tmp_path / "model.keras")
+    config = json.loads(json.dumps(model.get_config()))
+    for again in (
+        DeepDefenseModel.from_config(config),
+        keras.saving.load_model(tmp_path / "model.keras"),
+    ):
+        assert (again.penalty.c, again.penalty.d) == (7.0, 0.5)
+        for name, value in arguments.items():
+            if name not in "cd":
+                assert getattr(again, name) == value
+    np.testing.assert_array_equal(again(x), model(x))
 
 
 # Ways of execution

@@ -277,6 +277,44 @@ def test_invalid_arrays_are_named_in_short():
     assert len(str(error.value)) < 400
 
 
+@pytest.mark.parametrize(
+    ("bounds", "value"),
+    [
+        ({"at_least": 0}, 0), ({"at_least": 0}, 1e30), ({"above": 0}, 1e-30),
+        ({"at_least": 0, "at_most": 1}, 0), ({"at_least": 0, "at_most": 1}, 1),
+        ({"above": 0, "at_most": 1}, np.float32(0.5)),
+        ({"above": 0, "at_most": 1}, np.int64(1)),
+        ({"at_least": -2, "at_most": -2}, -2),
+    ],
+)  # fmt: skip
+def test_valid_numbers_become_floats(bounds, value):
+    number = numerics.validate_number("share", value, **bounds)
+    assert number == value
+    assert type(number) is float
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected", "value"),
+    [
+        ({"at_least": 0}, ">= 0", -1e-9),
+        ({"above": 0}, "> 0", 0),
+        ({"at_least": 0, "at_most": 1}, ">= 0 and <= 1", 1.0001),
+        ({"at_least": 0, "at_most": 1}, ">= 0 and <= 1", -0.5),
+        ({"above": 0, "at_most": 0.5}, "> 0 and <= 0.5", 0.0),
+        ({"above": 0, "at_most": 0.5}, "> 0 and <= 0.5", 1),
+        ({"at_least": 0, "at_most": 1}, ">= 0 and <= 1", math.nan),
+        ({"at_least": 0, "at_most": 1}, ">= 0 and <= 1", math.inf),
+        ({"at_least": 0, "at_most": 1}, ">= 0 and <= 1", True),
+        ({"at_least": 0, "at_most": 1}, ">= 0 and <= 1", "1"),
+        ({"at_least": 0, "at_most": 1}, ">= 0 and <= 1", None),
+    ],
+)
+def test_numbers_out_of_bounds_are_named(bounds, expected, value):
+    message = f"share: expected a finite number {expected}; received {value!r}."
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        numerics.validate_number("share", value, **bounds)
+
+
 def test_values_gain_axes_to_match_the_samples():
     values = tf.constant([1.0, 2.0])
     expanded = numerics.expand_like(values, tf.zeros((2, 3, 4, 5)))

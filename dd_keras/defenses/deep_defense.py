@@ -1,15 +1,18 @@
 """Deep Defense (Yan, Guo, Zhang, NeurIPS 2018) as a Keras model."""
 
+import contextlib
+
 import keras
 import tensorflow as tf
 
-from dd_keras import logits, losses, numerics
-from dd_keras.attacks import DeepFool, Forward
+from dd_keras import logits, numerics
+from dd_keras.attacks import DeepFool
+from dd_keras.defenses.defense import DefenseModel
 from dd_keras.defenses.split_exponential import SplitExponential
 
 
 @keras.saving.register_keras_serializable("dd_keras")
-class DeepDefenseModel(keras.Model):
+class DeepDefenseModel(DefenseModel):
     """Any Keras classifier, trained to resist adversarial perturbations.
 
     Each training step minimises (Eq. 6 of the paper)
@@ -19,15 +22,13 @@ class DeepDefenseModel(keras.Model):
 
     where rho = ||perturbation||_p / ||x||_p is the relative size of the
     perturbation that DeepFool finds, differentiated through all of its
-    iterations. `call`, `predict` and the outputs are those of the classifier.
+    iterations. See `DefenseModel` for what else there is to a defence.
 
-    `fit` takes ordinary labels (classes, one-hot, or 0 and 1 for one output)
-    and sample or class weights, which also weigh the regulariser. Its logs
-    hold, beside the compiled metrics: `loss`, the objective above;
-    `regularization`, its mean penalty, before lam; and `rho2` (`rho1`,
-    `rhoinf`, ... for other norms). In training, rho is that of the training
-    attack; in `evaluate` and as `val_rho2`, that of `evaluation_attack` from
-    the predicted classes, over all samples, as in the paper's tables.
+    Sample and class weights also weigh the regulariser. The logs hold, beside
+    the compiled metrics: `loss`, the objective above; `regularization`, its
+    mean penalty, before lam; and `rho2` (`rho1`, `rhoinf`, ... for other
+    norms). In training, rho is that of the training attack, and its mean
+    leaves out nothing; as `val_rho2` it is that of `evaluation_attack`.
 
     Args:
         model: a built Keras classifier, see `logits_model`.
@@ -36,9 +37,13 @@ class DeepDefenseModel(keras.Model):
             work on the least robust samples only.
         d: steepness for misclassified samples, above 0.
         attack: the differentiable attack; `DeepFool(max_iter=5)` by default.
-        evaluation_attack: the attack behind `val_rho2`; by default
-            `DeepFool` in the norm of `attack`, with up to 50 iterations.
-        activation: what `model` ends in, see `logits_model`.
+            Any `attacks.Attack` serves whose `search` is differentiable by
+            the network's weights (the paper's footnote 1). Its `norm` is p.
+        regularized_layers: names of layers of `model`: the regulariser's
+            gradient reaches only their weights, all others are trained by
+            the loss alone (Figure 4). None for all layers.
+        evaluation_attack: as in `DefenseModel`, of the norm of `attack`.
+        batch_norm, activation: see `DefenseModel`.
 
     Raises:
         TypeError: if `model` is not a Keras model.
@@ -60,143 +65,115 @@ class DeepDefenseModel(keras.Model):
         c=25.0,
         d=5.0,
         attack=None,
+        regularized_layers=None,
         evaluation_attack=None,
-        activation=None,
         **kwargs,
     ):
-        activation = logits.output_activation(model, activation)
-        kwargs.setdefault("dtype", model.dtype_policy)
-        super().__init__(**kwargs)
-        self.model = model
+        attack = attack or DeepFool(max_iter=5)
+        norm = getattr(attack, "norm", 2.0)
+        evaluation_attack = evaluation_attack or DeepFool(norm)
+        if getattr(evaluation_attack, "norm", norm) != norm:
+            raise ValueError(
+                f"evaluation_attack: expected one of the norm of attack, "
+                f"{norm:g}; received {evaluation_attack!r}."
+            )
+        super().__init__(model, evaluation_attack=evaluation_attack, **kwargs)
         self.lam = numerics.validate_number("lam", lam, at_least=0)
         self.penalty = SplitExponential(c, d, dtype=logits.working_dtype(model))
-        self.attack = attack or DeepFool(max_iter=5)
-        norm = getattr(self.attack, "norm", 2.0)
-        self.evaluation_attack = evaluation_attack or DeepFool(norm)
-        self.activation = activation
-        self.rho_tracker = keras.metrics.Mean(name=f"rho{norm:g}")
+        self.attack = attack
+        self.regularized_layers = _layer_names(model, regularized_layers)
         self.regularization_tracker = keras.metrics.Mean("regularization")
-        # In a closure: Keras would take an attribute for a second sublayer.
-        network = logits.logits_model(model, activation)
-        self._network = lambda: network
-        self.built = True
+        # The share of lam in force. No weight: what saves the model need not.
+        self._lam_share = tf.Variable(1.0, trainable=False)
+        self._regularizes = self.lam > 0
 
-    def logits_model(self):
-        """The classifier up to its logits, see `dd_keras.logits_model`."""
-        return self._network()
+    def scale_lam(self, share):
+        """Lets a share of `lam` be in force from the next step on.
 
-    def call(self, inputs, training=None):
-        """The classifier's own outputs."""
-        return self.model(inputs, training=training)
+        With a share of 0 no attack is run, and a step costs what it does
+        without a defence. For callbacks, see `LamRamp`.
 
-    def compile(self, optimizer="rmsprop", loss=None, **kwargs):
-        """As `keras.Model.compile`, with any classification loss.
-
-        A cross-entropy given by name learns from the model whether its
-        outputs are logits.
+        Args:
+            share: a number in [0, 1].
 
         Raises:
-            ValueError: if `loss` is for regression, or takes logits for
-                probabilities or the reverse.
+            ValueError: if `share` is outside of its range.
         """
-        loss = losses.classification_loss(loss, self.activation)
-        super().compile(optimizer, loss, **kwargs)
-        self._same_in_training = (
-            self.activation == "linear" and logits.same_in_training(self.model)
+        share = numerics.validate_number("share", share, at_least=0, at_most=1)
+        self._lam_share.assign(share)
+        regularizes = self.lam > 0 and share > 0
+        if regularizes != self._regularizes:  # another graph
+            self._regularizes = regularizes
+            self.test_function = None
+            if self.train_function is not None:
+                self.make_train_function(force=True)
+
+    def attacks_in_training(self):
+        """Whether a `Forward` of the clean inputs is of use in training."""
+        # Layer by layer the loss' gradient must be the clean one, to the bit.
+        return self._regularizes and self.regularized_layers is None
+
+    def regularizer(self, x, labels, forward, sample_weight):
+        """The mean penalty of Eq. 6 times lam, and rho, (B,)."""
+        if not self._regularizes:
+            self.regularization_tracker.update_state(0.0, tf.size(labels))
+            return None, None
+        layerwise = self.regularized_layers is not None
+        if layerwise:  # what a subclass shares is open to all weights
+            forward = None
+        with self._held() if layerwise else contextlib.nullcontext():
+            found, rho = self.attack_batch(self.attack, x, labels, forward)
+        correct = found.predictions == labels
+        penalty = self.penalty(correct, rho, sample_weight)
+        self.regularization_tracker.update_state(
+            self.unscaled(penalty), tf.size(labels)
         )
+        share = tf.cast(self._lam_share, penalty.dtype)
+        return self.lam * share * penalty, rho
 
-    def compile_from_config(self, config):
-        """Compiles a loaded model as the saved one was."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
-
-    def train_step(self, data):
-        """One step down the gradient of the objective; returns the logs."""
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        with tf.GradientTape() as tape:
-            y_pred, _, loss, rho = self._objective(x, y, sample_weight, True)
-            scaled_loss = self.optimizer.scale_loss(loss)
-        gradients = tape.gradient(scaled_loss, self.trainable_weights)
-        self.optimizer.apply(gradients, self.trainable_weights)
-        if rho is not None:
-            self.rho_tracker.update_state(rho)
-        logs = self.compute_metrics(x, y, y_pred, sample_weight)
-        if rho is None:
-            logs.pop(self.rho_tracker.name)
-        return logs
-
-    def test_step(self, data):
-        """Evaluates the objective, and rho from the predicted classes."""
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        y_pred, forward, *_ = self._objective(x, y, sample_weight, False)
-        rho = self._attack(self.evaluation_attack, x, None, forward)[1]
-        self.rho_tracker.update_state(rho)
-        return self.compute_metrics(x, y, y_pred, sample_weight)
-
-    def _forward(self, x, training):
-        """The outputs, and the attack's `Forward` if they come to the same.
-
-        They do if they are logits and training changes nothing in the network.
-        """
-        same = self._same_in_training or not training
-        if self.lam == 0 or self.activation != "linear" or not same:
-            return self(x, training=training), None
-        x = logits.cast_inputs(self.model, x)
-        return Forward.of_model(self, x, training)
-
-    def _objective(self, x, y, sample_weight, training):
-        """Eq. 6 on a batch: outputs, their `Forward`, loss, and rho, (B,).
-
-        With lam = 0 there is no attack, and rho is None.
-        """
-        y_pred, forward = self._forward(x, training)
-        labels = logits.sparse_labels(y, max(2, y_pred.shape[-1]))
-        with tf.control_dependencies([labels]):  # checked before they are used
-            y = tf.identity(y)
-        loss = self.compute_loss(x, y, y_pred, sample_weight, training)
-        penalty, rho = 0.0, None
-        if self.lam > 0:
-            classes, rho = self._attack(self.attack, x, labels, forward)
-            penalty = self.penalty(classes == labels, rho, sample_weight)
-            loss += self.lam * tf.cast(penalty, loss.dtype)
-        self._track(loss, penalty, tf.size(labels))
-        return y_pred, forward, loss, rho
-
-    def _attack(self, attack, x, labels, forward):
-        """The predicted classes and rho, each of shape (B,)."""
-        x = logits.cast_inputs(self.model, x)
-        found = attack.search(self.logits_model(), x, labels, forward=forward)
-        norm = getattr(self.attack, "norm", 2.0)
-        return found.predictions, numerics.rho(found.perturbation, x, norm)
-
-    def _track(self, loss, penalty, batch_size):
-        """Updates the means of loss and penalty over the epoch."""
-        # Keras divides every Loss by the number of replicas.
-        replicas = self.distribute_strategy.num_replicas_in_sync
-        self.regularization_tracker.update_state(penalty * replicas, batch_size)
-        for metric in self.metrics:
-            if metric.name == "loss":
-                metric.update_state(loss * replicas, batch_size)
+    def _held(self):
+        """A scope in which all weights but those regularised are constants."""
+        chosen = {
+            id(weight)
+            for layer in self.model._flatten_layers(include_self=False)
+            if layer.name in (self.regularized_layers or ())
+            for weight in layer.weights
+        }
+        return keras.StatelessScope(
+            [
+                (weight, tf.stop_gradient(weight.value))
+                for weight in self.model.trainable_weights
+                if id(weight) not in chosen
+            ]
+        )
 
     def get_config(self):
         """The constructor's arguments."""
-        serialize = keras.saving.serialize_keras_object
         return {
             **super().get_config(),
-            "model": serialize(self.model),
             "lam": self.lam,
             "c": self.penalty.c,
             "d": self.penalty.d,
-            "attack": serialize(self.attack),
-            "evaluation_attack": serialize(self.evaluation_attack),
-            "activation": self.activation,
+            "attack": keras.saving.serialize_keras_object(self.attack),
+            "regularized_layers": self.regularized_layers,
         }
 
-    @classmethod
-    def from_config(cls, config):
-        """Builds the model from what `get_config` returned."""
-        deserialize = keras.saving.deserialize_keras_object
-        for key in ("model", "attack", "evaluation_attack"):
-            config[key] = deserialize(config[key])
-        config.pop("dtype", None)  # the classifier's own
-        return cls(config.pop("model"), **config)
+
+def _layer_names(model, layers):
+    """The names of layers that have weights to regularise, or None."""
+    if layers is None:
+        return None
+    names = [getattr(layer, "name", layer) for layer in layers]
+    known = [
+        layer.name
+        for layer in model._flatten_layers(include_self=False)
+        if layer.trainable_weights
+    ]
+    unknown = [name for name in names if name not in known]
+    if unknown or not names or isinstance(layers, str):
+        raise ValueError(
+            "regularized_layers: expected a list of names of layers of "
+            f"{model.name!r} with trainable weights, of {known}; received "
+            f"{layers!r}."
+        )
+    return names

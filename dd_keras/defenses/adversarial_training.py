@@ -1,0 +1,160 @@
+"""Adversarial training: "Adv. Train I" and "II" of the Deep Defense paper."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dd_keras import logits, numerics
+from dd_keras.attacks import Attack, DeepFool
+from dd_keras.defenses.deep_defense import DeepDefenseModel
+from dd_keras.defenses.defense import DefenseModel
+
+
+def deepfool_dataset(
+    model, dataset, attack=None, *, include_clean=False, verbose=1
+):
+    """The fixed adversarial training set of "Adv. Train I".
+
+    Moosavi-Dezfooli et al., CVPR 2016, fine-tune a classifier on the DeepFool
+    images of itself, made once, before training. Every input is perturbed
+    until `model` changes the class it predicts; the labels stay.
+
+    Args:
+        model: a built Keras classifier, see `logits_model`: the one that is
+            to be fine-tuned, as it is now.
+        dataset: batches of (inputs, labels), gone through once: a finite
+            `tf.data.Dataset` or other iterable.
+        attack: an `attacks.Attack`; `DeepFool()` by default.
+        include_clean: whether the clean inputs follow the adversarial ones.
+        verbose: 1 shows a progress bar over batches, 0 nothing.
+
+    Returns:
+        An unbatched `tf.data.Dataset` of (input, label), in the order of
+        `dataset`, held in memory: of the size of the data set, and twice that
+        with `include_clean`. Inputs have the dtype of the model's norms.
+
+    Raises:
+        TypeError, ValueError: if `model` is no built classifier, `dataset`
+            is empty or infinite, or a batch is no pair of inputs and labels.
+    """
+    attack = attack or DeepFool()
+    batches = _length(dataset)
+    bar = keras.utils.Progbar(batches, verbose=verbose, unit_name="batch")
+    clean, adversarial, labels = [], [], []
+    for batch in dataset:
+        if not isinstance(batch, tuple) or len(batch) != 2:
+            raise ValueError(
+                "dataset: expected batches of (inputs, labels); received "
+                f"{type(batch).__name__} of "
+                f"{len(batch) if isinstance(batch, tuple) else 'one'}."
+            )
+        x = logits.cast_inputs(model, batch[0])
+        adversarial.append(attack(model, x).numpy())
+        if include_clean:
+            clean.append(x.numpy())
+        labels.append(keras.ops.convert_to_numpy(batch[1]))
+        bar.add(1)
+    if not labels:
+        raise ValueError("dataset: expected at least one batch; received none.")
+    return _unbatched(adversarial + clean, labels * (1 + include_clean))
+
+
+@keras.saving.register_keras_serializable("dd_keras")
+class AdversarialTrainingModel(DefenseModel):
+    """Any Keras classifier, trained on adversarial images of itself.
+
+    Each training step minimises the adversarial objective of Goodfellow et
+    al. (ICLR 2015), "Adv. Train II" of the Deep Defense paper:
+
+        alpha * loss(x, y) + (1 - alpha) * loss(x + perturbation, y),
+
+    with the perturbation made anew for each batch, from the true labels, by
+    the classifier as it is. No gradient goes through the attack. See
+    `DefenseModel` for what else there is to a defence.
+
+    Args:
+        model: a built Keras classifier, see `logits_model`.
+        adversary: the attack, such as `attacks.FGSM(eps)`, whose eps is in
+            units of the inputs.
+        alpha: share of the clean loss, in [0, 1]; 0.5 in Goodfellow et al.
+        evaluation_attack, batch_norm, activation: see `DefenseModel`.
+
+    Raises:
+        TypeError: if `adversary` is no attack, or `model` no Keras model.
+        ValueError: if an argument is outside of its range, or `model` is not
+            a built classifier with one input and one output.
+
+    Example:
+        model = dd_keras.AdversarialTrainingModel(
+            classifier, adversary=dd_keras.attacks.FGSM(eps=10.0)
+        )
+        model.compile("sgd", "sparse_categorical_crossentropy", ["accuracy"])
+        model.fit(x_train, y_train, validation_data=(x_test, y_test))
+    """
+
+    def __init__(self, model, *, adversary, alpha=0.5, **kwargs):
+        if not isinstance(adversary, Attack) or adversary.targeted:
+            raise TypeError(
+                "adversary: expected an untargeted dd_keras.attacks.Attack; "
+                f"received {adversary!r}."
+            )
+        super().__init__(model, **kwargs)
+        self.adversary = adversary
+        self.alpha = numerics.validate_number(
+            "alpha", alpha, at_least=0, at_most=1
+        )
+
+    def attacks_in_training(self):
+        """Whether a `Forward` of the clean inputs is of use in training."""
+        return True
+
+    def task_loss(self, x, y, labels, y_pred, forward, sample_weight, training):
+        """The adversarial objective, a scalar."""
+        clean = super().task_loss(
+            x, y, labels, y_pred, forward, sample_weight, training
+        )
+        found, _ = self.attack_batch(self.adversary, x, labels, forward)
+        x = logits.cast_inputs(self.model, x)
+        x = tf.stop_gradient(x + found.perturbation)
+        y_pred = self(x, training=training)
+        adversarial = self.compute_loss(x, y, y_pred, sample_weight, training)
+        return self.alpha * clean + (1.0 - self.alpha) * adversarial
+
+    def get_config(self):
+        """The constructor's arguments."""
+        return {
+            **super().get_config(),
+            "adversary": keras.saving.serialize_keras_object(self.adversary),
+            "alpha": self.alpha,
+        }
+
+
+@keras.saving.register_keras_serializable("dd_keras")
+class CombinedModel(AdversarialTrainingModel, DeepDefenseModel):
+    """Deep Defense on top of adversarial training (supplement, section 2).
+
+    Minimises the adversarial objective of `AdversarialTrainingModel` plus the
+    regulariser of `DeepDefenseModel`, which looks at the clean inputs.
+
+    Args: those of both.
+    """
+
+
+def _length(dataset):
+    """The number of batches, or None where it cannot be told."""
+    try:
+        return len(dataset)
+    except TypeError as error:
+        if "infinite" in str(error):
+            raise ValueError(
+                "dataset: expected a finite one; received one that repeats "
+                "without end."
+            ) from error
+        return None
+
+
+def _unbatched(inputs, labels):
+    """Batches of inputs and labels as one data set of samples."""
+    return tf.data.Dataset.from_tensor_slices(
+        (np.concatenate(inputs), np.concatenate(labels))
+    )

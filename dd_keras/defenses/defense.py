@@ -1,0 +1,266 @@
+"""What all defences share: a classifier in, `fit` as ever, rho in the logs."""
+
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from dd_keras import logits, losses, numerics
+from dd_keras.attacks import DeepFool, Forward
+from dd_keras.defenses import batch_norm as batch_normalization
+
+
+class Objective(NamedTuple):
+    """What a training step makes of a batch.
+
+    Attributes:
+        y_pred: (B, ...): the classifier's outputs.
+        forward: the attacks' `Forward` at the inputs, where there is one.
+        loss: scalar: the task's loss.
+        regularizer: scalar: what is minimised besides; None for nothing.
+        rho: (B,): relative sizes of the perturbations; None for none.
+    """
+
+    y_pred: tf.Tensor
+    forward: Forward | None
+    loss: tf.Tensor
+    regularizer: tf.Tensor | None
+    rho: tf.Tensor | None
+
+    @property
+    def total(self):
+        """Scalar: what is minimised."""
+        if self.regularizer is None:
+            return self.loss
+        return self.loss + tf.cast(self.regularizer, self.loss.dtype)
+
+
+@keras.saving.register_keras_serializable("dd_keras")
+class DefenseModel(keras.Model):
+    """Any Keras classifier, trained by `fit`, with its robustness in the logs.
+
+    As it stands it minimises the compiled loss, as `keras.Model` does: the
+    plain fine-tuning that defences are compared with. A defence overrides
+    `task_loss`, `regularizer`, or both; their sum is minimised.
+
+    `call`, `predict` and the outputs are those of the classifier. `fit` takes
+    ordinary labels (classes, one-hot, or 0 and 1 for one output) and sample or
+    class weights. The logs of `evaluate`, and of validation, hold `rho2`
+    (`rho1`, `rhoinf`, ... for other norms): ||perturbation||_p / ||x||_p, its
+    mean over all samples, found by `evaluation_attack` from the predicted
+    classes, as in the paper's tables.
+
+    Args:
+        model: a built Keras classifier, see `logits_model`.
+        evaluation_attack: the attack behind `val_rho2`; by default `DeepFool`
+            with up to 50 iterations.
+        batch_norm: what training does to batch normalisation: `"trained"` is
+            Keras' own; `"scale_trained"` normalises by the moving statistics
+            and leaves them as they are, but trains scale and offset;
+            `"frozen"` trains neither.
+        activation: what `model` ends in, see `logits_model`.
+
+    Raises:
+        TypeError: if `model` is not a Keras model.
+        ValueError: if an argument is outside of its range, or `model` is not
+            a built classifier with one input and one output.
+    """
+
+    def __init__(
+        self,
+        model,
+        *,
+        evaluation_attack=None,
+        batch_norm=batch_normalization.TRAINED,
+        activation=None,
+        **kwargs,
+    ):
+        activation = logits.output_activation(model, activation)
+        if batch_norm not in batch_normalization.MODES:
+            raise ValueError(
+                f"batch_norm: expected one of {batch_normalization.MODES}; "
+                f"received {batch_norm!r}."
+            )
+        kwargs.setdefault("dtype", model.dtype_policy)
+        super().__init__(**kwargs)
+        self.model = model
+        self.evaluation_attack = evaluation_attack or DeepFool()
+        self.norm = getattr(self.evaluation_attack, "norm", 2.0)
+        self.batch_norm = batch_norm
+        self.activation = activation
+        self.rho_tracker = keras.metrics.Mean(name=f"rho{self.norm:g}")
+        # In a closure: Keras would take an attribute for a second sublayer.
+        network = logits.logits_model(model, activation)
+        self._network = lambda: network
+        self.built = True
+
+    def logits_model(self):
+        """The classifier up to its logits, see `dd_keras.logits_model`."""
+        return self._network()
+
+    def call(self, inputs, training=None):
+        """The classifier's own outputs."""
+        with batch_normalization.statistics_of(self.model, self.batch_norm):
+            return self.model(inputs, training=training)
+
+    @property
+    def trainable_weights(self):
+        """The weights that training changes, see `batch_norm`."""
+        return batch_normalization.trained(
+            self.model, super().trainable_weights, self.batch_norm
+        )
+
+    @property
+    def trainable_variables(self):
+        """As `trainable_weights`."""
+        return self.trainable_weights
+
+    def compile(self, optimizer="rmsprop", loss=None, **kwargs):
+        """As `keras.Model.compile`, with any classification loss.
+
+        A cross-entropy given by name learns from the model whether its
+        outputs are logits.
+
+        Raises:
+            ValueError: if `loss` is for regression, or takes logits for
+                probabilities or the reverse.
+        """
+        loss = losses.classification_loss(loss, self.activation)
+        super().compile(optimizer, loss, **kwargs)
+        self._gives_logits = self.activation == "linear"
+        self._same_in_training = self._gives_logits and logits.same_in_training(
+            self
+        )
+
+    def compile_from_config(self, config):
+        """Compiles a loaded model as the saved one was."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    def task_loss(self, x, y, labels, y_pred, forward, sample_weight, training):
+        """What the classifier is trained for: the compiled loss.
+
+        Args:
+            x: (B, ...), the inputs.
+            y: their labels, as `fit` was given them.
+            labels: int32, (B,): the same as classes.
+            y_pred: (B, ...), the outputs at `x`.
+            forward: the `Forward` at `x`; None where the attack's pass is
+                another than the loss'.
+            sample_weight: (B,), or None.
+            training: whether this is a training step.
+
+        Returns:
+            A scalar.
+        """
+        del labels, forward
+        return self.compute_loss(x, y, y_pred, sample_weight, training)
+
+    def regularizer(self, x, labels, forward, sample_weight):
+        """What is minimised besides.
+
+        Args: see `task_loss`.
+
+        Returns:
+            (scalar, or None for nothing; rho of the samples, (B,), or None).
+        """
+        del x, labels, forward, sample_weight
+        return None, None
+
+    def attacks_in_training(self):
+        """Whether a `Forward` of the clean inputs is of use in training."""
+        return False
+
+    def train_step(self, data):
+        """One step down the gradient of the objective; returns the logs."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        with tf.GradientTape() as tape:
+            found = self._objective(x, y, sample_weight, True)
+            scaled_loss = self.optimizer.scale_loss(found.total)
+        gradients = tape.gradient(scaled_loss, self.trainable_weights)
+        self.optimizer.apply(gradients, self.trainable_weights)
+        if found.rho is not None:
+            self.rho_tracker.update_state(found.rho)
+        logs = self.compute_metrics(x, y, found.y_pred, sample_weight)
+        if found.rho is None:
+            logs.pop(self.rho_tracker.name)
+        return logs
+
+    def test_step(self, data):
+        """Evaluates the objective, and rho from the predicted classes."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        found = self._objective(x, y, sample_weight, False)
+        _, rho = self.attack_batch(
+            self.evaluation_attack, x, None, found.forward
+        )
+        self.rho_tracker.update_state(rho)
+        return self.compute_metrics(x, y, found.y_pred, sample_weight)
+
+    def attack_batch(self, attack, x, labels, forward=None):
+        """Attacks a batch in the graph at hand.
+
+        Args:
+            attack: an `attacks.Attack`.
+            x: (B, ...).
+            labels: int32, (B,); None for the predicted classes.
+            forward: the network's `Forward` at `x`, where there is one.
+
+        Returns:
+            (`AttackResult`, rho of its perturbations, (B,)).
+        """
+        x = logits.cast_inputs(self.model, x)
+        found = attack.search(self.logits_model(), x, labels, forward=forward)
+        return found, numerics.rho(found.perturbation, x, self.norm)
+
+    def _objective(self, x, y, sample_weight, training):
+        """The `Objective` of a batch."""
+        y_pred, forward = self._forward(x, training)
+        labels = logits.sparse_labels(y, max(2, y_pred.shape[-1]))
+        with tf.control_dependencies([labels]):  # checked before they are used
+            y = tf.identity(y)
+        loss = self.task_loss(
+            x, y, labels, y_pred, forward, sample_weight, training
+        )
+        regularizer, rho = self.regularizer(x, labels, forward, sample_weight)
+        found = Objective(y_pred, forward, loss, regularizer, rho)
+        self._track(found.total, tf.size(labels))
+        return found
+
+    def _forward(self, x, training):
+        """The outputs, and the attacks' `Forward` if they come to the same.
+
+        They do if they are logits and training changes nothing in the network.
+        """
+        same = self._same_in_training if training else self._gives_logits
+        if not same or (training and not self.attacks_in_training()):
+            return self(x, training=training), None
+        x = logits.cast_inputs(self.model, x)
+        return Forward.of_model(self, x, training)
+
+    def _track(self, total, batch_size):
+        """Updates the mean of the objective over the epoch."""
+        for metric in self.metrics:
+            if metric.name == "loss":
+                metric.update_state(self.unscaled(total), batch_size)
+
+    def unscaled(self, value):
+        """A loss as it is: Keras divides it by the number of replicas."""
+        return value * self.distribute_strategy.num_replicas_in_sync
+
+    def get_config(self):
+        """The constructor's arguments."""
+        serialize = keras.saving.serialize_keras_object
+        return {
+            **super().get_config(),
+            "model": serialize(self.model),
+            "evaluation_attack": serialize(self.evaluation_attack),
+            "batch_norm": self.batch_norm,
+            "activation": self.activation,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """Builds the model from what `get_config` returned."""
+        config.pop("dtype", None)  # the classifier's own
+        config = keras.saving.deserialize_keras_object(config)
+        return cls(config.pop("model"), **config)

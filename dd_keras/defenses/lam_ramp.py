@@ -1,0 +1,79 @@
+"""Deep Defense that starts late, or grows in strength."""
+
+import keras
+
+from dd_keras import numerics
+
+
+class LamRamp(keras.callbacks.Callback):
+    """Raises `lam` of a `DeepDefenseModel` from zero in the course of `fit`.
+
+    The share of `lam` in force is 0 up to `start`, grows linearly over
+    `length` and is 1 from then on; epochs count from 0. The classifier can
+    learn its task first, at the cost of plain training: where the share is 0,
+    no attack is run. The share is set before each batch; where `fit` does not
+    know how many batches an epoch has, in its first epoch, before the epoch.
+
+    A training that is taken up again with `fit(initial_epoch=...)` goes on
+    where it was. At its end the share is 1 again.
+
+    Args:
+        start: epochs without the regulariser, at least 0, also in fractions.
+        length: epochs from nothing to all of `lam`, at least 0; 0 switches
+            it on at once.
+
+    Raises:
+        ValueError: if an argument is outside of its range.
+        TypeError: at the start of `fit`, if the model has no `lam` to scale.
+
+    Example:
+        model.fit(x, y, epochs=5, callbacks=[LamRamp(start=1, length=2)])
+    """
+
+    def __init__(self, start=0.0, length=1.0):
+        super().__init__()
+        self.start = numerics.validate_number("start", start, at_least=0)
+        self.length = numerics.validate_number("length", length, at_least=0)
+        self._epoch = 0
+        self._steps = None  # of an epoch, once it is known
+        self._seen = None
+
+    def share(self, epochs):
+        """The share of `lam` in force after so many epochs, in [0, 1]."""
+        if epochs < self.start:
+            return 0.0
+        if self.length == 0:
+            return 1.0
+        return min(1.0, (epochs - self.start) / self.length)
+
+    def on_train_begin(self, logs=None):
+        """Makes sure that there is something to scale."""
+        if not hasattr(self.model, "scale_lam"):
+            raise TypeError(
+                "model: expected LamRamp on a DeepDefenseModel; received a "
+                f"{type(self.model).__name__}."
+            )
+        self._steps = self.params.get("steps")
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Sets the share for the epoch's first batch."""
+        self._epoch = epoch
+        self.model.scale_lam(self.share(epoch))
+
+    def on_train_batch_begin(self, batch, logs=None):
+        """Sets the share for this batch."""
+        if self._steps:
+            share = self.share(self._epoch + batch / self._steps)
+            self.model.scale_lam(share)
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Counts the batches."""
+        self._seen = batch + 1
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Learns how many batches an epoch has."""
+        self._steps = self._steps or self._seen
+
+    def on_train_end(self, logs=None):
+        """Gives back all of `lam`."""
+        self.model.scale_lam(1.0)

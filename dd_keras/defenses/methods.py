@@ -1,0 +1,163 @@
+"""All defences by name: how each turns a classifier into a model to train.
+
+A method takes a classifier, its training batches and `Settings`, and returns
+what to `fit` and what on; training that trains the classifier. To add one,
+write it in a file of its own, and give it a line in `METHODS`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+from dd_keras import datasets
+from dd_keras.attacks import FGSM, DeepFool
+from dd_keras.defenses.adversarial_training import (
+    AdversarialTrainingModel,
+    CombinedModel,
+    deepfool_dataset,
+)
+from dd_keras.defenses.deep_defense import DeepDefenseModel
+from dd_keras.defenses.defense import DefenseModel
+from dd_keras.defenses.parseval import constrain_parseval
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the methods can be told; each takes what concerns it.
+
+    Attributes:
+        norm, evaluation_candidates: of the DeepFool behind `val_rho2`.
+        batch_norm: see `DefenseModel`.
+        lam, c, d, regularized_layers: see `DeepDefenseModel`.
+        max_iter, candidates: of the DeepFool in training, see
+            `attacks.DeepFool`.
+        eps: of the FGSM in training, in units of the inputs.
+        alpha: see `AdversarialTrainingModel`.
+        include_clean: see `deepfool_dataset`.
+        beta, fraction: see `ParsevalConstraint`.
+        batch_size, seed: of training sets made anew.
+    """
+
+    norm: float = 2.0
+    evaluation_candidates: int | None = None
+    batch_norm: str = "trained"
+    lam: float = 15.0
+    c: float = 25.0
+    d: float = 5.0
+    regularized_layers: list | None = None
+    max_iter: int = 5
+    candidates: int | None = None
+    eps: float = 25.5
+    alpha: float = 0.5
+    include_clean: bool = False
+    beta: float = 1e-4
+    fraction: float = 0.3
+    batch_size: int = 100
+    seed: int = 0
+
+    @property
+    def of_defense(self):
+        """The arguments of every `DefenseModel`."""
+        return {
+            "evaluation_attack": DeepFool(
+                self.norm, candidates=self.evaluation_candidates
+            ),
+            "batch_norm": self.batch_norm,
+        }
+
+    @property
+    def of_deep_defense(self):
+        """Those that `DeepDefenseModel` has besides."""
+        return {
+            "lam": self.lam,
+            "c": self.c,
+            "d": self.d,
+            "attack": DeepFool(
+                self.norm, self.max_iter, candidates=self.candidates
+            ),
+            "regularized_layers": self.regularized_layers,
+        }
+
+    @property
+    def of_adversarial_training(self):
+        """Those that `AdversarialTrainingModel` has besides."""
+        return {"adversary": FGSM(self.eps), "alpha": self.alpha}
+
+
+def clean(classifier, train, settings):
+    """Plain fine-tuning, what every gain is to be measured against."""
+    return DefenseModel(classifier, **settings.of_defense), train
+
+
+def deep_defense(classifier, train, settings):
+    """Eq. 6 of the paper."""
+    model = DeepDefenseModel(
+        classifier, **settings.of_deep_defense, **settings.of_defense
+    )
+    return model, train
+
+
+def adv_train_1(classifier, train, settings):
+    """Plain fine-tuning on the DeepFool images of the reference."""
+    images = deepfool_dataset(
+        classifier,
+        train,
+        DeepFool(settings.norm, candidates=settings.evaluation_candidates),
+        include_clean=settings.include_clean,
+    )
+    train = datasets.batches(
+        images, None, settings.batch_size, settings.seed, cache=False
+    )
+    return clean(classifier, train, settings)
+
+
+def adv_train_2(classifier, train, settings):
+    """The adversarial objective of Goodfellow et al., with FGS online."""
+    model = AdversarialTrainingModel(
+        classifier, **settings.of_adversarial_training, **settings.of_defense
+    )
+    return model, train
+
+
+def combined(classifier, train, settings):
+    """Deep Defense and `adv_train_2` in one objective."""
+    model = CombinedModel(
+        classifier,
+        **settings.of_adversarial_training,
+        **settings.of_deep_defense,
+        **settings.of_defense,
+    )
+    return model, train
+
+
+def parseval(classifier, train, settings):
+    """Plain fine-tuning under Parseval constraints."""
+    constrain_parseval(
+        classifier, settings.beta, settings.fraction, settings.seed
+    )
+    return clean(classifier, train, settings)
+
+
+class Method(NamedTuple):
+    """A defence.
+
+    Attributes:
+        title: its name in tables and figures, as the paper has it.
+        prepare: (classifier, train, settings) to (model, train): a built Keras
+            classifier, batches of (inputs, labels) as a `tf.data.Dataset`,
+            and `Settings`, to the `DefenseModel` to compile and fit, and the
+            batches to fit it on. Raises ValueError for bad settings.
+    """
+
+    title: str
+    prepare: Callable
+
+
+METHODS = {
+    "clean": Method("fine-tuned, no regulariser", clean),
+    "deep_defense": Method("Deep Defense", deep_defense),
+    "adv_train_1": Method("Adv. Train I", adv_train_1),
+    "adv_train_2": Method("Adv. Train II", adv_train_2),
+    "combined": Method("Deep Defense + Adv. Train II", combined),
+    "parseval": Method("Parseval", parseval),
+}

@@ -1,0 +1,138 @@
+"""Parseval networks (Cisse et al., ICML 2017): nearly orthonormal weights."""
+
+import keras
+from keras import ops
+
+from dd_keras import numerics
+
+# Layers whose kernel is a matrix for each patch of the inputs, or for all.
+_MATRICES = (
+    keras.layers.Dense,
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+)
+
+
+@keras.saving.register_keras_serializable("dd_keras")
+class ParsevalConstraint(keras.constraints.Constraint):
+    """Draws the rows of a weight matrix W towards a tight frame.
+
+    After each update of the weights it takes one step of size beta down the
+    gradient of ||W_S W_S^T - I||^2 / 4 (Cisse et al., section 4.2):
+
+        W_S <- (1 + beta) W_S - beta W_S W_S^T W_S
+
+    for a new random set S of the rows, 30 % of them in the Deep Defense
+    paper. A row of W is what one unit or filter weighs its inputs with: W is
+    the transpose of a kernel (inputs, units), and of a convolution's kernel
+    (height, width, channels, filters) that is flattened to (inputs, filters).
+
+    Args:
+        beta: size of the step, above 0 and at most 1; the Deep Defense paper
+            has 1e-4 on MNIST and 3e-4 on CIFAR-10. It converges where the
+            singular values of W are below sqrt(1 + 2 / beta).
+        fraction: share of the rows in S, above 0 and at most 1; at least one
+            row is taken.
+        groups: of a convolution; rows of one group alone make a matrix.
+        seed: of the choice of rows; None draws one.
+
+    Raises:
+        ValueError: if an argument is outside of its range.
+
+    Example:
+        keras.layers.Dense(10, kernel_constraint=ParsevalConstraint(1e-4))
+    """
+
+    def __init__(self, beta=1e-4, fraction=0.3, groups=1, seed=None):
+        number = numerics.validate_number
+        self.beta = number("beta", beta, above=0, at_most=1)
+        self.fraction = number("fraction", fraction, above=0, at_most=1)
+        self.groups = numerics.validate_integer("groups", groups, at_least=1)
+        self.seed = seed
+        self._seeds = keras.random.SeedGenerator(seed)
+
+    def __call__(self, w):
+        """The kernel after one step, of its shape and dtype."""
+        units = w.shape[-1]
+        rows = ops.reshape(w, (-1, self.groups, units // self.groups))
+        rows = ops.transpose(rows, (1, 2, 0))  # (groups, rows, inputs)
+        chosen = self._choose(rows.shape[1])
+        some = ops.take(rows, chosen, axis=1)  # (groups, |S|, inputs)
+        gram = ops.matmul(some, ops.transpose(some, (0, 2, 1)))
+        step = self.beta * (some - ops.matmul(gram, some))
+        rows = ops.scatter_update(
+            ops.transpose(rows, (1, 0, 2)),
+            chosen[:, None],
+            ops.transpose(some + step, (1, 0, 2)),
+        )
+        return ops.reshape(ops.transpose(rows, (2, 1, 0)), w.shape)
+
+    def _choose(self, rows):
+        """The numbers of the rows in S, (|S|,)."""
+        size = max(1, round(self.fraction * rows))
+        order = keras.random.shuffle(ops.arange(rows), seed=self._seeds)
+        return order[:size]
+
+    def get_config(self):
+        """The constructor's arguments."""
+        return {
+            "beta": self.beta,
+            "fraction": self.fraction,
+            "groups": self.groups,
+            "seed": self.seed,
+        }
+
+
+def constrain_parseval(model, beta=1e-4, fraction=0.3, seed=None):
+    """Puts a `ParsevalConstraint` on all dense and convolutional layers.
+
+    Also in nested models. Any training of `model` that is compiled from then
+    on keeps to it, and a saved file says so. Depthwise, transposed and
+    recurrent kernels are no matrices of this kind and stay free.
+
+    Args:
+        model: a built `keras.Model`.
+        beta: see `ParsevalConstraint`.
+        fraction: see `ParsevalConstraint`.
+        seed: each layer's choice of rows starts from another number drawn
+            from it; None draws one.
+
+    Returns:
+        The names of the layers constrained.
+
+    Raises:
+        TypeError: if `model` is not a Keras model.
+        ValueError: if it is not built, or no layer can be constrained, or one
+            is constrained otherwise already.
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"model: expected a keras.Model; received {type(model).__name__}."
+        )
+    layers = [
+        layer
+        for layer in model._flatten_layers(include_self=False)
+        if isinstance(layer, _MATRICES)
+    ]
+    if not layers or not all(layer.built for layer in layers):
+        raise ValueError(
+            "model: expected a built model with dense or convolutional "
+            f"layers; {model.name!r} has {len(layers)} such layers, "
+            f"{sum(layer.built for layer in layers)} of them built."
+        )
+    for layer in layers:
+        given = layer.kernel_constraint
+        if not isinstance(given, (type(None), ParsevalConstraint)):
+            raise ValueError(
+                f"model: expected no other constraint; the kernel of "
+                f"{layer.name!r} has a {type(given).__name__}."
+            )
+    for place, layer in enumerate(layers):
+        layer.kernel_constraint = layer.kernel.constraint = ParsevalConstraint(
+            beta,
+            fraction,
+            getattr(layer, "groups", 1),
+            None if seed is None else seed + place,
+        )
+    return [layer.name for layer in layers]
