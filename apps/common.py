@@ -1,15 +1,17 @@
 """What all apps do alike: classifiers and data in, files and errors out."""
 
 import datetime
+import functools
 import json
 import math
 import os
 import platform
 import shlex
 import sys
+import time
 from typing import NamedTuple
 
-from absl import flags, logging
+from absl import app, flags, logging
 
 # Before TensorFlow is imported: its start-up notes say nothing of the run.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -23,18 +25,47 @@ from dd_keras import datasets, files, logits, tables
 
 FLAGS = flags.FLAGS
 
+# Images whose pixels are looked at where a pass over all may take an hour.
+_CHECKED = 10_000
+
 # What a SavedModel may call its outputs, and what these then are.
 _OUTPUTS = {"logits": "linear", "probabilities": "softmax"}
 
 
 def define_data_flags():
-    """Declares --data_dir and --limit, which all apps have."""
-    flags.DEFINE_string("data_dir", None, "Where TFDS keeps its data.")
+    """Declares --data_dir, --image_size and --limit, which all apps have."""
+    flags.DEFINE_string(
+        "data_dir",
+        None,
+        "Where TFDS keeps its data; of the data set 'folder', that folder.",
+    )
+    flags.DEFINE_integer(
+        "image_size",
+        None,
+        "Resize images to so many pixels a side; as they are by default.",
+        lower_bound=1,
+    )
     flags.DEFINE_integer(
         "limit",
         None,
         "Use the first so many images of each split, for a quick look.",
         lower_bound=1,
+    )
+
+
+def define_dataset_flag():
+    """Declares --dataset and --recipe, for apps of any data set."""
+    flags.DEFINE_string(
+        "dataset",
+        "mnist",
+        f"Data set: {', '.join(datasets.NAMES)}, or any image classification "
+        "set of TensorFlow Datasets.",
+    )
+    flags.DEFINE_enum(
+        "recipe",
+        None,
+        ["caffe", "resnet"],
+        "Whose crops and means images of imagenet2012 get; caffe by default.",
     )
 
 
@@ -45,7 +76,7 @@ def define_evaluation_flags(output_dir):
         output_dir: default of --output_dir.
     """
     define_data_flags()
-    flags.DEFINE_enum("dataset", "mnist", datasets.NAMES, "Data set.")
+    define_dataset_flag()
     flags.DEFINE_enum("split", "test", ["test", "train"], "Which part of it.")
     flags.DEFINE_string(
         "preprocessing",
@@ -78,16 +109,31 @@ def define_evaluation_flags(output_dir):
     )
 
 
-def run(main):
-    """Calls `main()`; a bad input ends the program with one line."""
-    try:
-        main()
-    except (ImportError, RuntimeError, ValueError) as error:
-        fail(error)
+def main(run):
+    """Makes `run()` what `app.run` takes.
+
+    An argument that is no flag is a usage error; a bad input that `run`
+    raises an error for ends the program with one line.
+    """
+
+    @functools.wraps(run)
+    def checked(argv):
+        if len(argv) > 1:
+            raise app.UsageError(f"expected only flags; received {argv[1:]}.")
+        try:
+            run()
+        except (ImportError, RuntimeError, ValueError) as error:
+            fail(error)
+
+    return checked
 
 
-def load_data(name):
+def load_data(name, **options):
     """The data set of the flags, limited to --limit, its pixels checked.
+
+    Args:
+        name: of the data set, see `dd_keras.datasets.load`.
+        **options: further ones of `datasets.load`.
 
     Raises:
         SystemExit: with a message, if it cannot be had.
@@ -95,14 +141,20 @@ def load_data(name):
     if not FLAGS["verbosity"].present:  # TFDS tells of every file it opens
         logging.set_verbosity(logging.WARNING)
     try:
-        data = datasets.load(name, FLAGS.data_dir)
+        data = datasets.load(
+            name, FLAGS.data_dir, image_size=FLAGS.image_size, **options
+        )
         if FLAGS.limit is not None:
             data = data._replace(
                 train=data.train.take(FLAGS.limit),
                 test=data.test.take(FLAGS.limit),
             )
         for split in ("train", "test"):
-            datasets.check_images(getattr(data, split), f"{name} {split}")
+            datasets.check_images(
+                getattr(data, split),
+                f"{name} {split}",
+                None if data.cache else _CHECKED,
+            )
     except (RuntimeError, ValueError) as error:
         fail(error)
     return data
@@ -110,7 +162,7 @@ def load_data(name):
 
 def load_evaluation_data():
     """The data set of the flags, with the preprocessing of the flags."""
-    data = load_data(FLAGS.dataset)
+    data = load_data(FLAGS.dataset, recipe=FLAGS.recipe)
     if FLAGS.preprocessing == "none":
         return data._replace(preprocessing=None)
     if FLAGS.preprocessing != "dataset":
@@ -156,7 +208,7 @@ def load_classifier(path, data, activation=None):
         model, activation = _saved_model(path, activation)
     else:
         model = load_model(path)
-    if isinstance(model, dd_keras.DeepDefenseModel):
+    if isinstance(model, dd_keras.DefenseModel):
         model = model.model
     try:
         classes = logits.num_classes(model)
@@ -249,10 +301,14 @@ def provenance():
 
 def flag_values(module):
     """The flags that a module defines, as JSON can hold them."""
-    return {
-        flag.name: "inf" if flag.value == math.inf else flag.value
-        for flag in FLAGS.get_key_flags_for_module(module)
-    }
+    return as_json(
+        {f.name: f.value for f in FLAGS.get_key_flags_for_module(module)}
+    )
+
+
+def as_json(values):
+    """A dict of settings as JSON can hold it."""
+    return {k: "inf" if v == math.inf else v for k, v in values.items()}
 
 
 def writable_directory(path):
@@ -277,6 +333,19 @@ def write_text(text, path):
 def write_json(values, path):
     """Writes a JSON file, whole or not at all."""
     write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", path)
+
+
+def finish(written, started):
+    """Says which files there are, and how long it took.
+
+    Args:
+        written: their paths.
+        started: the `time.time()` of the start.
+    """
+    print("\nWritten:")
+    for path in written:
+        print(f"  {path}")
+    print(f"Done in {time.time() - started:.0f} s.")
 
 
 def fail(message):

@@ -48,15 +48,9 @@ _SHARES = (0.2, 0.5, 1.0)  # of eps_ref, Table 1
 _ENDINGS = {"text": "txt", "markdown": "md", "csv": "csv"}
 
 
-def main(argv):
+@common.main
+def main():
     """Compares classifiers, from flags to files."""
-    if len(argv) > 1:
-        raise app.UsageError(f"expected only flags; received {argv[1:]}.")
-    common.run(compare)
-
-
-def compare():
-    """What `main` does, but for turning errors into one line."""
     started = time.time()
     paths = dict(text.split("=", 1) for text in FLAGS.model)
     if len(paths) < len(FLAGS.model):
@@ -106,10 +100,7 @@ def compare():
     shutil.rmtree(checkpoints)
     for table in _tables(comparison, FLAGS.format).values():
         print(f"\n{table}")
-    print("\nWritten:")
-    for path in written:
-        print(f"  {path}")
-    print(f"Done in {time.time() - started:.0f} s.")
+    common.finish(written, started)
 
 
 def _comparison(reports, few, eps_ref):

@@ -12,6 +12,7 @@ Deviations from the paper: it has no such data set. Network, epochs, rates and
 c are chosen for it; lam, d and the attack are the paper's.
 """
 
+import common
 import recipe
 from absl import app, flags
 
@@ -28,10 +29,9 @@ recipe.define_flags(
 flags.adopt_module_key_flags(recipe)  # for --help
 
 
-def main(argv):
+@common.main
+def main():
     """Runs the recipe on the digits."""
-    if len(argv) > 1:
-        raise app.UsageError(f"expected only flags; received {argv[1:]}.")
     recipe.run("digits")
 
 

@@ -40,15 +40,9 @@ flags.DEFINE_list(
 )
 
 
-def main(argv):
+@common.main
+def main():
     """Evaluates a classifier, from flags to files."""
-    if len(argv) > 1:
-        raise app.UsageError(f"expected only flags; received {argv[1:]}.")
-    common.run(evaluate)
-
-
-def evaluate():
-    """What `main` does, but for turning errors into one line."""
     started = time.time()
     output_dir = common.writable_directory(FLAGS.output_dir)
     data = common.load_evaluation_data()
@@ -61,10 +55,8 @@ def evaluate():
     report = common.evaluate(classifier, data, chosen, checkpoint_dir)
     paths = _write(report, output_dir)
     shutil.rmtree(checkpoint_dir)
-    print(f"\n{report.table(FLAGS.format)}\n\nWritten:")
-    for path in paths:
-        print(f"  {path}")
-    print(f"Done in {time.time() - started:.0f} s.")
+    print(f"\n{report.table(FLAGS.format)}")
+    common.finish(paths, started)
 
 
 def _write(report, output_dir):

@@ -189,6 +189,7 @@ def test_results_say_what_made_them(trained, results):
         "candidates": None,
         "epochs": EPOCHS,
         "halved_epochs": 1,
+        "last_rate": 0.5,
         "batch_size": 15,
         "learning_rate": 1e-4,
         "momentum": 0.9,
@@ -196,9 +197,25 @@ def test_results_say_what_made_them(trained, results):
         "reference": None,
         "reference_epochs": REFERENCE_EPOCHS,
         "reference_learning_rate": 3e-3,
-        "clean_baseline": True,
+        "reference_weight_decay": None,
+        "reference_last_epochs": 1,
+        "reference_last_rate": 0.5,
+        "defense": ["clean", "deep_defense"],
+        "weights": None,
+        "evaluation_candidates": None,
+        "regularized_layers": None,
+        "lam_start": 0.0,
+        "lam_ramp": 0.0,
+        "batch_norm": "trained",
+        "eps": 25.5,
+        "alpha": 0.5,
+        "include_clean": False,
+        "beta": 1e-4,
+        "fraction": 0.3,
+        "augment": False,
         "seed": 0,
         "data_dir": None,
+        "image_size": None,
         "output_dir": str(directory),
         "eval_only": False,
         "limit": IMAGES,
@@ -389,7 +406,7 @@ FULL_BATCH = (
     "--batch_size=20",
     "--epochs=3",
     "--lam=0",
-    "--noclean_baseline",
+    "--defense=deep_defense",
     "--learning_rate=2e-6",
 )
 
@@ -440,7 +457,7 @@ def test_reference_is_taken_as_it_is(zeros):
 def test_no_clean_baseline_leaves_no_trace_of_one(zeros):
     _, output_dir = zeros
     written = parsed(output_dir / "results.json")
-    assert written["flags"]["clean_baseline"] is False
+    assert written["flags"]["defense"] == ["deep_defense"]
     assert set(written["models"]) == {"reference", "deep_defense"}
     assert set(written["curves"]) == {"deep_defense"}
     assert not [path for path in contents(output_dir) if "clean" in path]
@@ -481,7 +498,7 @@ def untrained_run(directory, seed):
         "--limit=20",
         "--epochs=0",
         "--reference_epochs=0",
-        "--noclean_baseline",
+        "--defense=deep_defense",
         f"--seed={seed}",
         f"--output_dir={directory}",
     )
@@ -536,13 +553,22 @@ def infinity_norm(tmp_path_factory):
     directory = tmp_path_factory.mktemp("infinity")
     made = []
 
-    class Recorded(dd_keras.DeepDefenseModel):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            made.append(self)
+    def recorded(prepare):
+        def record(*arguments):
+            model, train = prepare(*arguments)
+            made.append(model)
+            return model, train
+
+        return record
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dd_keras, "DeepDefenseModel", Recorded)
+        for name, method in dd_keras.defenses.METHODS.items():
+            prepare = recorded(method.prepare)
+            patch.setitem(
+                dd_keras.defenses.METHODS,
+                name,
+                method._replace(prepare=prepare),
+            )
         run(
             "digits",
             "--limit=20",
@@ -562,7 +588,8 @@ def infinity_norm(tmp_path_factory):
 
 def test_flags_of_the_method_reach_the_model(infinity_norm):
     clean, deep_defense = infinity_norm[1]
-    assert (clean.lam, deep_defense.lam) == (0.0, 0.5)
+    assert type(clean) is dd_keras.DefenseModel
+    assert deep_defense.lam == 0.5
     assert (deep_defense.penalty.c, deep_defense.penalty.d) == (7.0, 2.0)
     assert deep_defense.attack.get_config() == {
         "norm": math.inf,
@@ -597,7 +624,7 @@ def test_reference_that_nothing_fools_is_reported_all_the_same(
         "digits",
         "--limit=20",
         "--epochs=0",
-        "--noclean_baseline",
+        "--defense=deep_defense",
         f"--reference={reference}",
         f"--output_dir={tmp_path / 'out'}",
     )
@@ -606,32 +633,51 @@ def test_reference_that_nothing_fools_is_reported_all_the_same(
     assert table(capsys.readouterr().out)["reference"][1] == "0.0000"
 
 
-@pytest.mark.parametrize("network", ["lenet", "mlp"])
-def test_flagfiles_hold_the_papers_settings(network):
-    with imported("mnist"):
+PAPER = {
+    "mnist_lenet": {"c": 25.0, "epochs": 5, "halved_epochs": 1},
+    "mnist_mlp": {"c": 25.0, "epochs": 5, "halved_epochs": 1},
+    "cifar10_convnet": {"c": 25.0, "epochs": 50, "halved_epochs": 10},
+    "cifar10_nin": {"c": 70.0, "epochs": 50, "halved_epochs": 10},
+    "imagenet_alexnet": {"c": 500.0, "epochs": 10},
+    "imagenet_resnet18": {"c": 500.0, "epochs": 10},
+}
+
+
+@pytest.mark.parametrize("row", PAPER)
+def test_flagfiles_hold_the_papers_settings(row):
+    dataset, network = row.split("_")
+    with imported(dataset):
         defaults = FLAGS.flag_values_dict()
-        FLAGS(["mnist.py", f"--flagfile={ROOT}/apps/flags/mnist_{network}.cfg"])
+        FLAGS([dataset, f"--flagfile={ROOT}/apps/flags/{row}.cfg"])
         values = FLAGS.flag_values_dict()
+    imagenet = dataset == "imagenet"
     paper = {
         "arch": network,
-        "lam": 15.0,
-        "c": 25.0,
+        "lam": 5.0 if imagenet else 15.0,
         "d": 5.0,
         "max_iter": 5,
-        "epochs": 5,
-        "halved_epochs": 1,
-        "batch_size": 100,
-        "learning_rate": 5e-4,
+        "batch_size": 256 if imagenet else 100,
+        "learning_rate": 1e-4 if imagenet else 5e-4,
         "momentum": 0.9,
         "weight_decay": 5e-4,
+        "fraction": 0.3,
+        "beta": 3e-4 if dataset == "cifar10" else 1e-4,
+        "augment": imagenet or network == "nin",
+        **PAPER[row],
     }
     assert {name: values[name] for name in paper} == paper
     assert values["norm"] == 2.0
-    assert values["candidates"] is None
+    assert values["candidates"] == (10 if imagenet else None)
     # The defaults are the paper's as well; of the reference it says nothing.
     changed = {name for name in values if values[name] != defaults[name]}
     reference = {"reference_epochs", "reference_learning_rate"}
-    assert changed <= {"arch", "flagfile"} | reference
+    own = {"c", "augment"} if network == "nin" else set()
+    assert changed <= {"arch", "flagfile"} | reference | own
+
+
+def test_every_flagfile_is_held_to_the_paper():
+    files = (ROOT / "apps" / "flags").glob("*.cfg")
+    assert {path.stem for path in files} == set(PAPER)
 
 
 def test_mnist_runs_from_its_flagfile(tmp_path, mnist_dir):
@@ -718,7 +764,10 @@ def refused(directory, *arguments, name="digits"):
         ("--weight_decay=-1", r"flag --weight_decay=-1(\.0)?: .*non-negative"),
         ("--seed=-1", r"flag --seed=-1: .*\[0"),
         ("--seed=4294967296", r"seed.*4294967296"),
-        ("--arch=vgg", r"flag --arch=vgg: .*<digits_cnn\|mlp>"),
+        (
+            "--arch=vgg",
+            r"flag --arch=vgg: --arch must be one of digits_cnn, mlp, or ",
+        ),
         (
             "--output_dir=",
             r"flag --output_dir=: --output_dir must not be empty",
@@ -872,10 +921,14 @@ def test_mnist_that_cannot_be_had_is_refused(
 ):
     import tensorflow_datasets
 
-    def load(*args, **kwargs):
+    def download(*args, **kwargs):
         raise cause
 
-    monkeypatch.setattr(tensorflow_datasets, "load", load)
+    monkeypatch.setattr(
+        tensorflow_datasets.core.DatasetBuilder,
+        "download_and_prepare",
+        download,
+    )
     empty = tmp_path / "nothing"
     message = refused(earlier, f"--data_dir={empty}", name="mnist")
     assert message.startswith(
@@ -897,7 +950,7 @@ def test_pixels_that_are_not_finite_are_refused(
         (images, np.arange(20, dtype=np.int64) % 10)
     )
     monkeypatch.setattr(
-        datasets, "load", lambda *_: data._replace(**{split: damaged})
+        datasets, "load", lambda *_, **__: data._replace(**{split: damaged})
     )
     assert refused(earlier) == (
         f"error: digits {split}: expected finite pixels; received NaN or "
@@ -918,7 +971,7 @@ def test_loss_that_diverges_ends_the_run_without_that_model(tmp_path):
             "--epochs=3",
             "--learning_rate=1e38",
             "--lam=0",
-            "--noclean_baseline",
+            "--defense=deep_defense",
             f"--reference={reference}",
             f"--output_dir={tmp_path / 'out'}",
         )
