@@ -195,3 +195,49 @@ def test_evaluation_row_equals_benchmark():
     assert f"20 eps, PGD | {many['seconds']:.0f} s |" in README
     growth = many["peak_mib"] / few["peak_mib"]
     assert f"for {few['images']:,} images | {growth:.2f} x |" in README
+
+
+def test_defences_table_equals_results():
+    results = loaded("mnist_lenet_defenses/comparison/comparison.json")
+    made = loaded("mnist_lenet_defenses/results.json")
+    assert results["command"] in README
+    assert made["command"] in README
+    assert f"| one epoch, {results['images']:,} images |" in README
+    assert f"eps_ref = {results['eps_ref']:.2f}. One epoch" in README
+    for name, numbers in results["models"].items():
+        found = {key: value[0] for key, value in numbers.items()}
+        cells = (
+            share(found["accuracy"]),
+            f"{found['rho2']:.4f}",
+            *(share(found[f"accuracy@{s}eps_ref"]) for s in ("0.2", "0.5", 1)),
+            share(found["pgd_accuracy"]),
+        )
+        assert f"| {name} | {' | '.join(cells)} |" in README
+    # What is compared is what the other command trained.
+    for name, path in results["paths"].items():
+        trained = made["models"][pathlib.Path(path).stem]
+        assert results["models"][name]["rho2"][0] == pytest.approx(
+            trained["rho2"], rel=1e-4
+        )
+
+
+def test_cifar10_table_equals_results():
+    results = loaded("cifar10_convnet/results.json")
+    assert results["command"] in README
+    assert results["dataset"]["train"] == 50_000
+    text = README.replace("**", "")
+    for name in results["models"]:
+        cells = " | ".join(numbers(results, name))
+        assert f"| ConvNet, {TITLES[name]} | {cells} |" in text
+
+
+def test_applications_are_as_readme_says():
+    results = loaded("applications.json")
+    assert results["command"] in README
+    rows = results["rows"]
+    assert f"{len(rows)} networks" in README
+    for row in rows.values():
+        assert row["error"] is None
+        assert row["finite"] and row["saved_and_loaded"]
+        assert row["with_gradient"] == row["variables"]
+        assert row["with_regularizer_gradient"] == row["variables"]
