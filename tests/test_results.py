@@ -238,6 +238,7 @@ def test_applications_are_as_readme_says():
     assert f"{len(rows)} networks" in README
     for row in rows.values():
         assert row["error"] is None
-        assert row["finite"] and row["saved_and_loaded"]
+        assert row["finite"]
+        assert row["saved_and_loaded"]
         assert row["with_gradient"] == row["variables"]
         assert row["with_regularizer_gradient"] == row["variables"]
