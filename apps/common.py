@@ -64,7 +64,7 @@ def define_dataset_flag():
     flags.DEFINE_enum(
         "recipe",
         None,
-        ["caffe", "resnet"],
+        sorted(datasets.imagenet.RECIPES),
         "Whose crops and means images of imagenet2012 get; caffe by default.",
     )
 

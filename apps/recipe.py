@@ -16,7 +16,7 @@ import training
 from absl import flags
 from training import REFERENCE, TITLES
 
-from dd_keras import attacks, files, logits, tables
+from dd_keras import files, logits, tables
 from dd_keras.defenses import METHODS
 from dd_keras.evaluation import figures
 
@@ -162,9 +162,7 @@ def _draw(models, reports, data, path):
     attacked = {}
     for name in (REFERENCE, shown):
         network = logits.logits_model(models[name])
-        found = attacks.DeepFool(
-            FLAGS.norm, candidates=FLAGS.evaluation_candidates
-        ).run(network, x)
+        found = training.settings().evaluation_attack.run(network, x)
         scores = logits.class_logits(network(x + found.perturbation))
         attacked[TITLES[name]] = {
             "perturbation": found.perturbation.numpy(),

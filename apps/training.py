@@ -16,7 +16,7 @@ import tensorflow as tf
 from absl import flags
 
 import dd_keras
-from dd_keras import applications, attacks, datasets, files, networks
+from dd_keras import applications, datasets, files, networks
 from dd_keras.defenses import METHODS, Settings
 
 FLAGS = flags.FLAGS
@@ -84,27 +84,36 @@ def _define_network_flags(archs):
 
 def _define_defense_flags():
     number, integer = flags.DEFINE_float, flags.DEFINE_integer
-    number("lam", 15.0, "Weight of the regulariser.", lower_bound=0)
-    number("c", 25.0, "Steepness of the penalty on correct samples.")
-    number("d", 5.0, "Steepness of the penalty on misclassified samples.")
-    number("norm", 2.0, "Order p of the norm, 1 to inf.", lower_bound=1)
-    integer("max_iter", 5, "DeepFool iterations in training.", lower_bound=1)
+    number("lam", Settings.lam, "Weight of the regulariser.", lower_bound=0)
+    number("c", Settings.c, "Steepness of the penalty on correct samples.")
+    number(
+        "d", Settings.d, "Steepness of the penalty on misclassified samples."
+    )
+    number(
+        "norm", Settings.norm, "Order p of the norm, 1 to inf.", lower_bound=1
+    )
+    integer(
+        "max_iter",
+        Settings.max_iter,
+        "DeepFool iterations in training.",
+        lower_bound=1,
+    )
     integer(
         "candidates",
-        None,
+        Settings.candidates,
         "Likeliest classes that DeepFool considers in training; all by "
         "default.",
         lower_bound=1,
     )
     integer(
         "evaluation_candidates",
-        None,
+        Settings.evaluation_candidates,
         "The same, of the DeepFool behind rho in validation and evaluation.",
         lower_bound=1,
     )
     flags.DEFINE_list(
         "regularized_layers",
-        None,
+        Settings.regularized_layers,
         "Layers that the regulariser's gradient reaches; all by default.",
     )
     number(
@@ -113,24 +122,30 @@ def _define_defense_flags():
     number("lam_ramp", 0.0, "Epochs in which it grows to --lam.", lower_bound=0)
     flags.DEFINE_enum(
         "batch_norm",
-        "trained",
+        Settings.batch_norm,
         dd_keras.defenses.BATCH_NORM_MODES,
         "What fine-tuning does to batch normalisation: trains it; trains its "
         "scale, and holds the statistics; or holds all.",
     )
-    number("eps", 25.5, "Of FGS in Adv. Train II, in units of the inputs.")
+    number(
+        "eps", Settings.eps, "Of FGS in Adv. Train II, in units of the inputs."
+    )
     number(
         "alpha",
-        0.5,
+        Settings.alpha,
         "Share of the clean loss in Adv. Train II.",
         lower_bound=0,
         upper_bound=1,
     )
     flags.DEFINE_bool(
-        "include_clean", False, "Adv. Train I: on the clean images as well."
+        "include_clean",
+        Settings.include_clean,
+        "Adv. Train I: on the clean images as well.",
     )
-    number("beta", 1e-4, "Parseval: the step.", upper_bound=1)
-    number("fraction", 0.3, "Parseval: share of rows.", upper_bound=1)
+    number("beta", Settings.beta, "Parseval: the step.", upper_bound=1)
+    number(
+        "fraction", Settings.fraction, "Parseval: share of rows.", upper_bound=1
+    )
 
 
 def _define_optimizer_flags():
@@ -148,7 +163,7 @@ def _define_optimizer_flags():
         "Factor of the learning rate in --halved_epochs, if not half.",
         upper_bound=1,
     )
-    integer("batch_size", 100, "Batch size.", lower_bound=1)
+    integer("batch_size", Settings.batch_size, "Batch size.", lower_bound=1)
     number("learning_rate", 5e-4, "Of fine-tuning.")
     number("momentum", 0.9, "Of SGD.", lower_bound=0, upper_bound=1)
     number(
@@ -189,7 +204,7 @@ def _define_optimizer_flags():
     )
     integer(
         "seed",
-        0,
+        Settings.seed,
         "Of weights, order and all else.",
         lower_bound=0,
         upper_bound=2**32 - 1,
@@ -270,9 +285,8 @@ def test_batches(data):
     )
 
 
-def build_reference(data):
+def _build_reference(data):
     """The network of --arch, before any training."""
-    keras.utils.set_random_seed(FLAGS.seed)
     arguments = data.image_shape, data.num_classes
     if FLAGS.arch in applications.NAMES:
         return applications.build(FLAGS.arch, *arguments, FLAGS.weights)
@@ -288,7 +302,7 @@ def train_reference(data, train):
     keras.utils.set_random_seed(FLAGS.seed)
     if FLAGS.reference:
         return common.load_classifier(FLAGS.reference, data).model, None
-    reference = build_reference(data)
+    reference = _build_reference(data)
     print(f"Training the reference: {FLAGS.arch}")
     decay = FLAGS.reference_weight_decay
     started = time.time()
@@ -364,10 +378,9 @@ def evaluate(model, test):
 
     From the predicted classes, and without bounds, as in the paper's tables.
     """
-    attack = attacks.DeepFool(
-        FLAGS.norm, candidates=FLAGS.evaluation_candidates
+    return dd_keras.evaluate_robustness(
+        model, test, ("accuracy", settings().evaluation_attack)
     )
-    return dd_keras.evaluate_robustness(model, test, ("accuracy", attack))
 
 
 def _fit(

@@ -56,12 +56,15 @@ class Settings:
     seed: int = 0
 
     @property
+    def evaluation_attack(self):
+        """The DeepFool behind `val_rho2` and the numbers of the tables."""
+        return DeepFool(self.norm, candidates=self.evaluation_candidates)
+
+    @property
     def of_defense(self):
         """The arguments of every `DefenseModel`."""
         return {
-            "evaluation_attack": DeepFool(
-                self.norm, candidates=self.evaluation_candidates
-            ),
+            "evaluation_attack": self.evaluation_attack,
             "batch_norm": self.batch_norm,
         }
 
@@ -102,7 +105,7 @@ def adv_train_1(classifier, train, settings):
     images = deepfool_dataset(
         classifier,
         train,
-        DeepFool(settings.norm, candidates=settings.evaluation_candidates),
+        settings.evaluation_attack,
         include_clean=settings.include_clean,
     )
     train = datasets.batches(
