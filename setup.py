@@ -7,8 +7,9 @@ import setuptools
 
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(
-    r'__version__ = "(.+)"', (ROOT / "dd_keras/__init__.py").read_text()
+    r'__version__ = "(.+)"', (ROOT / "dd_keras/version.py").read_text()
 )[1]
+SERVING = ["tensorflow-serving-api>=2.19"]
 EVALUATION = ["opencv-python-headless>=4.10", "scikit-image>=0.24"]
 
 setuptools.setup(
@@ -38,6 +39,8 @@ setuptools.setup(
         "cuda": ["tensorflow[and-cuda]>=2.21"],
         # PASS, the similarity of images.
         "evaluation": EVALUATION,
+        # Warm-up requests, and the client's gRPC.
+        "serving": SERVING,
         # The libraries that benchmarks/ compare with.
         "benchmark": [
             "adversarial-robustness-toolbox>=1.20",
@@ -46,6 +49,7 @@ setuptools.setup(
         ],
         "test": [
             *EVALUATION,
+            *SERVING,
             "foolbox>=3.3.4",
             "pytest>=8",
             "pytest-timeout>=2.3",

@@ -7,6 +7,7 @@ from dd_keras import (
     defenses,
     evaluation,
     networks,
+    serving,
 )
 from dd_keras.defenses import (
     AdversarialTrainingModel,
@@ -22,8 +23,8 @@ from dd_keras.defenses import (
 from dd_keras.evaluation import RobustnessReport, evaluate_robustness
 from dd_keras.logits import logits_model
 from dd_keras.optimizers import CoupledSGD
-
-__version__ = "0.1.0"
+from dd_keras.serving import export
+from dd_keras.version import __version__
 
 __all__ = [
     "AdversarialTrainingModel",
@@ -43,6 +44,8 @@ __all__ = [
     "defenses",
     "evaluate_robustness",
     "evaluation",
+    "export",
     "logits_model",
     "networks",
+    "serving",
 ]

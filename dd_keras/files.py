@@ -1,7 +1,12 @@
-"""Files that appear whole or not at all."""
+"""Files and directories that appear whole or not at all."""
 
 import contextlib
+import errno
 import os
+import shutil
+import uuid
+
+_PART = ".part-"  # what directories begin with that are not finished
 
 
 @contextlib.contextmanager
@@ -32,3 +37,92 @@ def whole(path):
         with contextlib.suppress(OSError):
             os.remove(part)
         raise
+
+
+@contextlib.contextmanager
+def whole_directory(parent):
+    """An empty directory to fill, and then to `place` beside it.
+
+    It is hidden, and at the end it is removed unless it was placed. So are
+    those that killed processes left.
+
+    Args:
+        parent: the directory it is in; made if it is missing.
+
+    Yields:
+        Its path.
+
+    Example:
+        with files.whole_directory("models") as part:
+            write_model(part)
+            files.place(part, "models/1")
+    """
+    parent = os.fspath(parent)
+    os.makedirs(parent, exist_ok=True)
+    for name in os.listdir(parent):
+        if name.startswith(_PART):
+            _remove_abandoned(os.path.join(parent, name))
+    part, lock = _locked_directory(parent)
+    try:
+        yield part
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        os.close(lock)
+
+
+def place(part, path):
+    """Gives a directory its final name, which must be free.
+
+    Args:
+        part: what `whole_directory` gave.
+        path: its name from now on, on the same file system.
+
+    Raises:
+        FileExistsError: if there is a `path` already.
+    """
+    taken = FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+    if os.path.lexists(path):
+        raise taken
+    try:
+        os.rename(part, path)
+    except OSError as error:  # another process was faster
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise taken from error
+        raise
+
+
+def _locked_directory(parent):
+    """A new directory, and the lock that says that its process lives."""
+    while True:
+        part = os.path.join(parent, f"{_PART}{uuid.uuid4().hex}")
+        os.mkdir(part)
+        # Before it was locked, another process may take it for abandoned.
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
+            return part, _lock(part)
+
+
+def _remove_abandoned(part):
+    with contextlib.suppress(OSError):  # its process lives, or removes it
+        lock = _lock(part)
+        shutil.rmtree(part, ignore_errors=True)
+        os.close(lock)
+
+
+def _lock(directory):
+    """Locks a directory until the process ends or closes what is returned.
+
+    Raises:
+        BlockingIOError: if another process has locked it.
+        OSError: if it is gone, or its file system has no locks.
+    """
+    import fcntl  # of POSIX; without it, all but this works
+
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.lexists(directory):
+            raise FileNotFoundError(errno.ENOENT, "removed", directory)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle

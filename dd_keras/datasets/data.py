@@ -1,5 +1,6 @@
 """The form that all data sets have, batches of it, and a check."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
@@ -29,6 +30,9 @@ class Data(NamedTuple):
         class_names: their names, in the order of the labels; None: unknown.
         cache: whether passes over `train` are all alike and fit in memory, as
             `batches` takes it. False if images are augmented or streamed.
+        resize: function, in the graph, from an image of any size, (H, W, C)
+            in [0, 255], to one of `image_shape`, as the test images were
+            made. None: `images.resize`, each side on its own.
     """
 
     train: tf.data.Dataset
@@ -37,6 +41,7 @@ class Data(NamedTuple):
     num_classes: int
     class_names: tuple[str, ...] | None = None
     cache: bool = True
+    resize: Callable | None = None
 
     @property
     def image_shape(self):

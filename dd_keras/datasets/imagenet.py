@@ -49,6 +49,7 @@ def load(name, data_dir, recipe, image_size, augment, seed):
         len(class_names),
         tuple(class_names),
         cache=False,
+        resize=middle,
     )
 
 

@@ -115,6 +115,13 @@ class DefenseModel(keras.Model):
         """As `trainable_weights`."""
         return self.trainable_weights
 
+    def export(self, *args, **kwargs):
+        """Writes the classifier as `keras.Model.export` does.
+
+        See `dd_keras.export` for what a server needs besides.
+        """
+        self.model.export(*args, **kwargs)
+
     def compile(self, optimizer="rmsprop", loss=None, **kwargs):
         """As `keras.Model.compile`, with any classification loss.
 

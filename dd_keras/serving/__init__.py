@@ -1,0 +1,7 @@
+"""Serving: a classifier in, a SavedModel for TensorFlow Serving out."""
+
+from dd_keras.serving.model_card import weights_hash
+from dd_keras.serving.saved_model import export
+from dd_keras.serving.server_config import write_server_config
+
+__all__ = ["export", "weights_hash", "write_server_config"]

@@ -1,0 +1,68 @@
+"""Checks that run in the server: bad requests get `InvalidArgument`."""
+
+import tensorflow as tf
+
+
+def require(tensor, condition, message, received):
+    """A tensor, once a condition is seen to hold.
+
+    Args:
+        tensor: what must not be used before.
+        condition: scalar, bool.
+        message: what was expected; ends in what is said of `received`.
+        received: tensor shown behind it.
+
+    Returns:
+        `tensor`.
+
+    Raises:
+        tf.errors.InvalidArgumentError: when run, if it does not hold.
+    """
+    check = tf.debugging.Assert(condition, [message, received], summarize=-1)
+    with tf.control_dependencies([check]):
+        return tf.identity(tensor)
+
+
+def require_shape(name, batch, sample_shape):
+    """A batch, once its shape is seen to be right.
+
+    TensorFlow's C++ runtime does not hold what it is fed against the shape
+    that a signature states, and empty batches end in errors of convolutions.
+
+    Args:
+        name: what the error calls it.
+        batch: (B, *sample_shape) tensor.
+        sample_shape: sequence of sizes, None for any.
+
+    Returns:
+        `batch`.
+
+    Raises:
+        tf.errors.InvalidArgumentError: when run, if it is empty or of another
+            shape.
+    """
+    # As text: comparing numbers, both Python and the graph's optimizer would
+    # take for granted what is to be checked.
+    received = tf.strings.format("{}", tf.shape(batch), summarize=-1)
+    sizes = " ".join(str(s or r"[1-9]\d*") for s in (None, *sample_shape))
+    expected = ", ".join(["batch", *(str(s or "any") for s in sample_shape)])
+    return require(
+        batch,
+        tf.strings.regex_full_match(received, rf"\[{sizes}\]"),
+        f"{name}: expected shape ({expected}), batch at least 1; received",
+        received,
+    )
+
+
+def require_finite(name, batch):
+    """A floating batch, once none of its numbers is NaN or infinite.
+
+    Raises:
+        tf.errors.InvalidArgumentError: when run, if one is.
+    """
+    return require(
+        batch,
+        tf.reduce_all(tf.math.is_finite(batch)),
+        f"{name}: expected finite numbers; received NaN or infinity, so often",
+        tf.math.count_nonzero(~tf.math.is_finite(batch)),
+    )

@@ -1,0 +1,121 @@
+"""What a server computes: functions of raw or encoded images."""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from dd_keras import logits, numerics
+from dd_keras.attacks import attack as attacks
+from dd_keras.serving import encoded_images
+from dd_keras.serving.checks import require_finite, require_shape
+
+# The signature that TF Serving takes where a request names none.
+DEFAULT = "serving_default"
+
+
+class Endpoint(NamedTuple):
+    """A signature of a SavedModel.
+
+    Attributes:
+        function: from its input to a dict of named outputs, traced.
+        spec: `tf.TensorSpec` of the input, with its name.
+    """
+
+    function: tf.types.experimental.ConcreteFunction
+    spec: tf.TensorSpec
+
+
+def make(
+    network,
+    preprocessing,
+    attack,
+    image_shape,
+    image_dtype,
+    class_names,
+    resize,
+    max_pixels,
+):
+    """All endpoints of a classifier, by the names of their signatures.
+
+    Args: see `dd_keras.export`; `network` gives logits.
+
+    Returns:
+        dict of name to `Endpoint`. Those of encoded images are there if
+        images have a fixed size and 1 or 3 channels.
+    """
+    batch = tf.TensorSpec((None, *image_shape), tf.float32)
+
+    def inputs(images):
+        """Raw images, float32, to what the network takes."""
+        if preprocessing is None:
+            return logits.cast_inputs(network, images)
+        prepared = preprocessing(images, training=False)
+        return logits.cast_inputs(network, prepared)
+
+    @tf.function(input_signature=[batch], autograph=False)
+    def classify(images):
+        scores = logits.class_logits(network(inputs(images), training=False))
+        classes = attacks.decide(scores)
+        outputs = {
+            "logits": scores,  # (B, n)
+            "probabilities": tf.nn.softmax(scores),  # (B, n)
+            "classes": classes,  # (B,)
+        }
+        if class_names is not None:
+            outputs["labels"] = tf.gather(tf.constant(class_names), classes)
+        return outputs
+
+    @tf.function(input_signature=[batch], autograph=False)
+    def robustness(images):
+        x = inputs(images)
+        found = attack.run(network, x)
+        adversarial = network(x + found.perturbation, training=False)
+        return {
+            "classes": found.predictions,  # (B,)
+            "rho": numerics.rho(found.perturbation, x, attack.norm),  # (B,)
+            f"l{attack.norm:g}": numerics.sample_norm(
+                found.perturbation, attack.norm
+            ),  # (B,)
+            "nearest_class": attacks.decide(logits.class_logits(adversarial)),
+        }
+
+    def raw(images):
+        images = require_shape("images", images, image_shape)
+        if images.dtype.is_floating:
+            images = require_finite("images", images)
+        return tf.cast(images, tf.float32)
+
+    def decoded(encoded):
+        return encoded_images.decode(encoded, image_shape, resize, max_pixels)
+
+    images = tf.TensorSpec((None, *image_shape), image_dtype, "images")
+    encoded = tf.TensorSpec((None,), tf.string, "encoded")
+    endpoints = {
+        DEFAULT: _endpoint(classify, raw, images),
+        "robustness": _endpoint(robustness, raw, images),
+    }
+    if can_be_encoded(image_shape):
+        endpoints["serve_encoded"] = _endpoint(classify, decoded, encoded)
+        endpoints["robustness_encoded"] = _endpoint(
+            robustness, decoded, encoded
+        )
+    return endpoints
+
+
+def can_be_encoded(image_shape):
+    """Whether a PNG or JPEG file can be made an image of a shape."""
+    return (
+        len(image_shape) == 3
+        and None not in image_shape
+        and image_shape[-1] in (1, 3)
+    )
+
+
+def _endpoint(function, prepare, spec):
+    """The endpoint of `function` after `prepare`."""
+
+    @tf.function(input_signature=[spec], autograph=False)
+    def endpoint(batch):
+        return function(prepare(batch))
+
+    return Endpoint(endpoint.get_concrete_function(), spec)

@@ -1,0 +1,245 @@
+"""The model card of an export: what it is, how good, and where it fails.
+
+After Mitchell et al., "Model Cards for Model Reporting" (FAT* 2019).
+"""
+
+import datetime
+import hashlib
+import json
+import os
+import platform
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dd_keras import files, tables
+from dd_keras.version import __version__
+
+NAME = "model_card"  # .json and .md
+
+_INTENDED_USE = (
+    "Classification of images like those of the data set it was trained on, "
+    "where inputs may be perturbed a little, by accident or on purpose. "
+    "`robustness` flags inputs that lie close to a decision boundary, for "
+    "instance to hand them to a human."
+)
+_LIMITS = (
+    "Nothing is certified: a perturbation that is large enough still changes "
+    "the decision, and so may attacks of other kinds (patches, rotations).",
+    "Every image gets one of the classes, also one that shows none of them.",
+    "Distances are those that an attack found. There may be shorter ones, and "
+    "they are those of the network's inputs, behind the preprocessing.",
+)
+# What get_config of a Keras model holds that is no setting of a defence.
+_NO_SETTING = {
+    *("name", "trainable", "dtype", "model", "activation"),
+    "evaluation_attack",
+}
+
+
+def describe(model, network, endpoints, attack, report, card):
+    """All that a card says.
+
+    Args:
+        model: what the user exports, maybe a defence's wrapper.
+        network: its network, which gives logits.
+        endpoints: dict of name to `Endpoint`.
+        attack: the one behind `robustness`.
+        report: a `RobustnessReport`, or None.
+        card: dict of what the user says, over what is found out here.
+
+    Returns:
+        dict that JSON can hold.
+
+    Raises:
+        ValueError: if `card` is no dict, or holds what JSON cannot.
+    """
+    found = {
+        "name": network.name,
+        "dataset": None,
+        "defense": _defense(model),
+        "evaluation": report
+        and {
+            "numbers": report.summary(),
+            "intervals_95": report.intervals(),
+            "warnings": list(report.warnings),
+            "table": report.table("markdown"),
+        },
+        "signatures": {
+            name: {
+                "inputs": _specs([endpoint.spec]),
+                "outputs": _specs(_outputs(endpoint)),
+            }
+            for name, endpoint in endpoints.items()
+        },
+        "robustness_attack": repr(attack),
+        "architecture": _architecture(network),
+        "weights_sha256": weights_hash(network),
+        "intended_use": _INTENDED_USE,
+        "limits": list(_LIMITS),
+        "versions": {
+            "dd_keras": __version__,
+            "keras": keras.__version__,
+            "tensorflow": tf.__version__,
+            "python": platform.python_version(),
+        },
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+    try:
+        found.update(card or {})
+        json.dumps(found, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "card: expected a dict of what JSON can hold; received "
+            f"{card!r}: {error}"
+        ) from error
+    return found
+
+
+def write(card, directory):
+    """Writes a card as model_card.json and model_card.md."""
+    os.makedirs(directory, exist_ok=True)
+    texts = {"json": json.dumps(card, indent=2) + "\n", "md": markdown(card)}
+    for ending, text in texts.items():
+        path = os.path.join(directory, f"{NAME}.{ending}")
+        with files.whole(path) as part, open(part, "w", encoding="utf-8") as f:
+            f.write(text)
+
+
+def weights_hash(model):
+    """A fingerprint of a model's weights, to know it again by.
+
+    Args:
+        model: a built Keras model. A classifier and its `logits_model` have
+            the same.
+
+    Returns:
+        str: SHA-256, in hexadecimal, over all weights in the model's order:
+        of each its dtype, its shape and its values, little-endian.
+    """
+    digest = hashlib.sha256()
+    for weight in model.weights:
+        values = np.asarray(weight)
+        digest.update(f"{values.dtype.name}{values.shape}".encode())
+        digest.update(values.astype(values.dtype.newbyteorder("<")).tobytes())
+    return digest.hexdigest()
+
+
+def markdown(card):
+    """A card as a page for humans."""
+    facts = {
+        "Data set": _inline(card["dataset"]),
+        "Defence": _inline(card["defense"]),
+        "Parameters": f"{card['architecture']['parameters']:,}",
+        "SHA-256 of the weights": card["weights_sha256"],
+        "Attack behind `robustness`": card["robustness_attack"],
+        "Versions": _inline(card["versions"]),
+        "Date": card["date"],
+    }
+    evaluation = card["evaluation"]
+    layers = [
+        (layer["name"], layer["type"], str(layer["output_shape"]),
+         f"{layer['parameters']:,}")
+        for layer in card["architecture"]["layers"]
+    ]  # fmt: skip
+    signatures = {
+        f"`{name}`": " to ".join(
+            _tensors(specs[side]) for side in ("inputs", "outputs")
+        )
+        for name, specs in card["signatures"].items()
+    }
+    sections = [
+        f"# {card['name']}",
+        _bullets(facts),
+        "## Evaluation",
+        evaluation["table"] if evaluation else "Not measured.",
+        "## Intended use",
+        _paragraphs(card["intended_use"]),
+        "## Limits",
+        _paragraphs(card["limits"]),
+        "## Signatures",
+        _bullets(signatures),
+        "## Architecture",
+        tables.render(
+            ("layer", "type", "output", "parameters"), layers, "markdown"
+        ),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _defense(model):
+    """What made a classifier robust, where its wrapper tells; else None."""
+    if not callable(getattr(model, "logits_model", None)):
+        return None
+    settings = {
+        # What Keras has serialised is told by its repr, which is shorter.
+        key: repr(getattr(model, key)) if isinstance(value, dict) else value
+        for key, value in model.get_config().items()
+        if key not in _NO_SETTING
+    }
+    return {"name": type(model).__name__, **settings}
+
+
+def _architecture(network):
+    layers = getattr(network, "layers", [])
+    return {
+        "name": network.name,
+        "parameters": network.count_params(),
+        "layers": [
+            {
+                "name": layer.name,
+                "type": type(layer).__name__,
+                "output_shape": _output_shape(layer),
+                "parameters": layer.count_params(),
+            }
+            for layer in layers
+        ],
+    }
+
+
+def _output_shape(layer):
+    """list of sizes; None where there is not one known output."""
+    shape = getattr(getattr(layer, "output", None), "shape", None)
+    return None if shape is None else list(shape)
+
+
+def _outputs(endpoint):
+    return [
+        tf.TensorSpec(tensor.shape, tensor.dtype, name)
+        for name, tensor in endpoint.function.structured_outputs.items()
+    ]
+
+
+def _specs(specs):
+    return {
+        spec.name: {"dtype": spec.dtype.name, "shape": spec.shape.as_list()}
+        for spec in specs
+    }
+
+
+def _tensors(specs):
+    """Names, dtypes and shapes in one line."""
+    return ", ".join(
+        f"{name}: {spec['dtype']} {tuple(spec['shape'])}".replace("None", "B")
+        for name, spec in specs.items()
+    )
+
+
+def _bullets(facts):
+    return "\n".join(f"- **{name}**: {fact}" for name, fact in facts.items())
+
+
+def _inline(value):
+    """A value of the card in one line."""
+    if value is None:
+        return "not stated"
+    if isinstance(value, dict):
+        name = value.get("name")
+        rest = ", ".join(f"{k} {v}" for k, v in value.items() if k != "name")
+        return rest if name is None else f"{name} ({rest})"
+    return str(value)
+
+
+def _paragraphs(value):
+    return value if isinstance(value, str) else "\n\n".join(map(str, value))

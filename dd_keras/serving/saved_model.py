@@ -1,0 +1,341 @@
+"""A classifier in, a SavedModel for TensorFlow Serving out."""
+
+import functools
+import os
+import warnings
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dd_keras import attacks, files, logits, numerics
+from dd_keras.datasets import images
+from dd_keras.serving import endpoints as server_endpoints
+from dd_keras.serving import model_card, warm_up
+from dd_keras.serving.server_config import LARGEST_BATCH, versions
+
+_DTYPES = ("float32", "uint8")
+_LARGEST_VERSION = 2**63 - 1  # the server's int64
+_EXTRA = "assets.extra"
+# So large is a photograph. It takes 250 MB while it is resized.
+_MAX_PIXELS = 2**24
+
+
+def export(
+    model,
+    path,
+    preprocessing=None,
+    *,
+    version=None,
+    class_names=None,
+    image_shape=None,
+    image_dtype="float32",
+    resize=None,
+    max_pixels=_MAX_PIXELS,
+    attack=None,
+    activation=None,
+    examples=None,
+    warm_up_requests=None,
+    report=None,
+    card=None,
+):
+    """Writes a classifier as `path/<version>/`, which TF Serving serves.
+
+    The SavedModel holds preprocessing and network, no optimizer and nothing
+    of training, and loads where dd_keras is not installed. Its signatures, of
+    any batch size B from 1:
+
+    - `serving_default`: `images`, (B, *image_shape), before preprocessing, to
+      `logits` and `probabilities`, float32, (B, n), `classes`, int32, (B,),
+      and if `class_names` are given `labels`, strings, (B,). A binary
+      classifier with one output has n = 2.
+    - `robustness`: `images` to `classes`; `l2`, float32, (B,): the length of
+      the smallest perturbation that `attack` finds, in units of the network's
+      inputs; `rho`, float32, (B,): the same over the norm of the input (Eq. 7
+      of the Deep Defense paper); and `nearest_class`, int32, (B,): what the
+      perturbed input is taken for. It equals `classes` where the attack found
+      no boundary. With a norm p other than 2, `l2` is called `l<p>`.
+    - `serve_encoded` and `robustness_encoded`: the same from `encoded`,
+      strings, (B,), the bytes of PNG or JPEG files, resized to `image_shape`.
+      Only where this is (height, width, 1 or 3).
+
+    Bad requests get `InvalidArgument`, which says what was expected. Beside
+    the SavedModel, in assets.extra/, lie warm-up requests that the server
+    replays when it loads the version, and a model card
+    (model_card.json, .md).
+
+    A version appears whole or not at all, also if the process is killed, and
+    none is ever overwritten; several processes may export to one `path`.
+
+    Args:
+        model: a built Keras classifier, see `logits_model`; of a
+            `DefenseModel` its classifier is exported.
+        path: local directory of the model, its versions inside.
+        preprocessing: Keras layer or model from raw images to what `model`
+            takes; None for none.
+        version: positive integer; None for the next one.
+        class_names: names of all classes, in order; None: no `labels`.
+        image_shape: sizes of one raw image, None for any; by default what
+            `preprocessing`, if it is a model, or else `model` takes.
+        image_dtype: of `images`, `"float32"` or `"uint8"` (a quarter of the
+            bytes by gRPC; `apps/evaluate.py` cannot attack such a SavedModel
+            for want of gradients).
+        resize: for encoded images: function, in the graph, from uint8
+            (H, W, channels) to an image of `image_shape` in [0, 255]; by
+            default bilinear with antialiasing, sides scaled each on its own.
+        max_pixels: most pixels an encoded image may have; larger ones are
+            refused before they are decoded.
+        attack: `attacks.DeepFool` behind `robustness`, with its `max_iter`
+            and `candidates`; by default 50 iterations, all classes.
+        activation: what `model` ends in, see `logits_model`.
+        examples: raw images for the warm-up requests, (N, *image_shape), at
+            most 64; by default one of noise.
+        warm_up_requests: whether to write them, which takes
+            tensorflow-serving-api (the extra `serving`); None: if it is
+            there, with a warning if it is not.
+        report: `RobustnessReport` of the model, for the card; None: the card
+            says that nothing was measured.
+        card: dict of what JSON can hold, for the card: `name`, `dataset`,
+            `defense`, `intended_use`, `limits`, and anything else.
+
+    Returns:
+        str: the path of the version.
+
+    Raises:
+        TypeError: if `model` is no Keras model, `preprocessing` no layer or
+            `attack` no `DeepFool`.
+        ValueError: if an argument is not as above, or `path` cannot be
+            written to. Nothing has been written then.
+        ImportError: if `warm_up_requests` is True without the extra.
+    """
+    path = _validate_path(path)
+    version = _validate_version(version, path)
+    network = logits.logits_model(model, activation)
+    _validate_preprocessing(preprocessing)
+    image_shape = _image_shape(image_shape, preprocessing, network)
+    if image_dtype not in _DTYPES:
+        raise ValueError(
+            f"image_dtype: expected one of {_DTYPES}; received {image_dtype!r}."
+        )
+    attack = attacks.DeepFool() if attack is None else attack
+    if not isinstance(attack, attacks.DeepFool):
+        raise TypeError(
+            f"attack: expected an attacks.DeepFool; received {attack!r}."
+        )
+    endpoints = server_endpoints.make(
+        network,
+        preprocessing,
+        attack,
+        image_shape,
+        image_dtype,
+        _validate_names(class_names, logits.num_classes(network)),
+        resize or functools.partial(images.resize, size=image_shape[:2]),
+        numerics.validate_integer("max_pixels", max_pixels, at_least=1),
+    )
+    if not _warm_up_wanted(warm_up_requests):
+        examples = None
+    elif examples is None:
+        examples = _noise(image_shape)
+    else:
+        examples = _validate_examples(examples, image_shape)
+    card = model_card.describe(model, network, endpoints, attack, report, card)
+
+    with files.whole_directory(path) as part:
+        _write(endpoints, part)
+        extra = os.path.join(part, _EXTRA)
+        model_card.write(card, extra)
+        if examples is not None:
+            warm_up.write(endpoints, examples, extra)
+        return _place(part, path, version)
+
+
+def _write(endpoints, directory):
+    """Writes a SavedModel that holds the endpoints and their variables.
+
+    `keras.export.ExportArchive` would trace all of them twice.
+    """
+    signatures = {name: one.function for name, one in endpoints.items()}
+    holder = tf.Module()
+    holder.variables_used = sorted(
+        {v.ref(): v for f in signatures.values() for v in f.variables}.values(),
+        key=lambda variable: variable.name,
+    )
+    tf.saved_model.save(
+        holder,
+        directory,
+        signatures,
+        # Nobody differentiates what is served.
+        tf.saved_model.SaveOptions(experimental_custom_gradients=False),
+    )
+
+
+def _place(part, path, version):
+    """Makes a finished directory a version; returns its path."""
+    while True:
+        number = version or max(versions(path), default=0) + 1
+        target = os.path.join(path, str(number))
+        try:
+            files.place(part, target)
+            return target
+        except FileExistsError as error:
+            if version is not None:
+                raise _taken(version, path) from error
+            # Another export was faster: the next number.
+
+
+def _validate_path(path):
+    path = os.fspath(path)
+    if "://" in path:
+        raise ValueError(
+            "path: expected a local directory, whose finished versions can be "
+            f"copied to wherever they are served from; received {path!r}."
+        )
+    existing = os.path.abspath(path)
+    while not os.path.lexists(existing):
+        existing = os.path.dirname(existing)
+    if not os.path.isdir(existing):
+        raise ValueError(
+            f"path: expected a directory; received {path!r}, but {existing!r} "
+            "is none."
+        )
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(
+            "path: expected a directory that can be written to; received "
+            f"{path!r}, but nothing can be written in {existing!r}."
+        )
+    return path
+
+
+def _validate_version(version, path):
+    if version is None:
+        return None
+    version = numerics.validate_integer("version", version, at_least=1)
+    if version > _LARGEST_VERSION:
+        raise ValueError(
+            f"version: expected at most {_LARGEST_VERSION}; received {version}."
+        )
+    if version in versions(path):
+        raise _taken(version, path)
+    return version
+
+
+def _taken(version, path):
+    return ValueError(
+        f"version: expected one that {path!r} does not hold yet; received "
+        f"{version}. Versions are never overwritten."
+    )
+
+
+def _validate_preprocessing(preprocessing):
+    if not isinstance(preprocessing, (keras.layers.Layer, type(None))):
+        raise TypeError(
+            "preprocessing: expected a Keras layer or model, or None; "
+            f"received {preprocessing!r}."
+        )
+
+
+def _image_shape(image_shape, preprocessing, network):
+    """The shape of one raw image, held against what the network takes."""
+    taken = logits.input_shape(network)
+    if image_shape is None:
+        first = (
+            preprocessing if isinstance(preprocessing, keras.Model) else network
+        )
+        image_shape = tuple(logits.input_shape(first)[1:])
+    sizes = tuple(image_shape) if np.iterable(image_shape) else (0,)
+    if not all(s is None or (isinstance(s, int) and s > 0) for s in sizes):
+        raise ValueError(
+            "image_shape: expected positive sizes, None for any; received "
+            f"{image_shape!r}."
+        )
+    if preprocessing is None:
+        made = tf.TensorShape((None, *sizes))
+    else:
+        made = _shape_after(preprocessing, sizes)
+    if not taken.is_compatible_with(made):
+        raise ValueError(
+            f"image_shape: expected images that the classifier, behind the "
+            f"preprocessing, can take: {tuple(taken)}; received images of "
+            f"{sizes}, which become {tuple(made)}."
+        )
+    return sizes
+
+
+def _shape_after(preprocessing, sizes):
+    """The shape of a batch of images after preprocessing."""
+    prepare = tf.function(
+        lambda x: preprocessing(x, training=False), autograph=False
+    )
+    batch = tf.TensorSpec((None, *sizes), tf.float32)
+    try:
+        prepared = prepare.get_concrete_function(batch).structured_outputs
+    except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
+        raise ValueError(
+            "preprocessing: expected a layer that takes images of shape "
+            f"{sizes}; received {preprocessing.name!r}, which does not: {error}"
+        ) from error
+    if not tf.is_tensor(prepared):
+        raise ValueError(
+            "preprocessing: expected a layer with one output; received "
+            f"{preprocessing.name!r}, which gives a {type(prepared).__name__}."
+        )
+    return prepared.shape
+
+
+def _validate_names(class_names, num_classes):
+    if class_names is None:
+        return None
+    names = list(class_names)
+    if len(names) != num_classes or not all(isinstance(n, str) for n in names):
+        raise ValueError(
+            f"class_names: expected {num_classes} strings, one for each "
+            f"class; received {class_names!r}."
+        )
+    return names
+
+
+def _warm_up_wanted(wanted):
+    hint = (
+        "Warm-up requests take tensorflow-serving-api: pip install "
+        "'dd_keras[serving]'."
+    )
+    if wanted is False:
+        return False
+    there = warm_up.available()
+    if not there and wanted:
+        raise ImportError(f"warm_up_requests: {hint}")
+    if not there:
+        warnings.warn(
+            f"Exported without them. {hint} The first requests to a server "
+            "will be slow; warm_up_requests=False accepts this.",
+            stacklevel=3,
+        )
+    return there
+
+
+def _noise(image_shape):
+    if None in image_shape:
+        raise ValueError(
+            "examples: expected raw images for the warm-up requests, as "
+            f"images may be of any size, {image_shape}; received None. "
+            "warm_up_requests=False does without."
+        )
+    return warm_up.noise(image_shape)
+
+
+def _validate_examples(examples, image_shape):
+    examples = np.asarray(examples)
+    if (
+        not tf.TensorShape((None, *image_shape)).is_compatible_with(
+            examples.shape
+        )
+        or not 1 <= len(examples) <= LARGEST_BATCH
+        or not np.issubdtype(examples.dtype, np.number)
+        or not np.all(np.isfinite(examples))
+    ):
+        raise ValueError(
+            f"examples: expected 1 to {LARGEST_BATCH} images of shape "
+            f"{image_shape}, finite numbers; received an array of shape "
+            f"{examples.shape} and dtype {examples.dtype}."
+        )
+    return examples

@@ -1,0 +1,106 @@
+"""Configuration files of TensorFlow Serving, for a directory of exports."""
+
+import os
+
+from dd_keras import files
+
+MODELS, BATCHING = "models.config", "batching.config"
+LARGEST_BATCH = 64  # images
+
+_MODELS_HEADER = """\
+# Written anew by each export into this directory: edit a copy.
+# tensorflow_model_server --model_config_file=models.config
+"""
+# Fields: `BatchingParameters` of TensorFlow Serving.
+_BATCHING = f"""\
+# tensorflow_model_server --enable_batching --batching_parameters_file=...
+# Requests that wait at the same time run as one batch. If one of them is bad,
+# all of its batch fail.
+max_batch_size {{ value: {LARGEST_BATCH} }}
+# Longest time that a request waits for others: 2 ms.
+batch_timeout_micros {{ value: 2000 }}
+# Beyond these, requests are refused: UNAVAILABLE.
+max_enqueued_batches {{ value: 100 }}
+# As many as there are cores, as a rule.
+num_batch_threads {{ value: 4 }}
+# Batches are filled up to one of these sizes.
+allowed_batch_sizes: [1, 2, 4, 8, 16, 32, {LARGEST_BATCH}]
+"""
+
+
+def versions(path):
+    """The versions of a model in its directory, sorted.
+
+    Args:
+        path: directory; it need not exist.
+
+    Returns:
+        list of int. What is no version number is passed over, as by the
+        server.
+    """
+    try:
+        names = os.listdir(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def write_server_config(directory, base_path="/models"):
+    """Writes models.config for all models in a directory, and batching.config.
+
+    A batching.config that is there is left as it is; models.config is written
+    anew.
+
+    Args:
+        directory: holds a folder for each model, as
+            `dd_keras.export(model, f"{directory}/{name}")` makes them.
+        base_path: what the server calls `directory`, an absolute path;
+            `/models` where it is mounted there, as in its Docker image.
+
+    Returns:
+        list of str: the names of the models, sorted.
+
+    Raises:
+        ValueError: if the directory holds no model, or `base_path` is not
+            absolute.
+    """
+    if not str(base_path).startswith("/"):
+        raise ValueError(
+            f"base_path: expected an absolute path; received {base_path!r}."
+        )
+    folders = os.listdir(directory) if os.path.isdir(directory) else []
+    names = [
+        name
+        for name in sorted(folders)
+        if versions(os.path.join(directory, name))
+    ]
+    if not names:
+        raise ValueError(
+            "directory: expected one that holds exported models; received "
+            f"{str(directory)!r}, which holds none."
+        )
+    configs = "".join(
+        f"  config {{\n    name: {_quoted(name)}\n"
+        f"    base_path: {_quoted(os.path.join(base_path, name))}\n"
+        '    model_platform: "tensorflow"\n  }\n'
+        for name in names
+    )
+    _write(
+        f"{_MODELS_HEADER}model_config_list {{\n{configs}}}\n",
+        os.path.join(directory, MODELS),
+    )
+    batching = os.path.join(directory, BATCHING)
+    if not os.path.exists(batching):
+        _write(_BATCHING, batching)
+    return names
+
+
+def _quoted(text):
+    """A string of a text protocol buffer."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _write(text, path):
+    with files.whole(path) as part, open(part, "w", encoding="utf-8") as file:
+        file.write(text)
