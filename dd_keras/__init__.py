@@ -24,7 +24,7 @@ from dd_keras.evaluation import RobustnessReport, evaluate_robustness
 from dd_keras.logits import logits_model
 from dd_keras.optimizers import CoupledSGD
 from dd_keras.serving import export
-from dd_keras.version import __version__
+from dd_keras.version import __version__ as __version__
 
 __all__ = [
     "AdversarialTrainingModel",

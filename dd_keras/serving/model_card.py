@@ -199,7 +199,7 @@ def _architecture(network):
 
 
 def _output_shape(layer):
-    """list of sizes; None where there is not one known output."""
+    """List of sizes; None where there is not one known output."""
     shape = getattr(getattr(layer, "output", None), "shape", None)
     return None if shape is None else list(shape)
 
