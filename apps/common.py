@@ -28,6 +28,8 @@ FLAGS = flags.FLAGS
 # Images whose pixels are looked at where a pass over all may take an hour.
 _CHECKED = 10_000
 
+_EXAMPLES = 4  # test images beside an export
+
 # What a SavedModel may call its outputs, and what these then are.
 _OUTPUTS = {"logits": "linear", "probabilities": "softmax"}
 
@@ -69,12 +71,8 @@ def define_dataset_flag():
     )
 
 
-def define_evaluation_flags(output_dir):
-    """Declares what the apps share that evaluate finished classifiers.
-
-    Args:
-        output_dir: default of --output_dir.
-    """
+def define_classifier_flags():
+    """Declares what the apps share that take finished classifiers."""
     define_data_flags()
     define_dataset_flag()
     flags.DEFINE_enum("split", "test", ["test", "train"], "Which part of it.")
@@ -100,6 +98,15 @@ def define_evaluation_flags(output_dir):
         "not at all.",
     )
     flags.DEFINE_integer("batch_size", 500, "Images a batch.", lower_bound=1)
+
+
+def define_evaluation_flags(output_dir):
+    """Declares what the apps share that evaluate finished classifiers.
+
+    Args:
+        output_dir: default of --output_dir.
+    """
+    define_classifier_flags()
     flags.DEFINE_enum(
         "format", "text", tables.FORMS, "Of the tables that are printed."
     )
@@ -195,7 +202,7 @@ def load_classifier(path, data, activation=None):
 
     Args:
         path: a .keras file or the directory of a SavedModel.
-        data: `datasets.Data`.
+        data: `datasets.Data`; None to hold it against nothing.
         activation: what it ends in, see `dd_keras.logits_model`.
 
     Returns:
@@ -215,6 +222,8 @@ def load_classifier(path, data, activation=None):
         shape = tuple(logits.input_shape(model)[1:])
     except (TypeError, ValueError) as error:
         fail(f"{path}: {error}")
+    if data is None:
+        return Classifier(model, activation)
     if shape != data.image_shape or classes != data.num_classes:
         fail(
             f"{path}: expected a classifier of {data.image_shape} images into "
@@ -280,6 +289,54 @@ def evaluate(classifier, data, metrics, checkpoint_dir, limit=None):
     )
 
 
+def export(classifier, data, export_dir, name, **options):
+    """Writes EXPORT_DIR/NAME/<version>/ for TensorFlow Serving.
+
+    Beside the models come the server's configuration files, and some images
+    to ask it about.
+
+    Args:
+        classifier: `Classifier`.
+        data: `datasets.Data` it is for; None: not known.
+        export_dir: directory of all models of a server.
+        name: of the model.
+        **options: further ones of `dd_keras.export`.
+
+    Returns:
+        list of str: the paths of what was written.
+    """
+    if data is not None:
+        options = {
+            "preprocessing": data.preprocessing,
+            "class_names": data.class_names,
+            "image_shape": data.image_shape,
+            "resize": data.resize,
+            **options,
+        }
+    version = dd_keras.export(
+        classifier.model,
+        os.path.join(export_dir, name),
+        activation=classifier.activation,
+        **options,
+    )
+    dd_keras.serving.write_server_config(export_dir)
+    written = [version, f"{export_dir}: models.config, batching.config"]
+    if data is not None and data.image_shape[-1] in (1, 3):
+        written.append(_write_examples(data, export_dir))
+    return written
+
+
+def _write_examples(data, export_dir):
+    """Writes the first test images as PNG files; returns their folder."""
+    folder = os.path.join(export_dir, "examples")
+    for place, (image, label) in enumerate(data.test.take(_EXAMPLES)):
+        pixels = tf.cast(tf.round(image), tf.uint8)
+        path = os.path.join(folder, f"{place}_class_{int(label)}.png")
+        with files.whole(path) as part:
+            tf.io.write_file(part, tf.io.encode_png(pixels))
+    return folder
+
+
 def provenance():
     """What made a file of results: command, versions, machine, date."""
     return {
@@ -311,8 +368,8 @@ def as_json(values):
     return {k: "inf" if v == math.inf else v for k, v in values.items()}
 
 
-def writable_directory(path):
-    """Makes the output directory; fails where it cannot be written."""
+def writable_directory(path, flag="output_dir"):
+    """Makes the directory of a flag; fails where it cannot be written."""
     try:
         os.makedirs(path, exist_ok=True)
         probe = os.path.join(path, ".writable")
@@ -320,7 +377,7 @@ def writable_directory(path):
             pass
         os.remove(probe)
     except OSError as error:
-        fail(f"--output_dir: expected a directory to write to; {error}.")
+        fail(f"--{flag}: expected a directory to write to; {error}.")
     return path
 
 

@@ -18,7 +18,7 @@ from training import REFERENCE, TITLES
 
 from dd_keras import files, logits, tables
 from dd_keras.defenses import METHODS
-from dd_keras.evaluation import figures
+from dd_keras.evaluation import figures, metrics
 
 FLAGS = flags.FLAGS
 
@@ -44,6 +44,12 @@ def define_flags(archs, **defaults):
         ),
         message=f"--defense must be of {', '.join(METHODS)}, each once.",
     )
+    flags.DEFINE_string(
+        "export_dir",
+        None,
+        "Also write every model as EXPORT_DIR/ARCH_MODEL/VERSION/, a "
+        "SavedModel for TensorFlow Serving with a model card.",
+    )
     flags.DEFINE_bool(
         "eval_only", False, "Evaluate the models in --output_dir; train none."
     )
@@ -62,6 +68,8 @@ def run(dataset, **options):
     """
     started = time.time()
     output_dir = common.writable_directory(FLAGS.output_dir)
+    if FLAGS.export_dir:
+        common.writable_directory(FLAGS.export_dir, "export_dir")
     data = training.load_data(dataset, **options)
     test = training.test_batches(data)
     paths = {
@@ -80,7 +88,8 @@ def run(dataset, **options):
     reports = {}
     for name, model in models.items():
         print(f"\nEvaluating: {TITLES[name]}")
-        reports[name] = training.evaluate(model, test)
+        sweep = [metrics.get("fgs", data.bounds)] if FLAGS.export_dir else []
+        reports[name] = training.evaluate(model, test, *sweep)
 
     first = reports[REFERENCE].summary()
     for curve in curves.values():  # epoch 0 is the reference
@@ -109,6 +118,8 @@ def run(dataset, **options):
         )
     )
     common.write_json(results, written[-1])
+    if FLAGS.export_dir:
+        written += _export(dataset, data, models, reports)
     if not FLAGS.eval_only:
         logs = os.path.join(output_dir, "logs")
         written.append(f"{logs}: per-epoch CSV, TensorBoard")
@@ -196,6 +207,27 @@ def _results(dataset, data, reports, seconds, curves, started):
         "flags": common.flag_values(sys.modules[__name__]),
         **common.provenance(),
     }
+
+
+def _export(dataset, data, models, reports):
+    """Exports all models; returns the paths of what was written."""
+    written = []
+    for name, model in models.items():
+        written += common.export(
+            common.Classifier(model, None),
+            data,
+            FLAGS.export_dir,
+            f"{FLAGS.arch}_{name}",
+            report=reports[name],
+            card={
+                "name": f"{TITLES[name]}: {FLAGS.arch} on {dataset}",
+                "dataset": dataset,
+                "defense": training.defense_of(name),
+                "training": common.flag_values(sys.modules[__name__]),
+                "made_by": common.provenance()["command"],
+            },
+        )
+    return list(dict.fromkeys(written))  # the files of the server once
 
 
 def _table(results):

@@ -326,6 +326,19 @@ def settings(**changes):
     return Settings(**{n: FLAGS[n].value for n in names} | changes)
 
 
+def defense_of(name):
+    """A defence and its settings, for a model card; None for the reference."""
+    if name == REFERENCE:
+        return None
+    method, told = METHODS[name], dataclasses.asdict(settings())
+    return {
+        "name": method.title,
+        **common.as_json(
+            {setting: told[setting] for setting in method.settings}
+        ),
+    }
+
+
 def defend(
     name,
     classifier,
@@ -373,13 +386,18 @@ def defend(
     return time.time() - started, curve
 
 
-def evaluate(model, test):
+def evaluate(model, test, *more):
     """The `RobustnessReport` of accuracy, rho and distance, as of the flags.
 
     From the predicted classes, and without bounds, as in the paper's tables.
+
+    Args:
+        model: a built Keras classifier.
+        test: batches to evaluate on.
+        *more: further metrics, see `evaluate_robustness`.
     """
     return dd_keras.evaluate_robustness(
-        model, test, ("accuracy", settings().evaluation_attack)
+        model, test, ("accuracy", settings().evaluation_attack, *more)
     )
 
 

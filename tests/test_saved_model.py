@@ -193,7 +193,7 @@ def test_path_that_cannot_be_written(tmp_path, monkeypatch):
 def test_versions_are_never_overwritten(tmp_path):
     first = export(tmp_path, version=5)
     before = pathlib.Path(first, "saved_model.pb").read_bytes()
-    with pytest.raises(ValueError, match="received 5. Versions are never"):
+    with pytest.raises(ValueError, match=r"received 5\. Versions are never"):
         export(tmp_path, small_model(1), version=5)
     assert names(tmp_path) == ["5"]
     assert pathlib.Path(first, "saved_model.pb").read_bytes() == before

@@ -150,17 +150,33 @@ class Method(NamedTuple):
             classifier, batches of (inputs, labels) as a `tf.data.Dataset`,
             and `Settings`, to the `DefenseModel` to compile and fit, and the
             batches to fit it on. Raises ValueError for bad settings.
+        settings: names of the `Settings` that make it what it is.
     """
 
     title: str
     prepare: Callable
+    settings: tuple[str, ...] = ()
 
+
+_DEEP_DEFENSE = (
+    *("lam", "c", "d", "norm", "max_iter", "candidates"),
+    "regularized_layers",
+)
+_ADV_TRAIN_2 = ("eps", "alpha")
 
 METHODS = {
     "clean": Method("fine-tuned, no regulariser", clean),
-    "deep_defense": Method("Deep Defense", deep_defense),
-    "adv_train_1": Method("Adv. Train I", adv_train_1),
-    "adv_train_2": Method("Adv. Train II", adv_train_2),
-    "combined": Method("Deep Defense + Adv. Train II", combined),
-    "parseval": Method("Parseval", parseval),
+    "deep_defense": Method("Deep Defense", deep_defense, _DEEP_DEFENSE),
+    "adv_train_1": Method(
+        "Adv. Train I",
+        adv_train_1,
+        ("norm", "evaluation_candidates", "include_clean"),
+    ),
+    "adv_train_2": Method("Adv. Train II", adv_train_2, _ADV_TRAIN_2),
+    "combined": Method(
+        "Deep Defense + Adv. Train II",
+        combined,
+        (*_DEEP_DEFENSE, *_ADV_TRAIN_2),
+    ),
+    "parseval": Method("Parseval", parseval, ("beta", "fraction")),
 }

@@ -31,6 +31,17 @@ _LIMITS = (
     "Distances are those that an attack found. There may be shorter ones, and "
     "they are those of the network's inputs, behind the preprocessing.",
 )
+_LEGEND = (
+    "rho2: mean length of the perturbations that DeepFool finds, each over the "
+    "norm of its input; l2: their mean length. fgs_accuracy@eps: accuracy "
+    "under the fast gradient sign method. Lengths and eps are in units of the "
+    "network's inputs."
+)
+_SECTIONS = {
+    *("name", "dataset", "defense", "evaluation", "signatures"),
+    *("robustness_attack", "architecture", "weights_sha256", "intended_use"),
+    *("limits", "versions", "date"),
+}
 # What get_config of a Keras model holds that is no setting of a defence.
 _NO_SETTING = {
     *("name", "trainable", "dtype", "model", "activation"),
@@ -138,6 +149,7 @@ def markdown(card):
         "Date": card["date"],
     }
     evaluation = card["evaluation"]
+    measured = evaluation and f"{evaluation['table']}\n\n{_LEGEND}"
     layers = [
         (layer["name"], layer["type"], str(layer["output_shape"]),
          f"{layer['parameters']:,}")
@@ -153,7 +165,7 @@ def markdown(card):
         f"# {card['name']}",
         _bullets(facts),
         "## Evaluation",
-        evaluation["table"] if evaluation else "Not measured.",
+        measured or "Not measured.",
         "## Intended use",
         _paragraphs(card["intended_use"]),
         "## Limits",
@@ -165,6 +177,9 @@ def markdown(card):
             ("layer", "type", "output", "parameters"), layers, "markdown"
         ),
     ]
+    more = {k: _inline(v) for k, v in card.items() if k not in _SECTIONS}
+    if more:
+        sections += ["## More", _bullets(more)]
     return "\n\n".join(sections) + "\n"
 
 

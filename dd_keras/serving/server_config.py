@@ -23,8 +23,6 @@ batch_timeout_micros {{ value: 2000 }}
 max_enqueued_batches {{ value: 100 }}
 # As many as there are cores, as a rule.
 num_batch_threads {{ value: 4 }}
-# Batches are filled up to one of these sizes.
-allowed_batch_sizes: [1, 2, 4, 8, 16, 32, {LARGEST_BATCH}]
 """
 
 

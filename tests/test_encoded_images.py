@@ -1,0 +1,101 @@
+"""PNG and JPEG files become what `datasets` makes of them."""
+
+import functools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dd_keras.datasets import images
+from dd_keras.serving import encoded_images
+
+RANDOM = np.random.RandomState(0)
+
+
+def pixels(height, width, channels):
+    size = (height, width, channels)
+    return RANDOM.randint(0, 256, size).astype(np.uint8)
+
+
+def decode(files, image_shape, resize=None, max_pixels=10_000):
+    """As the server does it: in a graph, with a free batch size."""
+    resize = resize or functools.partial(images.resize, size=image_shape[:2])
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string)])
+    def run(encoded):
+        return encoded_images.decode(encoded, image_shape, resize, max_pixels)
+
+    return run(files).numpy()
+
+
+def test_image_of_the_right_size_is_kept_to_the_bit():
+    image = pixels(28, 20, 1)
+    found = decode([tf.io.encode_png(image)], (28, 20, 1))
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, image[None])
+
+
+@pytest.mark.parametrize("size", [(8, 8), (30, 50), (100, 7), (1, 1)])
+@pytest.mark.parametrize("encode", [tf.io.encode_png, tf.io.encode_jpeg])
+def test_other_sizes_are_resized_as_by_datasets(size, encode):
+    data = encode(pixels(*size, 3))
+    [found] = decode([data], (20, 16, 3))
+    image = tf.io.decode_image(data, 3)
+    np.testing.assert_array_equal(found, images.resize(image, (20, 16)))
+    assert found.min() >= 0
+    assert found.max() <= 255
+
+
+def test_batch_of_different_files():
+    files = [
+        tf.io.encode_png(pixels(10, 12, 1)),
+        tf.io.encode_jpeg(pixels(40, 12, 3)),
+        tf.io.encode_png(pixels(9, 9, 4)),
+    ] * 5
+    together = decode(files, (9, 9, 3))
+    assert together.shape == (15, 9, 9, 3)
+    for file, image in zip(files, together, strict=True):
+        np.testing.assert_array_equal(decode([file], (9, 9, 3))[0], image)
+
+
+def test_greys_colours_transparency_and_depth():
+    grey, colour = pixels(6, 5, 1), pixels(6, 5, 3)
+    alpha = pixels(6, 5, 1)
+    [found] = decode([tf.io.encode_png(grey)], (6, 5, 3))
+    np.testing.assert_array_equal(found, np.repeat(grey, 3, -1))
+    with_alpha = tf.io.encode_png(np.concatenate([colour, alpha], -1))
+    [found] = decode([with_alpha], (6, 5, 3))
+    np.testing.assert_array_equal(found, colour)
+    deep = tf.io.encode_png(grey.astype(np.uint16) * 257)
+    [found] = decode([deep], (6, 5, 1))
+    np.testing.assert_array_equal(found, grey)
+    [found] = decode([tf.io.encode_png(colour)], (6, 5, 1))
+    luma = colour @ [0.299, 0.587, 0.114]
+    assert np.abs(found[..., 0] - luma).max() < 30
+
+
+def test_resize_of_the_callers_own():
+    image = pixels(10, 10, 1)
+
+    def middle(image):
+        return image[3:7, 3:7]
+
+    [found] = decode([tf.io.encode_png(image)], (4, 4, 1), middle)
+    np.testing.assert_array_equal(found, image[3:7, 3:7])
+
+
+def test_resize_that_gives_another_shape_is_told_at_once():
+    with pytest.raises(ValueError, match=r"not compatible|Incompatible|shape"):
+        decode(
+            [tf.io.encode_png(pixels(4, 4, 1))],
+            (4, 4, 1),
+            functools.partial(images.resize, size=(5, 5)),
+        )
+
+
+@pytest.mark.parametrize("encode", [tf.io.encode_png, tf.io.encode_jpeg])
+def test_largest_image_and_one_pixel_more(encode):
+    fits, larger = (encode(pixels(20, width, 1)) for width in (5, 6))
+    assert decode([fits], (4, 4, 1), max_pixels=100).shape == (1, 4, 4, 1)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="at most 100"):
+        decode([fits, larger], (4, 4, 1), max_pixels=100)

@@ -1,0 +1,175 @@
+"""Model cards: what is found out, what the user says, and both files."""
+
+import json
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+
+import dd_keras
+from dd_keras import attacks, datasets, evaluation
+from dd_keras.serving import weights_hash
+
+
+def small_model(seed=0):
+    keras.utils.set_random_seed(seed)
+    return keras.Sequential(
+        [
+            keras.Input((2, 2, 1)),
+            keras.layers.Flatten(name="flatten"),
+            keras.layers.Dense(3, name="scores"),
+        ],
+        name="small",
+    )
+
+
+def card_of(path, model, **options):
+    """The card of an export as a dict, and its Markdown."""
+    options.setdefault("attack", attacks.DeepFool(max_iter=2))
+    version = pathlib.Path(dd_keras.export(model, path, **options))
+    extra = version / "assets.extra"
+    card = json.loads((extra / "model_card.json").read_text())
+    return card, (extra / "model_card.md").read_text()
+
+
+def test_what_is_found_out(tmp_path):
+    model = small_model()
+    card, page = card_of(tmp_path, model, class_names=["a", "b", "c"])
+    assert card["name"] == "small"
+    assert card["dataset"] is card["defense"] is card["evaluation"] is None
+    assert card["architecture"] == {
+        "name": "small",
+        "parameters": 15,
+        "layers": [
+            {"name": "flatten", "type": "Flatten",
+             "output_shape": [None, 4], "parameters": 0},
+            {"name": "scores", "type": "Dense",
+             "output_shape": [None, 3], "parameters": 15},
+        ],
+    }  # fmt: skip
+    assert card["signatures"]["robustness"] == {
+        "inputs": {
+            "images": {"dtype": "float32", "shape": [None, 2, 2, 1]},
+        },
+        "outputs": {
+            "classes": {"dtype": "int32", "shape": [None]},
+            "rho": {"dtype": "float32", "shape": [None]},
+            "l2": {"dtype": "float32", "shape": [None]},
+            "nearest_class": {"dtype": "int32", "shape": [None]},
+        },
+    }
+    assert "labels" in card["signatures"]["serving_default"]["outputs"]
+    assert card["robustness_attack"] == repr(attacks.DeepFool(max_iter=2))
+    assert card["weights_sha256"] == weights_hash(model)
+    assert card["versions"]["dd_keras"] == dd_keras.__version__
+    assert card["versions"]["keras"] == keras.__version__
+    assert len(card["limits"]) >= 3
+    assert page.startswith("# small\n")
+    for words in (
+        weights_hash(model),
+        "Not measured.",
+        "- **Data set**: not stated",
+        "images: float32 (B, 2, 2, 1) to classes: int32 (B,), rho",
+        "| scores",
+        card["intended_use"],
+        *card["limits"],
+    ):
+        assert words in page
+
+
+@pytest.fixture(scope="module")
+def report(trained_network):
+    data = datasets.load("digits")
+    test = datasets.batches(data.test, data.preprocessing, 100)
+    return dd_keras.evaluate_robustness(
+        trained_network,
+        test,
+        ["accuracy", "rho2", evaluation.EpsSweep([10, 20])],
+    )
+
+
+def test_what_was_measured(trained_network, report, tmp_path):
+    card, page = card_of(tmp_path, trained_network, report=report)
+    numbers = report.summary()
+    assert card["evaluation"]["numbers"] == numbers
+    assert card["evaluation"]["intervals_95"]["rho2"] == pytest.approx(
+        report.intervals()["rho2"]
+    )
+    assert {"accuracy", "rho2", "l2", "fgs_accuracy@10"} <= set(numbers)
+    for words in (
+        "fgs_accuracy@20",
+        f"{100 * numbers['accuracy']:.2f} %",
+        f"{numbers['rho2']:.4f}",
+        "rho2: mean length",
+    ):
+        assert words in page
+
+
+def test_defense_is_read_off_its_wrapper(tmp_path):
+    model = dd_keras.DeepDefenseModel(
+        small_model(),
+        lam=4.0,
+        c=30.0,
+        attack=attacks.DeepFool(max_iter=3, candidates=1),
+        regularized_layers=["scores"],
+    )
+    card, page = card_of(tmp_path, model)
+    assert card["defense"] == {
+        "name": "DeepDefenseModel",
+        "batch_norm": "trained",
+        "lam": 4.0,
+        "c": 30.0,
+        "d": 5.0,
+        "attack": repr(attacks.DeepFool(max_iter=3, candidates=1)),
+        "regularized_layers": ["scores"],
+    }
+    assert "- **Defence**: DeepDefenseModel (batch_norm trained, lam" in page
+
+
+def test_what_the_user_says_is_what_counts(tmp_path):
+    said = {
+        "name": "Gates, June",
+        "dataset": {"name": "photographs of gates", "train": 20_000},
+        "defense": {"name": "Parseval", "beta": 1e-3},
+        "intended_use": "Opening gates.",
+        "limits": ["Not at night."],
+        "owner": "the gate team",
+        "date": "2026-06-01",
+    }
+    card, page = card_of(tmp_path, small_model(), card=said)
+    assert {key: card[key] for key in said} == said
+    for words in (
+        "# Gates, June\n",
+        "- **Data set**: photographs of gates (train 20000)",
+        "- **Defence**: Parseval (beta 0.001)",
+        "Opening gates.",
+        "Not at night.",
+        "- **owner**: the gate team",
+        "- **Date**: 2026-06-01",
+    ):
+        assert words in page
+    assert "Nothing is certified" not in page
+
+
+def test_hash_is_of_the_weights_alone(tmp_path):
+    model = small_model()
+    model.save(tmp_path / "small.keras")
+    again = keras.saving.load_model(tmp_path / "small.keras")
+    assert weights_hash(again) == weights_hash(model)
+    assert weights_hash(dd_keras.logits_model(model)) == weights_hash(model)
+    assert len(weights_hash(model)) == 64
+    kernel, bias = again.get_weights()
+    kernel[0, 0] = np.nextafter(kernel[0, 0], np.float32(1e9))
+    again.set_weights([kernel, bias])
+    assert weights_hash(again) != weights_hash(model)
+    assert weights_hash(small_model(1)) != weights_hash(model)
+    # The same numbers in another shape are another network's.
+    wide, narrow = (
+        keras.Sequential(
+            [keras.Input((n,)), keras.layers.Dense(6 // n, use_bias=False)]
+        )
+        for n in (2, 3)
+    )
+    narrow.set_weights([wide.get_weights()[0].reshape(3, 2)])
+    assert weights_hash(wide) != weights_hash(narrow)
