@@ -123,3 +123,97 @@ def test_file_has_the_permissions_of_any_new_file(tmp_path):
         pathlib.Path(part).write_text("")
     modes = [os.stat(tmp_path / name).st_mode for name in ("usual", "whole")]
     assert modes[0] == modes[1]
+
+
+def test_directory_appears_under_its_name_when_it_is_placed(tmp_path):
+    parent = tmp_path / "models" / "lenet"
+    with files.whole_directory(parent) as part:
+        part = pathlib.Path(part)
+        assert part.parent == parent
+        assert part.name.startswith(".")
+        assert names(part) == []
+        (part / "graph").write_text("whole")
+        assert names(parent) == [part.name]
+        files.place(part, parent / "1")
+        assert names(parent) == ["1"]
+    assert names(parent) == ["1"]
+    assert (parent / "1" / "graph").read_text() == "whole"
+
+
+def fill_and_break_off(parent):
+    with files.whole_directory(parent) as part:
+        pathlib.Path(part, "graph").write_text("half")
+        raise KeyboardInterrupt
+
+
+def test_directory_that_is_not_placed_is_removed(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        fill_and_break_off(tmp_path)
+    with files.whole_directory(tmp_path):
+        pass
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("taken", ["directory", "empty", "file", "link"])
+def test_place_never_overwrites(tmp_path, taken):
+    target = tmp_path / "1"
+    if taken == "file":
+        target.write_text("old")
+    elif taken == "link":
+        target.symlink_to("nowhere")
+    else:
+        target.mkdir()
+        if taken == "directory":
+            (target / "old").write_text("")
+    with files.whole_directory(tmp_path) as part:
+        with pytest.raises(FileExistsError, match=r"'.*1'"):
+            files.place(part, target)
+        assert pathlib.Path(part).is_dir()
+    assert names(tmp_path) == ["1"]
+    assert target.is_symlink() or not (target / "graph").exists()
+
+
+def test_place_that_comes_second_in_a_race(tmp_path, monkeypatch):
+    monkeypatch.setattr(os.path, "lexists", lambda path: False)
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "first").write_text("")
+    (tmp_path / "2").write_text("")
+    for target in ("1", "2"):
+        part = tmp_path / "part"
+        part.mkdir(exist_ok=True)
+        with pytest.raises(FileExistsError):
+            files.place(part, str(tmp_path / target))
+    with pytest.raises(FileNotFoundError):
+        files.place(tmp_path / "missing", str(tmp_path / "3"))
+    assert names(tmp_path / "1") == ["first"]
+
+
+ABANDONED = """
+import os, pathlib, signal, sys
+sys.path.insert(0, "dd_keras")  # without TensorFlow, which takes seconds
+import files
+
+with files.whole_directory(sys.argv[1]) as part:
+    pathlib.Path(part, "graph").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_directories_of_the_dead_are_removed_and_of_the_living_are_not(
+    tmp_path,
+):
+    script = tmp_path / "script.py"
+    script.write_text(ABANDONED)
+    parent = tmp_path / "models"
+    with files.whole_directory(parent) as alive:
+        pathlib.Path(alive, "graph").write_text("half")
+        assert shell(script, parent).returncode == -9
+        assert len(names(parent)) == 2
+        with files.whole_directory(parent) as part:
+            assert {pathlib.Path(p).name for p in (alive, part)} == {
+                *names(parent)
+            }
+        alive = pathlib.Path(alive)
+        assert names(alive) == ["graph"]
+        assert names(parent) == [alive.name]
+    assert names(parent) == []

@@ -117,16 +117,6 @@ def test_adv_train_1_trains_on_the_deepfool_images_of_the_reference(
     [
         ("clean", {"batch_norm": "on"}, "batch_norm: expected one of"),
         ("clean", {"norm": 0.5}, "norm"),
-        ("deep_defense", {"lam": -1.0}, "lam: expected a finite number >= 0"),
-        ("deep_defense", {"c": 0.0}, "c: expected a finite number > 0"),
-        (
-            "deep_defense",
-            {"regularized_layers": ["first"]},
-            "regularized_layers: expected a list of names",
-        ),
-        ("adv_train_2", {"eps": 0.0}, "eps: expected a finite number > 0"),
-        ("combined", {"alpha": 2.0}, "alpha: expected a finite number >= 0"),
-        ("parseval", {"beta": 0.0}, "beta: expected a finite number > 0"),
     ],
 )
 def test_bad_settings_are_named(name, change, message):
@@ -146,17 +136,42 @@ def test_models_of_all_methods_are_exported():
         assert getattr(dd_keras, model.__name__) is model
 
 
+# Each of some methods' own, and an error for these.
+BAD = {
+    "lam": -1.0,
+    "c": 0.0,
+    "d": 0.0,
+    "max_iter": 0,
+    "candidates": 0,
+    "regularized_layers": ["missing"],
+    "eps": 0.0,
+    "alpha": 2.0,
+    "beta": 0.0,
+    "fraction": 2.0,
+}
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_settings_of_other_methods_do_not_matter(name):
-    bad = {"lam": -1.0, "c": 0.0, "regularized_layers": ["first"]}
-    if name in ("deep_defense", "combined"):
-        bad = {}
-    if name not in ("adv_train_2", "combined"):
-        bad |= {"eps": 0.0, "alpha": 2.0}
-    if name != "parseval":
-        bad |= {"beta": 0.0, "fraction": 2.0}
-    settings = dataclasses.replace(SETTINGS, **bad)
+    others = {k: v for k, v in BAD.items() if k not in METHODS[name].settings}
+    settings = dataclasses.replace(SETTINGS, **others)
     METHODS[name].prepare(classifier(), batches(), settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [(n, s) for n in METHODS for s in BAD if s in METHODS[n].settings],
+)
+def test_settings_of_a_method_do_matter(name, setting):
+    settings = dataclasses.replace(SETTINGS, **{setting: BAD[setting]})
+    with pytest.raises(ValueError, match=setting):
+        METHODS[name].prepare(classifier(), batches(), settings)
+
+
+def test_methods_name_their_settings():
+    fields = {field.name for field in dataclasses.fields(Settings)}
+    assert all(set(method.settings) <= fields for method in METHODS.values())
+    assert set(BAD) <= {s for m in METHODS.values() for s in m.settings}
 
 
 def test_adv_train_1_keeps_labels_and_what_came_before_the_training():
