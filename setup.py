@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(
     r'__version__ = "(.+)"', (ROOT / "dd_keras/version.py").read_text()
 )[1]
-SERVING = ["tensorflow-serving-api>=2.19"]
+SERVING = ["tensorflow-serving-api>=2.21"]
 EVALUATION = ["opencv-python-headless>=4.10", "scikit-image>=0.24"]
 
 setuptools.setup(

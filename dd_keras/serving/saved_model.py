@@ -164,7 +164,8 @@ def _write(endpoints, directory):
         holder,
         directory,
         signatures,
-        # Nobody differentiates what is served.
+        # Nobody differentiates what is served, and DeepFool's own gradient
+        # cannot be saved.
         tf.saved_model.SaveOptions(experimental_custom_gradients=False),
     )
 
