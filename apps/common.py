@@ -127,6 +127,9 @@ def main(run):
     def checked(argv):
         if len(argv) > 1:
             raise app.UsageError(f"expected only flags; received {argv[1:]}.")
+        # TFDS tells of every file it opens, TensorFlow of each signature.
+        if not FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)
         try:
             run()
         except (ImportError, RuntimeError, ValueError) as error:
@@ -145,8 +148,6 @@ def load_data(name, **options):
     Raises:
         SystemExit: with a message, if it cannot be had.
     """
-    if not FLAGS["verbosity"].present:  # TFDS tells of every file it opens
-        logging.set_verbosity(logging.WARNING)
     try:
         data = datasets.load(
             name, FLAGS.data_dir, image_size=FLAGS.image_size, **options
