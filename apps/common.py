@@ -382,15 +382,10 @@ def writable_directory(path, flag="output_dir"):
     return path
 
 
-def write_text(text, path):
-    """Writes a text file, whole or not at all."""
-    with files.whole(path) as part, open(part, "w", encoding="utf-8") as file:
-        file.write(text)
-
-
 def write_json(values, path):
     """Writes a JSON file, whole or not at all."""
-    write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", path)
+    text = json.dumps(values, indent=2, allow_nan=False)
+    files.write_text(f"{text}\n", path)
 
 
 def finish(written, started):

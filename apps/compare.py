@@ -184,7 +184,7 @@ def _write(comparison, reports, eps_ref, output_dir):
 
     for form, ending in _ENDINGS.items():
         for name, text in _tables(comparison, form).items():
-            common.write_text(text + "\n", new(f"{name}.{ending}"))
+            files.write_text(text + "\n", new(f"{name}.{ending}"))
     numbers = {
         name: {
             key: [v if np.isfinite(v) else None for v in estimate[:3]]

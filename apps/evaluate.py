@@ -73,7 +73,7 @@ def _write(report, output_dir):
     )
     report.to_json(json_path)
     report.to_npz(npz_path)
-    common.write_text(report.table("markdown") + "\n", table_path)
+    files.write_text(report.table("markdown") + "\n", table_path)
     written = [json_path, npz_path, table_path]
     name = os.path.basename(os.path.normpath(FLAGS.model))
     if "fgs_fooled" in report.values:

@@ -312,7 +312,7 @@ def _write(runs, finished, first, output_dir):
                 round(result["seconds"], 1),
             ]
         )
-    common.write_text(text.getvalue(), written[0])
+    files.write_text(text.getvalue(), written[0])
     for figure in FLAGS.figure:
         points = {}
         for run, result in done:

@@ -132,9 +132,7 @@ def save(path, benchmark, rows, **settings):
         },
         "versions": versions(),
     }
-    with files.whole(path) as part, open(part, "w", encoding="utf-8") as file:
-        json.dump(results, file, indent=2)
-        file.write("\n")
+    files.write_text(json.dumps(results, indent=2) + "\n", path)
     print(f"Written: {path}")
 
 

@@ -39,6 +39,12 @@ def whole(path):
         raise
 
 
+def write_text(text, path):
+    """Writes a text file in UTF-8, whole or not at all."""
+    with whole(path) as part, open(part, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
 @contextlib.contextmanager
 def whole_directory(parent):
     """An empty directory to fill, and then to `place` beside it.

@@ -46,11 +46,7 @@ class Checkpoint:
                 )
             self._read()
         else:
-            with (
-                files.whole(path) as part,
-                open(part, "w", encoding="utf-8") as file,
-            ):
-                json.dump(fingerprint, file, indent=2)
+            files.write_text(json.dumps(fingerprint, indent=2), path)
 
     def add(self, values):
         """Keeps the arrays of the next batch."""

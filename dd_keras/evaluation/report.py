@@ -132,11 +132,7 @@ class RobustnessReport:
         content = {"summary": self.summary(), **self._settings()}
         content["dtypes"] = {k: v.dtype.name for k, v in self.values.items()}
         content["samples"] = {k: v.tolist() for k, v in self.values.items()}
-        with (
-            files.whole(path) as part,
-            open(part, "w", encoding="utf-8") as file,
-        ):
-            json.dump(content, file, allow_nan=False)
+        files.write_text(json.dumps(content, allow_nan=False), path)
 
     @classmethod
     def from_json(cls, path):

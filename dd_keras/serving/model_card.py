@@ -110,12 +110,9 @@ def describe(model, network, endpoints, attack, report, card):
 
 def write(card, directory):
     """Writes a card as model_card.json and model_card.md."""
-    os.makedirs(directory, exist_ok=True)
     texts = {"json": json.dumps(card, indent=2) + "\n", "md": markdown(card)}
     for ending, text in texts.items():
-        path = os.path.join(directory, f"{NAME}.{ending}")
-        with files.whole(path) as part, open(part, "w", encoding="utf-8") as f:
-            f.write(text)
+        files.write_text(text, os.path.join(directory, f"{NAME}.{ending}"))
 
 
 def weights_hash(model):

@@ -83,13 +83,13 @@ def write_server_config(directory, base_path="/models"):
         '    model_platform: "tensorflow"\n  }\n'
         for name in names
     )
-    _write(
+    files.write_text(
         f"{_MODELS_HEADER}model_config_list {{\n{configs}}}\n",
         os.path.join(directory, MODELS),
     )
     batching = os.path.join(directory, BATCHING)
     if not os.path.exists(batching):
-        _write(_BATCHING, batching)
+        files.write_text(_BATCHING, batching)
     return names
 
 
@@ -97,8 +97,3 @@ def _quoted(text):
     """A string of a text protocol buffer."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
-
-
-def _write(text, path):
-    with files.whole(path) as part, open(part, "w", encoding="utf-8") as file:
-        file.write(text)
