@@ -97,9 +97,12 @@ def ask_rest(server, signature, images):
             return json.load(answer)["predictions"]
     except urllib.error.HTTPError as error:
         raise ServerError(f"{server}: {_reason(error)}") from error
-    except (OSError, http.client.HTTPException) as error:
-        raise ServerError(f"{server}: no answer: {error}") from error
-    except (ValueError, KeyError) as error:
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        raise ServerError(f"{server}: no answer: {reason}") from error
+    except http.client.HTTPException as error:
+        raise ServerError(f"{server}: no HTTP there: {error!r}") from error
+    except (KeyError, TypeError, ValueError) as error:
         raise ServerError(f"{server}: no TensorFlow Serving there.") from error
 
 

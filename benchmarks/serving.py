@@ -33,7 +33,7 @@ import harness
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import app, flags
+from absl import app, flags, logging
 from tensorflow.core.protobuf import saved_model_pb2
 
 import dd_keras
@@ -360,6 +360,7 @@ def measure(directory):
 def main(argv):
     """Measures, or is one of the fresh processes."""
     del argv
+    logging.set_verbosity(logging.WARNING)  # TensorFlow tells of each export
     tf.get_logger().setLevel("ERROR")  # each load says that it is deprecated
     if FLAGS.worker is not None:
         print(json.dumps(work(*json.loads(FLAGS.worker))))

@@ -7,6 +7,9 @@ import re
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+
+from dd_keras.serving import weights_hash
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -242,3 +245,69 @@ def test_applications_are_as_readme_says():
         assert row["saved_and_loaded"]
         assert row["with_gradient"] == row["variables"]
         assert row["with_regularizer_gradient"] == row["variables"]
+
+
+def test_serving_table_equals_benchmark():
+    rows = benchmark("serving")
+    titles = {
+        name: f"`{name}`"
+        for name in (
+            "serving_default",
+            "serve_encoded",
+            "robustness",
+            "robustness_encoded",
+        )
+    }
+    titles["robustness, candidates=3"] = "`robustness` of 3 candidates"
+    for name, title in titles.items():
+        sizes = [rows[f"{name} (batch {size})"] for size in (1, 8, 64)]
+        first = rows.get(f"first request: {name}")
+        cells = (
+            *(f"{row['median_ms']:.2f} ms" for row in sizes),
+            f"{sizes[2]['images_per_s']:,.0f}",
+            f"{sizes[0]['ratio']:.1f} to {sizes[2]['ratio']:.1f}",
+            f"{first['first_ms']:.0f} ms" if first else "-",
+            f"{first['warmed_ms']:.1f} ms" if first else "-",
+        )
+        assert f"| {title} | {' | '.join(cells)} |" in README
+    ours = rows["dd_keras.export"]
+    nodes = ours["graph_nodes"] + ours["function_nodes"]
+    for words in (
+        f"The export takes {ours['export_s']:.1f} s, loading it "
+        f"{ours['load_s']:.2f} s and its warm-up requests "
+        f"{ours['warm_up_s']:.1f} s; it has {ours['bytes'] / 1e6:.1f} MB, "
+        f"{ours['saved_model_pb_bytes'] / 1e6:.2f} MB of it the graph of "
+        f"{nodes:,} nodes",
+    ):
+        assert words in README
+
+
+@pytest.mark.parametrize("name", ["reference", "deep_defense"])
+def test_models_to_serve_are_those_to_use(name):
+    """The committed exports have the weights, and the numbers, of the files."""
+    folder = ROOT / "savedmodels"
+    prepare = keras.saving.load_model(folder / "mnist_preprocessing.keras")
+    model = keras.saving.load_model(folder / f"mnist_lenet_{name}.keras")
+    version = folder / f"mnist/lenet_{name}/1"
+    card = json.loads((version / "assets.extra/model_card.json").read_text())
+    assert card["weights_sha256"] == weights_hash(model)
+    assert card["made_by"] in (folder / "README.md").read_text()
+    found = card["evaluation"]["numbers"]
+    expected = loaded("mnist_lenet/results.json")["models"][name]
+    assert found["samples"] == 10_000
+    for key in ("accuracy", "rho2", "l2"):
+        assert found[key] == pytest.approx(expected[key], rel=1e-4)
+    images = np.random.RandomState(0).randint(0, 256, (9, 28, 28, 1))
+    signature = tf.saved_model.load(version).signatures["serving_default"]
+    answer = signature(images=tf.constant(images, tf.float32))
+    np.testing.assert_allclose(
+        answer["probabilities"],
+        tf.nn.softmax(model(prepare(images))),
+        atol=1e-5,
+    )
+
+
+def test_models_to_serve_are_small():
+    exported = (ROOT / "savedmodels/mnist").rglob("*/1/**/*")
+    size = sum(path.stat().st_size for path in exported if path.is_file())
+    assert 1e6 < size < 10e6
