@@ -142,6 +142,8 @@ RESIZING = keras.Sequential([keras.Input((8,)), keras.layers.Dense(5)])
             ValueError,
             ["candidates", "at most 2"],
         ),
+        ({"resize": (8, 8)}, TypeError, ["resize", "function", "(8, 8)"]),
+        ({"report": {"rho2": 1}}, TypeError, ["report", "RobustnessReport"]),
         ({"activation": "relu"}, ValueError, ["activation", "'relu'"]),
         ({"preprocessing": np.tanh}, TypeError, ["preprocessing", "layer"]),
         ({"preprocessing": RESIZING}, ValueError, ["(None, 4)", "(8,)"]),

@@ -102,8 +102,8 @@ def export(
         str: the path of the version.
 
     Raises:
-        TypeError: if `model` is no Keras model, `preprocessing` no layer or
-            `attack` no `DeepFool`.
+        TypeError: if `model` is no Keras model, `preprocessing` no layer,
+            `attack` no `DeepFool`, `resize` no function or `report` none.
         ValueError: if an argument is not as above, or `path` cannot be
             written to. Nothing has been written then.
         ImportError: if `warm_up_requests` is True without the extra.
@@ -122,6 +122,7 @@ def export(
         raise TypeError(
             f"attack: expected an attacks.DeepFool; received {attack!r}."
         )
+    _validate_interfaces(resize, report)
     endpoints = server_endpoints.make(
         network,
         preprocessing,
@@ -235,6 +236,18 @@ def _validate_preprocessing(preprocessing):
         )
 
 
+def _validate_interfaces(resize, report):
+    if resize is not None and not callable(resize):
+        raise TypeError(
+            f"resize: expected a function of an image; received {resize!r}."
+        )
+    # Known by what it can do: evaluation is no part that this one may import.
+    if report is not None and not hasattr(report, "intervals"):
+        raise TypeError(
+            f"report: expected a RobustnessReport; received {report!r}."
+        )
+
+
 def _image_shape(image_shape, preprocessing, network):
     """The shape of one raw image, held against what the network takes."""
     taken = logits.input_shape(network)
@@ -255,7 +268,7 @@ def _image_shape(image_shape, preprocessing, network):
         made = _shape_after(preprocessing, sizes)
     if not taken.is_compatible_with(made):
         raise ValueError(
-            f"image_shape: expected images that the classifier, behind the "
+            "image_shape: expected images that the classifier, behind the "
             f"preprocessing, can take: {tuple(taken)}; received images of "
             f"{sizes}, which become {tuple(made)}."
         )
