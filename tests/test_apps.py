@@ -217,6 +217,7 @@ def test_results_say_what_made_them(trained, results):
         "data_dir": None,
         "image_size": None,
         "output_dir": str(directory),
+        "export_dir": None,
         "eval_only": False,
         "limit": IMAGES,
     }
