@@ -123,6 +123,7 @@ RESIZING = keras.Sequential([keras.Input((8,)), keras.layers.Dense(5)])
         ({"model": unbuilt()}, ValueError, ["built model"]),
         ({"model": "lenet.keras"}, TypeError, ["keras.Model", "lenet.keras"]),
         ({"path": "gs://bucket/model"}, ValueError, ["path", "local", "gs:"]),
+        ({"path": ""}, ValueError, ["path", "local", "''"]),
         ({"version": 0}, ValueError, ["version", "at least 1", "0"]),
         ({"version": -3}, ValueError, ["version", "-3"]),
         ({"version": 1.5}, ValueError, ["version", "1.5"]),

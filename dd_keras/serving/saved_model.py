@@ -187,7 +187,7 @@ def _place(part, path, version):
 
 def _validate_path(path):
     path = os.fspath(path)
-    if "://" in path:
+    if not path or "://" in path:
         raise ValueError(
             "path: expected a local directory, whose finished versions can be "
             f"copied to wherever they are served from; received {path!r}."
