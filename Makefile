@@ -12,7 +12,7 @@ demo: $(READY)
 	$(VENV)/bin/python apps/digits.py --output_dir=$(DEMO_DIR) --export_dir=savedmodels/digits
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -602,6 +602,30 @@ def test_layers_are_told_apart_in_compiled_steps(jit_compile):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
+def test_no_weight_is_updated_while_the_attack_still_reads_it():
+    """The same step gives the same each time, whichever thread is faster."""
+    x, y = flowers()
+    for layer in ("hidden", "top", "top"):  # not every graph shows it
+        model = defended(
+            classifier(),
+            lam=5.0,
+            attack=attacks.DeepFool(max_iter=2),
+            regularized_layers=[layer],
+            jit_compile=False,
+        )
+        model.optimizer.build(model.trainable_variables)
+        variables = [*model.variables, *model.optimizer.variables]
+        start = [v.numpy() for v in variables]
+        losses = []
+        for _ in range(150):
+            for variable, value in zip(variables, start, strict=True):
+                variable.assign(value)
+            for _ in range(3):
+                logs = model.train_on_batch(x, y, return_dict=True)
+            losses.append(float(logs["loss"]))
+        assert np.ptp(losses) < 1e-4
+
+
 def test_regularized_layers_may_be_nested_or_given_themselves():
     inner = classifier()
     model = keras.Sequential([keras.Input((4,)), inner])

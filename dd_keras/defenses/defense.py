@@ -185,7 +185,7 @@ class DefenseModel(keras.Model):
             found = self._objective(x, y, sample_weight, True)
             scaled_loss = self.optimizer.scale_loss(found.total)
         gradients = tape.gradient(scaled_loss, self.trainable_weights)
-        self.optimizer.apply(gradients, self.trainable_weights)
+        self.optimizer.apply(_together(gradients), self.trainable_weights)
         if found.rho is not None:
             self.rho_tracker.update_state(found.rho)
         logs = self.compute_metrics(x, y, found.y_pred, sample_weight)
@@ -271,3 +271,17 @@ class DefenseModel(keras.Model):
         config.pop("dtype", None)  # the classifier's own
         config = keras.saving.deserialize_keras_object(config)
         return cls(config.pop("model"), **config)
+
+
+def _together(gradients):
+    """The gradients, none of them before all of them are there.
+
+    A weight that the regulariser does not reach has its gradient while the
+    attack still runs. It must not be updated by then: TensorFlow's graph
+    optimizer lets updates overtake the attack's reads, now and then.
+
+    Args:
+        gradients: list of tensors, None where there is none.
+    """
+    with tf.control_dependencies([g for g in gradients if g is not None]):
+        return [None if g is None else tf.identity(g) for g in gradients]
