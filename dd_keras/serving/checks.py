@@ -41,8 +41,8 @@ def require_shape(name, batch, sample_shape):
         tf.errors.InvalidArgumentError: when run, if it is empty or of another
             shape.
     """
-    # As text: comparing numbers, both Python and the graph's optimizer would
-    # take for granted what is to be checked.
+    # As text: one pattern holds rank, sizes and that there is an image. Of
+    # numbers, Python would take the rank for granted when it traces this.
     received = tf.strings.format("{}", tf.shape(batch), summarize=-1)
     sizes = " ".join(str(s or r"[1-9]\d*") for s in (None, *sample_shape))
     expected = ", ".join(["batch", *(str(s or "any") for s in sample_shape)])
