@@ -22,6 +22,7 @@ import tensorflow as tf
 
 import dd_keras
 from dd_keras import datasets, files, logits, tables
+from dd_keras.serving import endpoints
 
 FLAGS = flags.FLAGS
 
@@ -293,9 +294,6 @@ def evaluate(classifier, data, metrics, checkpoint_dir, limit=None):
 def export(classifier, data, export_dir, name, **options):
     """Writes EXPORT_DIR/NAME/<version>/ for TensorFlow Serving.
 
-    Beside the models come the server's configuration files, and some images
-    to ask it about.
-
     Args:
         classifier: `Classifier`.
         data: `datasets.Data` it is for; None: not known.
@@ -304,7 +302,7 @@ def export(classifier, data, export_dir, name, **options):
         **options: further ones of `dd_keras.export`.
 
     Returns:
-        list of str: the paths of what was written.
+        str: the path of the version.
     """
     if data is not None:
         options = {
@@ -314,15 +312,27 @@ def export(classifier, data, export_dir, name, **options):
             "resize": data.resize,
             **options,
         }
-    version = dd_keras.export(
+    return dd_keras.export(
         classifier.model,
         os.path.join(export_dir, name),
         activation=classifier.activation,
         **options,
     )
+
+
+def write_server_files(data, export_dir):
+    """Writes the server's configuration, and images to ask it about.
+
+    Args:
+        data: `datasets.Data` of the images; None for no images.
+        export_dir: directory of all models of a server.
+
+    Returns:
+        list of str: what was written.
+    """
     dd_keras.serving.write_server_config(export_dir)
-    written = [version, f"{export_dir}: models.config, batching.config"]
-    if data is not None and data.image_shape[-1] in (1, 3):
+    written = [f"{export_dir}: models.config, batching.config"]
+    if data is not None and endpoints.can_be_encoded(data.image_shape):
         written.append(_write_examples(data, export_dir))
     return written
 

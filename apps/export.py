@@ -104,11 +104,12 @@ def main():
         report = common.evaluate(classifier, data, chosen, None)
         print(report.table())
     stem = os.path.splitext(os.path.basename(FLAGS.model))[0]
-    written = common.export(
+    name = FLAGS.name or stem
+    version = common.export(
         classifier,
         data,
         FLAGS.export_dir,
-        FLAGS.name or stem,
+        name,
         version=FLAGS.version,
         image_dtype=FLAGS.image_dtype,
         max_pixels=FLAGS.max_pixels,
@@ -118,15 +119,17 @@ def main():
         warm_up_requests=FLAGS.warm_up,
         report=report,
         card={
-            "name": FLAGS.name or stem,
+            "name": name,
             "dataset": None if data is None else FLAGS.dataset,
-            "defense": _defense(training),
+            "defense": FLAGS.defense
+            and METHODS[FLAGS.defense].describe(training or {}),
             "training": training,
             "made_by": common.provenance()["command"],
         },
         **options,
     )
-    common.finish(written, started)
+    written = common.write_server_files(data, FLAGS.export_dir)
+    common.finish([version, *written], started)
 
 
 def _training_flags():
@@ -141,15 +144,6 @@ def _training_flags():
             "--results: expected the results.json of an app that trains; "
             f"received {FLAGS.results}: {type(error).__name__}: {error}"
         )
-
-
-def _defense(training):
-    """The defence and its settings, as far as they are known."""
-    if FLAGS.defense is None:
-        return None
-    method, told = METHODS[FLAGS.defense], training or {}
-    settings = {key: told[key] for key in method.settings if key in told}
-    return {"name": method.title, **settings}
 
 
 if __name__ == "__main__":

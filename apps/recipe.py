@@ -85,10 +85,10 @@ def run(dataset, **options):
         name: common.load_classifier(path, data).model
         for name, path in paths.items()
     }
+    sweep = [metrics.get("fgs", data.bounds)] if FLAGS.export_dir else []
     reports = {}
     for name, model in models.items():
         print(f"\nEvaluating: {TITLES[name]}")
-        sweep = [metrics.get("fgs", data.bounds)] if FLAGS.export_dir else []
         reports[name] = training.evaluate(model, test, *sweep)
 
     first = reports[REFERENCE].summary()
@@ -211,9 +211,8 @@ def _results(dataset, data, reports, seconds, curves, started):
 
 def _export(dataset, data, models, reports):
     """Exports all models; returns the paths of what was written."""
-    written = []
-    for name, model in models.items():
-        written += common.export(
+    versions = [
+        common.export(
             common.Classifier(model, None),
             data,
             FLAGS.export_dir,
@@ -227,7 +226,9 @@ def _export(dataset, data, models, reports):
                 "made_by": common.provenance()["command"],
             },
         )
-    return list(dict.fromkeys(written))  # the files of the server once
+        for name, model in models.items()
+    ]
+    return versions + common.write_server_files(data, FLAGS.export_dir)
 
 
 def _table(results):

@@ -330,13 +330,8 @@ def defense_of(name):
     """A defence and its settings, for a model card; None for the reference."""
     if name == REFERENCE:
         return None
-    method, told = METHODS[name], dataclasses.asdict(settings())
-    return {
-        "name": method.title,
-        **common.as_json(
-            {setting: told[setting] for setting in method.settings}
-        ),
-    }
+    told = common.as_json(dataclasses.asdict(settings()))
+    return METHODS[name].describe(told)
 
 
 def defend(

@@ -157,6 +157,18 @@ class Method(NamedTuple):
     prepare: Callable
     settings: tuple[str, ...] = ()
 
+    def describe(self, values):
+        """Its title and its settings, as far as they are known.
+
+        Args:
+            values: dict of names of `Settings` to their values.
+
+        Returns:
+            dict, for a model card.
+        """
+        known = {key: values[key] for key in self.settings if key in values}
+        return {"name": self.title, **known}
+
 
 _DEEP_DEFENSE = (
     *("lam", "c", "d", "norm", "max_iter", "candidates"),
