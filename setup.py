@@ -51,6 +51,7 @@ setuptools.setup(
             *EVALUATION,
             *SERVING,
             "foolbox>=3.3.4",
+            "hypothesis>=6.100",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
