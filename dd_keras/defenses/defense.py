@@ -5,7 +5,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from dd_keras import logits, losses, numerics
+from dd_keras import distribution, logits, losses, numerics
 from dd_keras.attacks import DeepFool, Forward
 from dd_keras.defenses import batch_norm as batch_normalization
 
@@ -183,7 +183,8 @@ class DefenseModel(keras.Model):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         with tf.GradientTape() as tape:
             found = self._objective(x, y, sample_weight, True)
-            scaled_loss = self.optimizer.scale_loss(found.total)
+            total = self._share_of_batch(found)
+            scaled_loss = self.optimizer.scale_loss(total)
         gradients = tape.gradient(scaled_loss, self.trainable_weights)
         self.optimizer.apply(_together(gradients), self.trainable_weights)
         if found.rho is not None:
@@ -220,7 +221,8 @@ class DefenseModel(keras.Model):
         return found, numerics.rho(found.perturbation, x, self.norm)
 
     def _objective(self, x, y, sample_weight, training):
-        """The `Objective` of a batch."""
+        """The `Objective` of a batch, or of a replica's part of it."""
+        x = distribution.not_empty(x)
         y_pred, forward = self._forward(x, training)
         labels = logits.sparse_labels(y, max(2, y_pred.shape[-1]))
         with tf.control_dependencies([labels]):  # checked before they are used
@@ -249,6 +251,27 @@ class DefenseModel(keras.Model):
         for metric in self.metrics:
             if metric.name == "loss":
                 metric.update_state(self.unscaled(total), batch_size)
+
+    def _share_of_batch(self, found):
+        """What this replica adds to the objective of the whole batch."""
+        share = distribution.batch_share(tf.shape(found.y_pred)[0])
+        if share is None:
+            return found.total
+        loss, regularizer = found.loss, found.regularizer
+        # A sum over the samples is what it is, whoever has how many of them.
+        if getattr(self.loss, "reduction", None) != "sum":
+            loss *= tf.cast(share, loss.dtype)
+        if regularizer is not None:
+            regularizer *= tf.cast(share, regularizer.dtype)
+        return found._replace(loss=loss, regularizer=regularizer).total
+
+    def get_metrics_result(self):
+        """The logs; rho only where it was measured."""
+        results = super().get_metrics_result()
+        # In a graph `train_step` does this: there the count is not known.
+        if tf.executing_eagerly() and not keras.ops.any(self.rho_tracker.count):
+            results.pop(self.rho_tracker.name, None)
+        return results
 
     def unscaled(self, value):
         """A loss as it is: Keras divides it by the number of replicas."""

@@ -1,0 +1,312 @@
+"""Training on several devices or machines: TensorFlow's own strategies.
+
+A model that is built and compiled in the scope of a strategy is trained by
+`fit` on all of its replicas: each takes its share of every batch, and all make
+the same update. Batch sizes are those of all replicas together.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras.src.backend.tensorflow import trainer as keras_trainer
+
+NAMES = ("none", "mirrored", "multi_worker")
+
+# What TensorFlow says in a worker whose partners are gone.
+_LOST = ("Collective ops is aborted", "heartbeat", "Connection reset")
+
+
+def strategy(name="none", *, replicas=None, cluster_resolver=None):
+    """A strategy of `tf.distribute`, by name.
+
+    Call it first of all: devices, and the connection to other workers, cannot
+    be set up any more once TensorFlow has computed something.
+
+    Args:
+        name: `"none"`: one device. `"mirrored"`: all GPUs of this machine, or
+            its CPU in several parts. `"multi_worker"`: several processes,
+            in general one a machine, each with all its GPUs. Each is started
+            with the same command, and told of the others by `TF_CONFIG`, as
+            TensorFlow documents it, or by Slurm's `srun`, or by
+            `cluster_resolver`.
+        replicas: of `"mirrored"`: number of devices; None for all GPUs there
+            are, or else one. Without a GPU it is the number of logical devices
+            that the CPU is parted into, which makes nothing faster; it shows
+            what several GPUs would compute.
+        cluster_resolver: of `"multi_worker"`: any
+            `tf.distribute.cluster_resolver.ClusterResolver`.
+
+    Returns:
+        A `tf.distribute.Strategy`.
+
+    Raises:
+        ValueError: if an argument is not as above, if there are fewer devices
+            than `replicas`, or if nothing tells of other workers.
+        RuntimeError: if the CPU is to be parted and TensorFlow is in use.
+
+    Example:
+        with dd_keras.distribution.strategy("mirrored").scope():
+            model = dd_keras.DeepDefenseModel(keras.models.load_model(path))
+            model.compile("sgd", "sparse_categorical_crossentropy")
+        model.fit(train, epochs=5)
+    """
+    if name not in NAMES:
+        raise ValueError(f"name: expected one of {NAMES}; received {name!r}.")
+    if replicas is not None and (
+        name != "mirrored" or type(replicas) is not int or replicas < 1
+    ):
+        raise ValueError(
+            "replicas: expected a positive integer, with 'mirrored', or None; "
+            f"received {replicas!r} with {name!r}."
+        )
+    if name != "none":
+        _mend_keras()
+    if name == "mirrored":
+        return tf.distribute.MirroredStrategy(_devices(replicas))
+    if name == "multi_worker":
+        return tf.distribute.MultiWorkerMirroredStrategy(
+            cluster_resolver or _cluster_resolver()
+        )
+    return tf.distribute.get_strategy()
+
+
+def _devices(replicas):
+    """The names of the devices to mirror the weights on."""
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    if not gpus:
+        _part_cpu(replicas or 1)
+    elif (replicas or 1) > gpus:
+        raise ValueError(
+            f"replicas: expected at most {gpus}, the GPUs of this machine; "
+            f"received {replicas}."
+        )
+    kind = "GPU" if gpus else "CPU"
+    return [f"{kind}:{place}" for place in range(replicas or gpus or 1)]
+
+
+def _part_cpu(parts):
+    """Makes several logical devices of the CPU, unless it is one that is."""
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    there = tf.config.get_logical_device_configuration(cpu) or [None]
+    if len(there) >= parts:
+        return
+    tf.config.set_logical_device_configuration(
+        cpu, [tf.config.LogicalDeviceConfiguration()] * parts
+    )
+
+
+def _cluster_resolver():
+    """Who the workers are, from the environment."""
+    given = os.environ.get("TF_CONFIG")
+    if given:
+        _check_tf_config(given)
+        return tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    if "SLURM_STEP_NUM_TASKS" in os.environ:
+        return _slurm_resolver()
+    raise ValueError(
+        "multi_worker: expected the environment to tell of the workers, in "
+        "TF_CONFIG as TensorFlow documents it, or as Slurm's srun does; "
+        "received neither."
+    )
+
+
+def _check_tf_config(given):
+    """TensorFlow's own errors tell nothing of where they come from."""
+    try:
+        config = json.loads(given)
+        task = config["task"]
+        members = config["cluster"][task["type"]]
+        address = members[task["index"]] if task["index"] >= 0 else None
+        if not isinstance(address, str):
+            raise TypeError(f"task {task} has no address")
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            'TF_CONFIG: expected JSON such as {"cluster": {"worker": '
+            '["host1:12345", "host2:12345"]}, "task": {"type": "worker", '
+            f'"index": 0}}}}; received {given!r} '
+            f"({type(error).__name__}: {error})."
+        ) from error
+
+
+def _slurm_resolver():
+    resolver = tf.distribute.cluster_resolver.SlurmClusterResolver
+    if "CUDA_VISIBLE_DEVICES" in os.environ or shutil.which("nvidia-smi"):
+        return resolver()
+    # It hands out a machine's GPUs to its tasks, and fails where there is
+    # none to hand out: let it believe in one a task.
+    tasks = int(os.environ["SLURM_STEP_NUM_TASKS"])
+    return resolver(gpus_per_node=tasks, gpus_per_task=1, auto_set_gpu=False)
+
+
+def is_chief():
+    """Whether this process, in the scope at hand, is the one that writes.
+
+    Of several workers one is; a process alone always is.
+    """
+    return worker_index() == 0
+
+
+def worker_index():
+    """The number of this process among the workers; 0 is the chief's."""
+    resolver = tf.distribute.get_strategy().cluster_resolver
+    if resolver is None or not resolver.task_type:
+        return 0
+    jobs = resolver.cluster_spec().as_dict()
+    if resolver.task_type == "chief":
+        return 0
+    return resolver.task_id + ("chief" in jobs)
+
+
+def num_workers():
+    """The number of processes that train, in the scope at hand."""
+    resolver = tf.distribute.get_strategy().cluster_resolver
+    if resolver is None or not resolver.task_type:
+        return 1
+    jobs = resolver.cluster_spec().as_dict()
+    return sum(len(jobs.get(job, ())) for job in ("chief", "worker"))
+
+
+def from_chief(value):
+    """What the chief has, for all workers; they wait for each other.
+
+    Args:
+        value: anything that JSON can hold; that of the chief counts.
+
+    Returns:
+        The chief's `value`.
+    """
+    if num_workers() == 1:
+        return value
+    code = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    length = int(_of_chief(np.int32(len(code))))
+    mine = np.resize(code, length).astype(np.int32)  # the chief's is as it is
+    text = _of_chief(mine).astype(np.uint8).tobytes()
+    return json.loads(text.decode())
+
+
+def barrier():
+    """Waits until all workers are here."""
+    from_chief(None)
+
+
+def _of_chief(array):
+    """The chief's array, of int32; all have the same shape."""
+    scope = tf.distribute.get_strategy()
+    mine = array if is_chief() else np.zeros_like(array)
+
+    @tf.function
+    def share():
+        context = tf.distribute.get_replica_context()
+        first = context.replica_id_in_sync_group == 0
+        value = tf.where(first, mine, tf.zeros_like(mine))
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+    return scope.experimental_local_results(scope.run(share))[0].numpy()
+
+
+def not_empty(x):
+    """A replica's part of a batch, once it is sure that there is one.
+
+    On the CPU, TensorFlow dies of a convolution of nothing.
+
+    Raises:
+        tf.errors.InvalidArgumentError: in the step, if there are several
+            replicas, and too few samples for all of them.
+    """
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    if replicas == 1:
+        return x
+    some = tf.debugging.assert_positive(
+        tf.shape(x)[0],
+        f"batch: expected samples for each of {replicas} replicas; choose a "
+        "batch size that leaves more of them in the last batch.",
+    )
+    with tf.control_dependencies([some]):
+        return tf.identity(x)
+
+
+def batch_share(samples):
+    """This replica's share of a batch, in units of an equal share.
+
+    Keras divides a mean over a replica's samples by the number of replicas,
+    and sums the gradients. That is the mean over the whole batch only if all
+    replicas have as many samples; times this share it always is.
+
+    Args:
+        samples: int32 scalar, the number of samples that this replica has.
+
+    Returns:
+        A float32 scalar; None where there is one replica.
+    """
+    context = tf.distribute.get_replica_context()
+    replicas = context.num_replicas_in_sync
+    if replicas == 1:
+        return None
+    samples = tf.cast(samples, tf.float32)
+    total = context.all_reduce(tf.distribute.ReduceOp.SUM, samples)
+    return replicas * samples / total
+
+
+@contextlib.contextmanager
+def lost_workers_named():
+    """Says so where TensorFlow fails as another worker is gone.
+
+    Raises:
+        RuntimeError: in place of TensorFlow's error.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if num_workers() == 1 or not any(t in str(error) for t in _LOST):
+            raise
+        raise RuntimeError(
+            f"worker {worker_index()}: another of the {num_workers()} workers "
+            "is gone (it failed, was stopped, or cannot be reached), and "
+            "training cannot go on without it. See its output; then start "
+            "all workers again."
+        ) from error
+
+
+def _mend_keras():
+    """Lets Keras `fit` under a `MultiWorkerMirroredStrategy`.
+
+    Keras 3.15 cannot (issue 20585 of keras-team/keras), for two reasons. To
+    build a model it takes the mean of the replicas' parts of a batch, where
+    one of them is needed; this also fails on one machine if they differ in
+    size. And it takes the mean of the workers' logs along their first axis,
+    where they are scalars.
+
+    tests/test_distribution.py tells when Keras can: then remove this.
+    """
+    reduce_per_replica = keras_trainer.reduce_per_replica
+    if hasattr(reduce_per_replica, "mended"):
+        return
+    trainer = keras_trainer.TensorFlowTrainer
+    symbolic_build = trainer._maybe_symbolic_build
+
+    def build(self, iterator=None, data_batch=None):
+        if iterator is not None and self._distribute_strategy is not None:
+            spread = next(next(iter(iterator))[2])
+            data_batch = keras.tree.map_structure(
+                lambda value: self.distribute_strategy.experimental_local_results(
+                    value
+                )[0],
+                spread,
+            )
+        symbolic_build(self, data_batch=data_batch)
+
+    def reduce(values, strategy, reduction):
+        if reduction != "auto":
+            return reduce_per_replica(values, strategy, reduction)
+        return keras.tree.map_structure(
+            lambda value: strategy.reduce("MEAN", value, axis=None), values
+        )
+
+    reduce.mended = True
+    trainer._maybe_symbolic_build = build
+    keras_trainer.reduce_per_replica = reduce
