@@ -5,7 +5,9 @@ from dd_keras import (
     attacks,
     datasets,
     defenses,
+    distribution,
     evaluation,
+    fitting,
     networks,
     serving,
 )
@@ -21,6 +23,7 @@ from dd_keras.defenses import (
     deepfool_dataset,
 )
 from dd_keras.evaluation import RobustnessReport, evaluate_robustness
+from dd_keras.fitting import KeepBest, resumable_fit
 from dd_keras.logits import logits_model
 from dd_keras.optimizers import CoupledSGD
 from dd_keras.serving import export
@@ -32,6 +35,7 @@ __all__ = [
     "CoupledSGD",
     "DeepDefenseModel",
     "DefenseModel",
+    "KeepBest",
     "LamRamp",
     "ParsevalConstraint",
     "RobustnessReport",
@@ -42,10 +46,13 @@ __all__ = [
     "datasets",
     "deepfool_dataset",
     "defenses",
+    "distribution",
     "evaluate_robustness",
     "evaluation",
     "export",
+    "fitting",
     "logits_model",
     "networks",
+    "resumable_fit",
     "serving",
 ]

@@ -293,9 +293,11 @@ def _mend_keras():
         if iterator is not None and self._distribute_strategy is not None:
             spread = next(next(iter(iterator))[2])
             data_batch = keras.tree.map_structure(
-                lambda value: self.distribute_strategy.experimental_local_results(
-                    value
-                )[0],
+                lambda value: (
+                    self.distribute_strategy.experimental_local_results(value)[
+                        0
+                    ]
+                ),
                 spread,
             )
         symbolic_build(self, data_batch=data_batch)

@@ -11,9 +11,10 @@ import tensorflow as tf
 
 from dd_keras.datasets import digits, folder, imagenet, tfds_sets
 from dd_keras.datasets.data import NAMES, Data, batches, check_images
+from dd_keras.datasets.epochs import Epochs
 from dd_keras.datasets.images import mean_subtracted
 
-__all__ = ["NAMES", "Data", "batches", "check_images", "load"]
+__all__ = ["NAMES", "Data", "Epochs", "batches", "check_images", "load"]
 
 # Sets of digits and letters: mirrored, they are others or none at all.
 _NEVER_FLIPPED = (

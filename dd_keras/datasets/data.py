@@ -15,6 +15,12 @@ _SHUFFLE_BUFFER = 60_000
 # Bytes that a cache, or a buffer of large images to shuffle, may fill.
 MEMORY = 2 * 2**30
 CHUNK = 256  # images at once in a pass over all; 200 MB of ImageNet's
+# Several workers share each batch, as several devices do: they compute what
+# one would. TensorFlow's default would deal out files where there are some.
+EVERY_SAMPLE = tf.data.Options()
+EVERY_SAMPLE.experimental_distribute.auto_shard_policy = (
+    tf.data.experimental.AutoShardPolicy.DATA
+)
 
 
 class Data(NamedTuple):
@@ -33,6 +39,9 @@ class Data(NamedTuple):
         resize: function, in the graph, from an image of any size, (H, W, C)
             in [0, 255], to one of `image_shape`, as the test images were
             made. None: `images.resize`, each side on its own.
+        epoch: function, in the graph, from the number of an epoch to its
+            training images, where `train` varies them; see `Epochs`. None:
+            they are always those of `train`.
     """
 
     train: tf.data.Dataset
@@ -42,6 +51,16 @@ class Data(NamedTuple):
     class_names: tuple[str, ...] | None = None
     cache: bool = True
     resize: Callable | None = None
+    epoch: Callable | None = None
+
+    def limited(self, images):
+        """The same with the first so many images of each split."""
+        vary = self.epoch
+        return self._replace(
+            train=self.train.take(images),
+            test=self.test.take(images),
+            epoch=vary and (lambda number: vary(number).take(images)),
+        )
 
     @property
     def image_shape(self):
@@ -85,31 +104,47 @@ def batches(dataset, preprocessing, batch_size, shuffle_seed=None, cache=True):
     Returns:
         A `tf.data.Dataset` of (B, H, W, C) float32 inputs and (B,) labels.
     """
-
-    def prepare(images):
-        if preprocessing is None:
-            return images
-        return images.map(lambda x, y: (preprocessing(x), y), tf.data.AUTOTUNE)
-
-    buffer = _SHUFFLE_BUFFER
     if cache:
-        size = dataset.cardinality()
-        dataset = prepare(dataset.batch(1024)).unbatch()
-        if size >= 0:  # neither unknown nor infinite
-            dataset = dataset.apply(
-                tf.data.experimental.assert_cardinality(size)
-            )
-        dataset = dataset.cache()
-    else:
-        image = dataset.element_spec[0]
-        numbers = image.shape.num_elements() or 1  # unknown: taken for small
-        buffer = min(buffer, max(1, MEMORY // (numbers * image.dtype.size)))
+        dataset, preprocessing = preprocessed(dataset, preprocessing), None
     if shuffle_seed is not None:
+        buffer = shuffle_buffer(dataset, bounded=not cache)
         dataset = dataset.shuffle(buffer, seed=shuffle_seed)
-    dataset = dataset.batch(batch_size)
-    if not cache:
-        dataset = prepare(dataset)
-    return dataset.prefetch(tf.data.AUTOTUNE)
+    dataset = dataset.batch(batch_size).with_options(EVERY_SAMPLE)
+    return batched(dataset, preprocessing)
+
+
+def preprocessed(dataset, preprocessing):
+    """All preprocessed inputs, kept in memory from the first pass on."""
+    size = dataset.cardinality()
+    dataset = _mapped(dataset.batch(1024), preprocessing).unbatch()
+    if size >= 0:  # neither unknown nor infinite
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(size))
+    return dataset.cache()
+
+
+def shuffle_buffer(dataset, bounded):
+    """How many images to shuffle at once.
+
+    Args:
+        dataset: unbatched `tf.data.Dataset` of (image, label).
+        bounded: whether they may be too large to keep in memory.
+    """
+    if not bounded:
+        return _SHUFFLE_BUFFER
+    image = dataset.element_spec[0]
+    numbers = image.shape.num_elements() or 1  # unknown: taken for small
+    return min(_SHUFFLE_BUFFER, max(1, MEMORY // (numbers * image.dtype.size)))
+
+
+def batched(batches, preprocessing):
+    """Batches as training takes them: preprocessed, and prefetched."""
+    return _mapped(batches, preprocessing).prefetch(tf.data.AUTOTUNE)
+
+
+def _mapped(batches, preprocessing):
+    if preprocessing is None:
+        return batches
+    return batches.map(lambda x, y: (preprocessing(x), y), tf.data.AUTOTUNE)
 
 
 def check_images(dataset, name, limit=None):

@@ -42,14 +42,16 @@ def load(name, data_dir, recipe, image_size, augment, seed):
     def centred(split):
         return split.map(lambda x, y: (middle(x), y), tf.data.AUTOTUNE)
 
+    varied = functools.partial(augmented, train, vary, seed)
     return Data(
-        augmented(train, vary, seed) if augment else centred(train),
+        varied() if augment else centred(train),
         centred(test),
         normalization((crop, crop, 3), -1, *moments),
         len(class_names),
         tuple(class_names),
         cache=False,
         resize=middle,
+        epoch=varied if augment else None,
     )
 
 

@@ -1,5 +1,7 @@
 """What is done with images, and the `Data` that most data sets make."""
 
+import functools
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -53,15 +55,15 @@ def mean_subtracted(train, test, class_names, image_size, augment, seed):
         split.map(lambda x, y: (tf.cast(x, tf.float32), tf.cast(y, tf.int64)))
         for split in (train, test)
     )
-    if augment:
-        train = augmented(train, flip, seed)
+    vary = functools.partial(augmented, train, flip, seed)
     return Data(
-        train,
+        vary() if augment else train,
         test,
         normalization(shape, (1, 2, 3), mean, np.ones_like(mean)),
         len(class_names),
         tuple(class_names),
         cache=fits and not augment,
+        epoch=vary if augment else None,
     )
 
 
@@ -80,9 +82,22 @@ def resize(image, size):
     return tf.clip_by_value(image, 0.0, 255.0)  # rounding may lead beyond
 
 
-def augmented(dataset, vary, seed):
-    """Applies `vary(image, seed)`, seeds (2,) int64, new in each epoch."""
-    seeds = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
+def augmented(dataset, vary, seed, epoch=None):
+    """Applies `vary(image, seed)`, seeds (2,) int64, new in each epoch.
+
+    Args:
+        dataset: unbatched `tf.data.Dataset` of (image, label).
+        vary: the function.
+        seed: of the seeds.
+        epoch: the number of one epoch, an int64 scalar, to be had again; None
+            for as many as the data set is gone through.
+    """
+    again = epoch is None
+    if not again:
+        seed = tf.random.stateless_uniform(
+            (), (seed, epoch), None, None, tf.int64
+        )
+    seeds = tf.data.Dataset.random(seed, rerandomize_each_iteration=again)
     # Seeds belong to elements, not to threads: the order of work is free.
     return tf.data.Dataset.zip(
         dataset, seeds.batch(2, drop_remainder=True)

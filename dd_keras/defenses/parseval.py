@@ -52,6 +52,11 @@ class ParsevalConstraint(keras.constraints.Constraint):
         self.seed = seed
         self._seeds = keras.random.SeedGenerator(seed)
 
+    @property
+    def variables(self):
+        """The state of the choice of rows, for checkpoints: Keras variables."""
+        return [self._seeds.state]
+
     def __call__(self, w):
         """The kernel after one step, of its shape and dtype."""
         units = w.shape[-1]

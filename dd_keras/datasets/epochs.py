@@ -1,0 +1,102 @@
+"""Training batches in an order that can be taken up anywhere."""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from dd_keras.datasets.data import (
+    EVERY_SAMPLE,
+    batched,
+    preprocessed,
+    shuffle_buffer,
+)
+
+
+class Epochs:
+    """Batches to train on, epoch after epoch, from any step on.
+
+    Each epoch has an order of its own, which follows from its number and
+    `seed` alone. So the same batches come again after an interruption, see
+    `resumable_fit`.
+
+    Iterating goes through the first epoch; `len` is the number of batches.
+
+    Args:
+        images: unbatched `tf.data.Dataset` of (image, label), its cardinality
+            known; or, as `Data.epoch`, a function from the number of an
+            epoch, an int64 scalar, to such a data set.
+        preprocessing: Keras layer or model applied to batches of images; None
+            for none.
+        batch_size: images a batch; the last of an epoch holds what is left.
+        seed: of the orders, an integer.
+        cache: whether to keep all preprocessed inputs in memory; not with a
+            function. As in `batches`.
+
+    Raises:
+        ValueError: if the number of images is not known, or zero.
+    """
+
+    def __init__(self, images, preprocessing, batch_size, seed=0, cache=True):
+        self.batch_size = batch_size
+        self.seed = seed
+        if isinstance(images, Callable):
+            self._images = images
+        else:
+            if cache:
+                images = preprocessed(images, preprocessing)
+                preprocessing = None
+            self._images = lambda number: images
+        self._preprocessing = preprocessing
+        first = self._images(tf.constant(0, tf.int64))
+        size = int(first.cardinality())
+        if size <= 0:
+            raise ValueError(
+                "images: expected a data set of one or more, whose "
+                f"cardinality is known; received {size}."
+            )
+        self._buffer = shuffle_buffer(first, bounded=not cache)
+        self._steps = -(-size // batch_size)
+
+    @classmethod
+    def of(cls, data, batch_size, seed=0):
+        """The training images of a `Data`."""
+        return cls(
+            data.epoch or data.train,
+            data.preprocessing,
+            batch_size,
+            seed,
+            data.cache,
+        )
+
+    def __len__(self):
+        return self._steps
+
+    def __iter__(self):
+        return iter(self.starting_at(0).take(self._steps))
+
+    def starting_at(self, epoch, step=0):
+        """All batches from one on, without an end.
+
+        Args:
+            epoch: number of the epoch, from 0.
+            step: number of the batch in it, from 0.
+
+        Returns:
+            A `tf.data.Dataset` of (B, H, W, C) inputs and (B,) labels.
+        """
+
+        def one(number):
+            # The order follows `seed` alone, whatever TensorFlow's own is.
+            tf.compat.v1.get_default_graph().seed = None
+            seed = tf.random.stateless_uniform(
+                (), (self.seed, number), None, None, tf.int64
+            )
+            images = self._images(number).shuffle(
+                self._buffer, seed, reshuffle_each_iteration=False
+            )
+            done = tf.where(number == epoch, step * self.batch_size, 0)
+            return images.skip(tf.cast(done, tf.int64)).batch(self.batch_size)
+
+        batches = tf.data.Dataset.counter(tf.cast(epoch, tf.int64))
+        batches = batches.flat_map(one).with_options(EVERY_SAMPLE)
+        return batched(batches, self._preprocessing)

@@ -1,0 +1,227 @@
+"""The state of a training, on disk: files that are whole or not there."""
+
+import contextlib
+import json
+import os
+import re
+import warnings
+import zipfile
+import zlib
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dd_keras import distribution, files
+
+# How many are kept: if the newest turns out damaged, the one before serves.
+KEPT = 2
+
+_NAME = "epoch_{:06d}_step_{:09d}.npz"
+_NAMES = re.compile(r"epoch_(\d{6})_step_(\d{9})\.npz")
+_NOTES = "notes"
+# What damaged files provoke.
+_DAMAGED = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile)
+_DAMAGED += (zlib.error, NotImplementedError)
+
+
+class DivergenceError(RuntimeError):
+    """A training whose loss or weights are no longer finite."""
+
+
+class State(NamedTuple):
+    """A training at the end of a step.
+
+    Attributes:
+        epoch: number of the epoch it is in, from 0.
+        step: number of its steps that are done.
+        values: arrays of all variables, in the order of `variables`.
+        notes: dict of what JSON can hold: what else there is to know.
+        arrays: dict of name to list of arrays: the same.
+    """
+
+    epoch: int
+    step: int
+    values: list
+    notes: dict
+    arrays: dict
+
+
+def variables(model):
+    """All that `fit` changes in a compiled model: list of Keras variables.
+
+    Weights, moving statistics, the state of random generators, also of those
+    in constraints; the optimizer's; the metrics'.
+    """
+    optimizer, found = model.optimizer, list(model.variables)
+    if optimizer is not None:
+        optimizer.build(model.trainable_variables)
+        found += optimizer.variables
+    found += model.metrics_variables
+    for weight in model.weights:
+        found += getattr(weight.constraint, "variables", [])
+    return list({id(variable): variable for variable in found}.values())
+
+
+class Checkpoints:
+    """The newest states of one training, in a directory of their own.
+
+    Of several workers the chief writes; all read, so that the directory must
+    be one that all of them see.
+
+    Args:
+        directory: where they are kept; made if missing.
+    """
+
+    def __init__(self, directory):
+        self.directory = directory
+
+    def save(self, model, epoch, step, notes, arrays):
+        """Writes the state of a model, and removes the oldest.
+
+        All workers must call this, as it gathers the metrics of all of them.
+
+        Args:
+            model: compiled `keras.Model`.
+            epoch: see `State`, as the next.
+            step: number of its steps that are done.
+            notes: what else there is to know.
+            arrays: the same.
+
+        Raises:
+            DivergenceError: if a weight is not finite: such a state is of no
+                use, and would drive out those that are.
+            OSError: if it cannot be written. Those before stay.
+        """
+        values = [_read(variable) for variable in variables(model)]
+        broken = first_not_finite(model)
+        if broken:
+            raise DivergenceError(
+                f"epoch {epoch + 1}, step {step}: the weight '{broken}' is no "
+                "longer finite."
+            )
+        if not distribution.is_chief():
+            return
+        content = {f"values/{i}": value for i, value in enumerate(values)}
+        for name, items in arrays.items():
+            content |= {f"{name}/{i}": item for i, item in enumerate(items)}
+        content[_NOTES] = np.array(
+            json.dumps(
+                {
+                    "epoch": epoch,
+                    "step": step,
+                    "variables": _description(model),
+                    "arrays": {name: len(v) for name, v in arrays.items()},
+                    "notes": notes,
+                }
+            )
+        )
+        path = os.path.join(self.directory, _NAME.format(epoch, step))
+        with files.whole(path) as part, open(part, "wb") as file:
+            np.savez(file, **content)
+            file.flush()
+            os.fsync(file.fileno())
+        for _, old in self._paths()[:-KEPT]:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(old)
+
+    def newest(self, model):
+        """The newest `State` that is whole, or None.
+
+        Args:
+            model: the compiled model that it is to be of.
+
+        Raises:
+            ValueError: if it is of another model.
+        """
+        chosen = None
+        if distribution.is_chief():
+            chosen = self._newest_whole()
+        chosen = distribution.from_chief(chosen)
+        if chosen is None:
+            return None
+        path = os.path.join(self.directory, chosen)
+        state, described = _load(path)
+        wanted = _description(model)
+        if described != wanted:
+            raise ValueError(
+                f"{path}: expected a checkpoint of this model; it is of "
+                f"another: {_difference(described, wanted)}."
+            )
+        return state
+
+    def _newest_whole(self):
+        """The name of the newest file that can be read, or None."""
+        for _, path in reversed(self._paths()):
+            try:
+                _load(path)
+            except _DAMAGED as error:
+                warnings.warn(
+                    f"{path}: expected a whole checkpoint; it is damaged "
+                    f"({type(error).__name__}: {error}). The one before it is "
+                    "taken, if there is one.",
+                    stacklevel=4,
+                )
+            else:
+                return os.path.basename(path)
+        return None
+
+    def _paths(self):
+        """((epoch, step), path) of all checkpoints, the newest last."""
+        with contextlib.suppress(FileNotFoundError):
+            return sorted(
+                (tuple(map(int, match.groups())), entry.path)
+                for entry in os.scandir(self.directory)
+                if (match := _NAMES.fullmatch(entry.name))
+            )
+        return []
+
+
+def first_not_finite(model):
+    """The path of the first weight with NaN or infinity; None for none."""
+    for weight in model.weights:
+        value = _read(weight)
+        if value.dtype.kind == "f" and not np.all(np.isfinite(value)):
+            return weight.path
+    return None
+
+
+def _read(variable):
+    """The value of a variable, of all replicas and workers where it is so."""
+    return tf.convert_to_tensor(variable.value).numpy()
+
+
+def _description(model):
+    """Name, shape and dtype of each variable, to tell models apart."""
+    # Names alone: paths begin with a name that counts the models made before.
+    return [
+        [v.name, list(v.shape), keras.backend.standardize_dtype(v.dtype)]
+        for v in variables(model)
+    ]
+
+
+def _difference(found, wanted):
+    """The first variable in which two models differ, in words."""
+    for one, other in zip(found, wanted, strict=False):
+        if one != other:
+            return f"it has {one} where this model has {other}"
+    return f"it has {len(found)} variables, this model {len(wanted)}"
+
+
+def _load(path):
+    """A checkpoint as (`State`, the description of its model)."""
+    with open(path, "rb") as file, np.load(file) as content:
+        told = json.loads(str(content[_NOTES]))
+
+        def read(name, number):
+            return [content[f"{name}/{i}"] for i in range(number)]
+
+        state = State(
+            told["epoch"],
+            told["step"],
+            read("values", len(told["variables"])),
+            told["notes"],
+            {name: read(name, n) for name, n in told["arrays"].items()},
+        )
+    return state, told["variables"]

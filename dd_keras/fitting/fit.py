@@ -1,0 +1,299 @@
+"""`fit` that goes on where it was killed."""
+
+import csv
+import io
+import signal
+import time
+
+import keras
+
+from dd_keras import distribution, files
+from dd_keras.fitting import checkpoint, guards
+
+
+class Interrupted(KeyboardInterrupt):
+    """A training that was told to stop, and wrote a checkpoint.
+
+    Attributes:
+        signal: the number of the signal.
+    """
+
+    def __init__(self, message, number):
+        super().__init__(message)
+        self.signal = number
+
+
+def resumable_fit(
+    model,
+    train,
+    epochs,
+    checkpoint_dir,
+    *,
+    checkpoint_steps=None,
+    validation_data=None,
+    validation_freq=1,
+    best=None,
+    log=None,
+    callbacks=(),
+    verbose="auto",
+):
+    """Trains a model; killed at any moment, the same call goes on.
+
+    The state is written after each epoch, before each validation, and every
+    `checkpoint_steps`: weights, optimizer, random generators, metrics, and
+    what was logged. The same call in a new process takes the newest state
+    that is whole, and goes on with the step after it. On one CPU it then ends
+    with the weights, to the bit, and the logs of a training that was never
+    interrupted.
+
+    Ctrl-C or SIGTERM end it after the step at hand, with a checkpoint (of
+    several workers, without one).
+
+    Args:
+        model: a compiled `keras.Model`, made anew as it was at first (the
+            same seed, the same arguments).
+        train: `datasets.Epochs`.
+        epochs: number of epochs in all.
+        checkpoint_dir: where the states of this training are kept, the two
+            newest. Remove it when it is no longer needed.
+        checkpoint_steps: steps from one state to the next within an epoch;
+            None for none.
+        validation_data: as for `keras.Model.fit`.
+        validation_freq: as for `keras.Model.fit`.
+        best: `KeepBest`, or None to end with the last weights.
+        log: CSV file of what each epoch logged, whole at any time; None for
+            none.
+        callbacks: further ones. They must not keep anything from step to step
+            that training depends on, as it would be lost.
+        verbose: as for `keras.Model.fit`.
+
+    Returns:
+        (list of dict, what each epoch logged; seconds that training took, over
+        all processes).
+
+    Raises:
+        DivergenceError: if loss or weights are no longer finite. The last
+            state before it is kept.
+        OutOfMemoryError: if a step does not fit into memory.
+        Interrupted: after Ctrl-C, or SIGTERM.
+        ValueError: if `checkpoint_dir` is of another training, or
+            `checkpoint_steps` not positive.
+        RuntimeError: if another worker is gone.
+        OSError: if a state cannot be written. Those before are kept.
+    """
+    if checkpoint_steps is not None and not (
+        type(checkpoint_steps) is int and checkpoint_steps > 0
+    ):
+        raise ValueError(
+            "checkpoint_steps: expected a positive integer or None; received "
+            f"{checkpoint_steps!r}."
+        )
+    with (
+        model.distribute_strategy.scope(),
+        distribution.lost_workers_named(),
+        guards.StopSignals() as signals,
+        guards.memory_advice(model),
+    ):
+        _build(model, train)
+        progress = _Progress(
+            model, train, checkpoint_dir, checkpoint_steps, best, log, signals
+        )
+        epoch, step = progress.position
+        if progress.position != (0, 0):
+            print(f"Going on from epoch {epoch + 1}, step {step}.")
+        steps = len(train)
+        model.fit(
+            train.starting_at(epoch + step // steps, step % steps),
+            steps_per_epoch=steps,
+            epochs=epochs,
+            initial_epoch=epoch,
+            validation_data=validation_data,
+            validation_freq=validation_freq,
+            shuffle=False,  # the data set shuffles itself
+            # Errors before states: none is written of a loss of NaN.
+            callbacks=[
+                guards.StopAtNaN(progress.batch),
+                *callbacks,
+                *([] if best is None else [best]),
+                progress,
+            ],
+            verbose=verbose if distribution.is_chief() else 0,
+        )
+    return progress.logs, progress.seconds
+
+
+def _build(model, train):
+    """Makes the optimizer's and the metrics' variables, to restore them."""
+    model.optimizer.build(model.trainable_variables)
+    batch = keras.tree.map_structure(
+        lambda values: values[:1], next(iter(train))
+    )
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+
+    def measure():
+        y_pred = model(x, training=False)
+        model.compute_metrics(x, y, y_pred, sample_weight)
+
+    model.distribute_strategy.run(measure)
+    model.reset_metrics()
+
+
+class _Progress(keras.callbacks.Callback):
+    """Writes the states of a training, and takes it up from one.
+
+    Keras begins an epoch at its first step. To begin in the middle of one,
+    the steps that are done are gone through without doing anything: the
+    epoch, its progress bar and the callbacks count as ever.
+    """
+
+    def __init__(self, model, train, directory, every, best, log, signals):
+        super().__init__()
+        self._train, self._every, self._log = train, every, log
+        self._best, self._signals = best, signals
+        self._checkpoints = checkpoint.Checkpoints(directory)
+        self._epoch, self._done = 0, 0  # where it is
+        self._last_logs = {}  # of the last step
+        self._validating = False
+        self.logs, self._seconds, self._started = [], 0.0, time.time()
+        self._state = self._checkpoints.newest(model)
+        self.position = (0, 0)
+        if self._state is not None:
+            self._read_notes()
+
+    @property
+    def seconds(self):
+        """What training took so far, over all processes."""
+        return self._seconds + time.time() - self._started
+
+    def batch(self, epoch, step):
+        """The batch of a step."""
+        return next(iter(self._train.starting_at(epoch, step)))
+
+    def _read_notes(self):
+        state = self._state
+        notes = state.notes
+        if notes["steps"] != len(self._train):
+            raise ValueError(
+                f"checkpoint_dir: expected {self._checkpoints.directory} to be "
+                f"of a training of {len(self._train)} steps an epoch; it is of "
+                f"one of {notes['steps']}."
+            )
+        self.position = state.epoch, state.step
+        self.logs, self._seconds = notes["logs"], notes["seconds"]
+        self._last_logs = notes["last_logs"]
+        if self._best is not None:
+            self._best.best = notes["best"]
+            self._best.weights = state.arrays["best"]
+
+    def on_train_begin(self, logs=None):
+        """Restores the weights."""
+        self._restore()
+        self._write_log()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Restores the metrics, which Keras has just reset."""
+        self._epoch, self._done = epoch, 0
+        if self._replays():
+            self._restore()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        """Lets a step that is done already do nothing."""
+        if not self._replays():
+            return
+        if batch < self.position[1]:
+            self.model.train_function = lambda iterator: dict(self._last_logs)
+        elif batch == self.position[1]:
+            self.model.make_train_function(force=True)
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Writes a state, if it is time."""
+        self._done = batch + 1
+        if self._replays() and self._done <= self.position[1]:
+            return
+        self._last_logs = {name: float(v) for name, v in logs.items()}
+        if self._signals.received is not None:
+            self._stop()
+        if self._every and self._done % self._every == 0:
+            self._save(self._epoch, self._done)
+
+    def on_test_begin(self, logs=None):
+        """Writes a state: validation may take longer than the epoch."""
+        self._validating = True
+        if not self._replays() or self._done > self.position[1]:
+            self._save(self._epoch, self._done)
+
+    def on_test_batch_end(self, batch, logs=None):
+        """Stops, if told to."""
+        if self._signals.received is not None:
+            self._stop()
+
+    def on_test_end(self, logs=None):
+        """Notes that training goes on."""
+        self._validating = False
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Writes the log and a state."""
+        if self._replays():  # a part of an epoch that is all done
+            self.model.make_train_function(force=True)
+        self.logs.append({name: float(v) for name, v in (logs or {}).items()})
+        self._write_log()
+        self._save(epoch + 1, 0)
+        self._epoch, self._done = epoch + 1, 0
+        if self._signals.received is not None:
+            self._stop(saved=True)
+
+    def _replays(self):
+        """Whether this is an epoch that was begun before."""
+        return self.position[1] > 0 and self._epoch == self.position[0]
+
+    def _restore(self):
+        if self._state is None:
+            return
+        for variable, value in zip(
+            checkpoint.variables(self.model), self._state.values, strict=True
+        ):
+            variable.assign(value)
+
+    def _save(self, epoch, step):
+        best = self._best
+        self._checkpoints.save(
+            self.model,
+            epoch,
+            step,
+            {
+                "steps": len(self._train),
+                "logs": self.logs,
+                "last_logs": self._last_logs,
+                "seconds": self.seconds,
+                "best": None if best is None else best.best,
+            },
+            {"best": [] if best is None else best.weights},
+        )
+
+    def _stop(self, saved=False):
+        """Ends the training as a signal asked for."""
+        number = self._signals.received
+        alone = distribution.num_workers() == 1
+        if alone and not saved and not self._validating:
+            self._save(self._epoch, self._done)
+        where = f"epoch {self._epoch + 1}, step {self._done}"
+        there = "there" if alone else "its last checkpoint"
+        raise Interrupted(
+            f"stopped by {signal.Signals(number).name} in {where}; started "
+            f"again, it goes on from {there}.",
+            number,
+        )
+
+    def _write_log(self):
+        """Writes what the epochs logged so far."""
+        if self._log is None or not distribution.is_chief():
+            return
+        text = io.StringIO()
+        names = list(dict.fromkeys(n for logs in self.logs for n in logs))
+        table = csv.DictWriter(
+            text, ["epoch", *names], restval="", lineterminator="\n"
+        )
+        table.writeheader()
+        for epoch, logs in enumerate(self.logs):
+            table.writerow({"epoch": epoch, **logs})
+        files.write_text(text.getvalue(), self._log)

@@ -1,0 +1,129 @@
+"""A training that fails says where, and what may help."""
+
+import contextlib
+import math
+import signal
+import threading
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dd_keras.fitting.checkpoint import DivergenceError, first_not_finite
+
+
+class OutOfMemoryError(RuntimeError):
+    """A step that does not fit into memory."""
+
+
+class StopAtNaN(keras.callbacks.Callback):
+    """Ends a training with an error once its loss is no longer finite.
+
+    Args:
+        batch_of: function from the numbers of an epoch and a step to the
+            batch that it was trained on, to look for the cause in; or None.
+
+    Raises:
+        DivergenceError: in `fit`.
+    """
+
+    def __init__(self, batch_of=None):
+        super().__init__()
+        self.batch_of = batch_of
+        self._epoch = 0
+        self._last = math.nan
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Notes the epoch."""
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Looks at the loss, the mean over the epoch so far."""
+        loss = float((logs or {}).get("loss", 0.0))
+        if not math.isfinite(loss):
+            raise DivergenceError(
+                f"epoch {self._epoch + 1}, step {batch + 1}: the loss is "
+                f"{loss} (it was {self._last:.4g} before). "
+                f"{self._cause(batch)}"
+            )
+        self._last = loss
+
+    def _cause(self, step):
+        if self.batch_of is not None:
+            inputs = np.asarray(self.batch_of(self._epoch, step)[0])
+            finite = np.isfinite(inputs).reshape(len(inputs), -1).all(axis=1)
+            if not finite.all():
+                return (
+                    f"The likely cause: of the {len(inputs)} inputs of this "
+                    f"batch {np.sum(~finite)} hold NaN or infinity, the first "
+                    f"of them input {np.argmin(finite)}."
+                )
+        weight = first_not_finite(self.model)
+        diverged = (
+            f"the weight '{weight}' is not finite either"
+            if weight
+            else "the weights are still finite"
+        )
+        return (
+            f"Its inputs are finite; {diverged}. The likely cause: the "
+            "updates are too large. A smaller learning rate or lam may help."
+        )
+
+
+@contextlib.contextmanager
+def memory_advice(model):
+    """Says what makes a step smaller, where it does not fit into memory.
+
+    Raises:
+        OutOfMemoryError: in place of TensorFlow's error.
+    """
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        attack = getattr(model, "attack", None)
+        candidates = getattr(attack, "candidates", None)
+        raise OutOfMemoryError(
+            "a step does not fit into memory. What makes it smaller, the "
+            "mildest first: a smaller batch (`gradient_accumulation_steps` of "
+            "the Keras optimizer updates as if it were a larger one); fewer "
+            "candidates of the attack, `DeepFool(candidates=5)` (now "
+            f"{candidates or 'all classes'}); the same batch on more devices, "
+            "`distribution.strategy`; smaller images. Fewer iterations of the "
+            "attack do not help: they are computed again, one by one, on the "
+            f"way back. TensorFlow says: {error.message.splitlines()[0]}"
+        ) from error
+
+
+class StopSignals:
+    """Turns Ctrl-C and SIGTERM into a question that is asked between steps.
+
+    The first signal is noted; the second interrupts at once. Only the main
+    thread is told of signals; elsewhere this does nothing.
+
+    Attributes:
+        received: the number of the signal; None for none.
+    """
+
+    _WATCHED = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self):
+        self.received = None
+        self._before = {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            self._before = {
+                number: signal.signal(number, self._note)
+                for number in self._WATCHED
+            }
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, frame):
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+        print("\nStopping after this step; once more to stop at once.")
