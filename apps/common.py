@@ -1,5 +1,6 @@
 """What all apps do alike: classifiers and data in, files and errors out."""
 
+import contextlib
 import datetime
 import functools
 import json
@@ -7,6 +8,7 @@ import math
 import os
 import platform
 import shlex
+import signal
 import sys
 import time
 from typing import NamedTuple
@@ -21,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 import dd_keras
-from dd_keras import datasets, files, logits, tables
+from dd_keras import datasets, distribution, files, logits, tables
 from dd_keras.serving import endpoints
 
 FLAGS = flags.FLAGS
@@ -30,6 +32,9 @@ FLAGS = flags.FLAGS
 _CHECKED = 10_000
 
 _EXAMPLES = 4  # test images beside an export
+
+# Output directories are this process' own until its app ends.
+_OWNED = contextlib.ExitStack()
 
 # What a SavedModel may call its outputs, and what these then are.
 _OUTPUTS = {"logits": "linear", "probabilities": "softmax"}
@@ -121,7 +126,7 @@ def main(run):
     """Makes `run()` what `app.run` takes.
 
     An argument that is no flag is a usage error; a bad input that `run`
-    raises an error for ends the program with one line.
+    raises an error for, a full disk or Ctrl-C end the program with one line.
     """
 
     @functools.wraps(run)
@@ -132,9 +137,14 @@ def main(run):
         if not FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
         try:
-            run()
-        except (ImportError, RuntimeError, ValueError) as error:
+            with _OWNED:
+                run()
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
             fail(error)
+        except KeyboardInterrupt as interrupt:
+            print(f"\n{interrupt or 'Interrupted.'}", file=sys.stderr)
+            number = getattr(interrupt, "signal", signal.SIGINT)
+            raise SystemExit(128 + number) from None  # as shells have it
 
     return checked
 
@@ -154,11 +164,10 @@ def load_data(name, **options):
             name, FLAGS.data_dir, image_size=FLAGS.image_size, **options
         )
         if FLAGS.limit is not None:
-            data = data._replace(
-                train=data.train.take(FLAGS.limit),
-                test=data.test.take(FLAGS.limit),
-            )
-        for split in ("train", "test"):
+            data = data.limited(FLAGS.limit)
+        for split in ("train", "test", "validation"):
+            if getattr(data, split) is None:
+                continue
             datasets.check_images(
                 getattr(data, split),
                 f"{name} {split}",
@@ -381,6 +390,8 @@ def as_json(values):
 
 def writable_directory(path, flag="output_dir"):
     """Makes the directory of a flag; fails where it cannot be written."""
+    if not distribution.is_chief():
+        return path
     try:
         os.makedirs(path, exist_ok=True)
         probe = os.path.join(path, ".writable")
@@ -389,6 +400,25 @@ def writable_directory(path, flag="output_dir"):
         os.remove(probe)
     except OSError as error:
         fail(f"--{flag}: expected a directory to write to; {error}.")
+    return path
+
+
+def own_directory(path):
+    """Makes --output_dir, for this process alone until its app ends.
+
+    Raises:
+        SystemExit: with a message, if it cannot be written, or another
+            process owns it.
+    """
+    writable_directory(path)
+    if distribution.is_chief():
+        try:
+            _OWNED.enter_context(files.locked(path))
+        except BlockingIOError:
+            fail(
+                f"--output_dir: {path} is in use by another run. Wait for it, "
+                "or choose another."
+            )
     return path
 
 

@@ -59,7 +59,7 @@ def main():
         common.fail(
             f"--ours: expected one of {list(paths)}; received {FLAGS.ours!r}."
         )
-    output_dir = common.writable_directory(FLAGS.output_dir)
+    output_dir = common.own_directory(FLAGS.output_dir)
     data = common.load_evaluation_data()
     classifiers = {
         name: common.load_classifier(path, data, FLAGS.activation)

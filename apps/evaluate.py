@@ -44,7 +44,7 @@ flags.DEFINE_list(
 def main():
     """Evaluates a classifier, from flags to files."""
     started = time.time()
-    output_dir = common.writable_directory(FLAGS.output_dir)
+    output_dir = common.own_directory(FLAGS.output_dir)
     data = common.load_evaluation_data()
     classifier = common.load_classifier(FLAGS.model, data, FLAGS.activation)
     chosen = [metrics.get(name, data.bounds) for name in FLAGS.metrics]

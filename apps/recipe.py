@@ -3,6 +3,9 @@
 An app declares its flags with `define_flags` and hands its data set's name to
 `run`. So that the gain is the method's, the reference is also fine-tuned for
 as many epochs without a defence ("clean").
+
+Killed at any moment, the same command goes on: with the stage it was in, from
+its last checkpoint.
 """
 
 import math
@@ -12,11 +15,12 @@ import time
 
 import common  # before TensorFlow, which it quietens
 import numpy as np
+import runs
 import training
 from absl import flags
 from training import REFERENCE, TITLES
 
-from dd_keras import files, logits, tables
+from dd_keras import distribution, files, logits, tables
 from dd_keras.defenses import METHODS
 from dd_keras.evaluation import figures, metrics
 
@@ -53,6 +57,12 @@ def define_flags(archs, **defaults):
     flags.DEFINE_bool(
         "eval_only", False, "Evaluate the models in --output_dir; train none."
     )
+    flags.DEFINE_bool(
+        "overwrite",
+        False,
+        "Start anew where --output_dir holds a finished run, or one with "
+        "other settings.",
+    )
 
 
 def run(dataset, **options):
@@ -67,31 +77,94 @@ def run(dataset, **options):
             an input is bad or training fails; see `common.main`.
     """
     started = time.time()
-    output_dir = common.writable_directory(FLAGS.output_dir)
-    if FLAGS.export_dir:
-        common.writable_directory(FLAGS.export_dir, "export_dir")
-    data = training.load_data(dataset, **options)
-    test = training.test_batches(data)
-    paths = {
-        name: os.path.join(output_dir, f"{name}.keras")
-        for name in (REFERENCE, *FLAGS.defense)
-    }
-    seconds, curves = {}, {}
-    if FLAGS.eval_only:
-        paths[REFERENCE] = FLAGS.reference or paths[REFERENCE]
-    else:
-        seconds, curves = _train(data, test, paths)
+    strategy = training.start()
+    with strategy.scope():
+        output_dir = common.own_directory(FLAGS.output_dir)
+        if FLAGS.export_dir:
+            common.writable_directory(FLAGS.export_dir, "export_dir")
+        data = training.load_data(dataset, **options)
+        paths = {
+            name: os.path.join(output_dir, f"{name}.keras")
+            for name in (REFERENCE, *FLAGS.defense)
+        }
+        if FLAGS.eval_only:
+            paths[REFERENCE] = FLAGS.reference or paths[REFERENCE]
+            progress, trained = None, {}
+        else:
+            progress = _progress(dataset, options, output_dir)
+            trained = _train(data, progress, paths)
+        if not distribution.is_chief():
+            print("The chief evaluates, and writes.")
+            return
+    _evaluate(dataset, data, paths, progress, trained, started)
+
+
+def _progress(dataset, options, output_dir):
+    """The `runs.Run` of the flags."""
+    return runs.Run(
+        os.path.join(output_dir, "checkpoints"),
+        training.identity(sys.modules[__name__], dataset=dataset, **options),
+        finished=os.path.join(output_dir, "results.json"),
+        overwrite=FLAGS.overwrite,
+    )
+
+
+def _train(data, progress, paths):
+    """Trains all models that are not yet; returns what `runs.Run` keeps."""
+    train = training.training_batches(data)
+    validation = training.validation_batches(data)
+    trained = {name: progress.result(name) for name in paths}
+    if trained[REFERENCE] is None:
+        reference, seconds = training.train_reference(
+            data, train, progress.checkpoints(REFERENCE)
+        )
+        training.save_preprocessing(data, FLAGS.output_dir)
+        training.save(reference, paths[REFERENCE])
+        trained[REFERENCE] = {"seconds": seconds}
+        progress.keep(REFERENCE, trained[REFERENCE])
+    for name in FLAGS.defense:
+        if trained[name] is not None:
+            continue
+        print(f"\nFine-tuning: {TITLES[name]}")
+        classifier = common.load_classifier(paths[REFERENCE], data).model
+        seconds, curve = training.defend(
+            name, classifier, train, validation, progress.checkpoints(name)
+        )
+        training.save(classifier, paths[name])
+        trained[name] = {"seconds": seconds, "curve": curve}
+        progress.keep(name, trained[name])
+    return trained
+
+
+def _evaluate(dataset, data, paths, progress, trained, started):
+    """Evaluates all models, and writes what is known of them."""
+    output_dir, test = FLAGS.output_dir, training.test_batches(data)
     models = {
         name: common.load_classifier(path, data).model
         for name, path in paths.items()
     }
+
+    def measured(name, batches, *more):
+        return training.evaluate(
+            models[name],
+            batches,
+            *more,
+            checkpoint_dir=progress
+            and progress.checkpoints(f"evaluation_{name}_{len(more)}"),
+        )
+
     sweep = [metrics.get("fgs", data.bounds)] if FLAGS.export_dir else []
     reports = {}
-    for name, model in models.items():
+    for name in models:
         print(f"\nEvaluating: {TITLES[name]}")
-        reports[name] = training.evaluate(model, test, *sweep)
+        reports[name] = measured(name, test, *sweep)
 
+    curves = {n: r["curve"] for n, r in trained.items() if "curve" in r}
     first = reports[REFERENCE].summary()
+    if curves and data.validation is not None:
+        print(f"\nEvaluating on the held-out images: {TITLES[REFERENCE]}")
+        batches = training.validation_batches(data)
+        first = training.evaluate(models[REFERENCE], batches).summary()
     for curve in curves.values():  # epoch 0 is the reference
         curve["accuracy"].insert(0, first["accuracy"])
         curve["rho"].insert(0, first[f"rho{FLAGS.norm:g}"])
@@ -110,7 +183,10 @@ def run(dataset, **options):
                 part,
                 FLAGS.norm,
             )
-    results = _results(dataset, data, reports, seconds, curves, started)
+    results = _results(dataset, data, reports, progress, trained, started)
+    if FLAGS.export_dir:
+        written += _export(dataset, data, models, reports)
+    # Last of all: it tells that the run came to its end.
     written.append(
         os.path.join(
             output_dir,
@@ -118,32 +194,12 @@ def run(dataset, **options):
         )
     )
     common.write_json(results, written[-1])
-    if FLAGS.export_dir:
-        written += _export(dataset, data, models, reports)
-    if not FLAGS.eval_only:
+    if progress is not None:
+        progress.finish()
         logs = os.path.join(output_dir, "logs")
         written.append(f"{logs}: per-epoch CSV, TensorBoard")
     print(f"\n{_table(results)}")
     common.finish(written, started)
-
-
-def _train(data, test, paths):
-    """Trains all models; returns their seconds and convergence curves."""
-    seconds, curves = {}, {}
-    train = training.training_batches(data)
-    reference, taken = training.train_reference(data, train)
-    if taken is not None:
-        seconds[REFERENCE] = taken
-    training.save_preprocessing(data, FLAGS.output_dir)
-    training.save(reference, paths[REFERENCE])
-    for name in FLAGS.defense:
-        print(f"\nFine-tuning: {TITLES[name]}")
-        classifier = common.load_classifier(paths[REFERENCE], data).model
-        seconds[name], curves[name] = training.defend(
-            name, classifier, train, test
-        )
-        training.save(classifier, paths[name])
-    return seconds, curves
 
 
 def _draw(models, reports, data, path):
@@ -185,7 +241,7 @@ def _draw(models, reports, data, path):
         figures.adversarial_images(images, labels[chosen], attacked, part)
 
 
-def _results(dataset, data, reports, seconds, curves, started):
+def _results(dataset, data, reports, progress, trained, started):
     """All numbers of a run, with what made them."""
     summaries = {name: report.summary() for name, report in reports.items()}
     rho = f"rho{FLAGS.norm:g}"
@@ -194,15 +250,24 @@ def _results(dataset, data, reports, seconds, curves, started):
         summaries[name]["rho_ratio"] = (
             summaries[name][rho] / first[rho] if first[rho] else None
         )
+    held_out = data.validation is not None
     return {
         "dataset": {
             "name": dataset,
             "train": int(data.train.cardinality()),
             "test": int(data.test.cardinality()),
+            "held_out": int(data.validation.cardinality()) if held_out else 0,
         },
         "models": summaries,
-        "training_seconds": seconds,
-        "curves": curves,
+        "training_seconds": {
+            name: result["seconds"]
+            for name, result in trained.items()
+            if result["seconds"] is not None
+        },
+        "curves": {n: r["curve"] for n, r in trained.items() if "curve" in r},
+        "curves_are_of": "held-out images" if held_out else "test images",
+        # Training over all starts, all else in the last.
+        "starts": progress.starts if progress else 1,
         "total_seconds": time.time() - started,
         "flags": common.flag_values(sys.modules[__name__]),
         **common.provenance(),

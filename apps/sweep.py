@@ -23,6 +23,7 @@ import time
 from typing import NamedTuple
 
 import common  # before TensorFlow, which it quietens
+import runs
 import training
 from absl import app, flags
 
@@ -57,7 +58,27 @@ flags.register_validator(
     message="--figure must be 3, 4, or 3,4.",
 )
 
+flags.register_validator(
+    "distribution",
+    lambda name: name != "multi_worker",
+    message="--distribution must be none or mirrored: several workers do more "
+    "with a part of the runs each.",
+)
+flags.register_validator(
+    "keep",
+    lambda epoch: epoch == "last",
+    message="--keep must be last: the figures are of the last epoch.",
+)
+
 ALL_LAYERS = "all"
+
+# What trained the reference.
+_OF_REFERENCE = [
+    "arch", "weights", "augment", "batch_size", "momentum",
+    "weight_decay", "reference_epochs", "reference_learning_rate",
+    "reference_weight_decay", "reference_last_epochs",
+    "reference_last_rate", "seed",
+]  # fmt: skip
 
 
 class Run(NamedTuple):
@@ -86,11 +107,18 @@ class Run(NamedTuple):
 def main():
     """Sweeps, from flags to files."""
     started = time.time()
-    output_dir = common.writable_directory(FLAGS.output_dir)
+    strategy = training.start()
+    with strategy.scope():
+        _sweep(started)
+
+
+def _sweep(started):
+    output_dir = common.own_directory(FLAGS.output_dir)
     os.makedirs(os.path.join(output_dir, "runs"), exist_ok=True)
     data = training.load_data(FLAGS.dataset, recipe=FLAGS.recipe)
+    train = training.training_batches(data)
     test = training.test_batches(data)
-    path = _reference(data, output_dir)
+    path = _reference(data, train, output_dir)
     reference = common.load_classifier(path, data).model
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -104,18 +132,21 @@ def main():
     print(f"{len(runs)} runs, {len(missing)} of them to do.")
     for run in missing[: FLAGS.max_runs]:
         print(f"\nFine-tuning: {run.name}")
-        # Each from the start of the same order, whichever runs came before.
-        if FLAGS.augment:
-            data = training.load_data(FLAGS.dataset, recipe=FLAGS.recipe)
-        train = training.training_batches(data)
+        identity = _identity(run, digest)
+        progress = _progress(output_dir, run.name, identity)
         finished[run.name] = {
-            **_identity(run, digest),
+            **identity,
             **_result(
-                run, common.load_classifier(path, data).model, train, test
+                run,
+                common.load_classifier(path, data).model,
+                train,
+                test,
+                progress.checkpoints("training"),
             ),
             **common.provenance(),
         }
         common.write_json(finished[run.name], _path(output_dir, run.name))
+        progress.finish()
         _write(runs, finished, first, output_dir)
     written = _write(runs, finished, first, output_dir)
     print(
@@ -124,15 +155,21 @@ def main():
     common.finish(written, started)
 
 
-def _result(run, classifier, train, test):
+def _progress(output_dir, name, identity):
+    """The `runs.Run` of one fine-tuning."""
+    return runs.Run(os.path.join(output_dir, "checkpoints", name), identity)
+
+
+def _result(run, classifier, train, test, checkpoints):
     """Fine-tunes a classifier: its curve, None if it diverged, and seconds."""
     started = time.time()
     try:
-        _, curve = training.defend(
+        seconds, curve = training.defend(
             "deep_defense",
             classifier,
             train,
             test,
+            checkpoints,
             run.settings,
             # Figure 4 draws the way there, Figure 3 its end.
             validation_freq=1 if run.figure == "4" else FLAGS.epochs,
@@ -140,20 +177,24 @@ def _result(run, classifier, train, test):
         )
     except training.DivergenceError as error:  # a result, too
         print(error)
-        curve = None
-    return {"curve": curve, "seconds": time.time() - started}
+        seconds, curve = time.time() - started, None
+    return {"curve": curve, "seconds": seconds}
 
 
-def _reference(data, output_dir):
+def _reference(data, train, output_dir):
     """The path of the classifier that all runs start from."""
     if FLAGS.reference:
         return FLAGS.reference
     path = os.path.join(output_dir, f"{training.REFERENCE}.keras")
     if not os.path.exists(path):
+        progress = _progress(
+            output_dir, training.REFERENCE, _flags(_OF_REFERENCE)
+        )
         reference, _ = training.train_reference(
-            data, training.training_batches(data)
+            data, train, progress.checkpoints("training")
         )
         training.save(reference, path)
+        progress.finish()
     return path
 
 
@@ -268,12 +309,7 @@ def _evaluated(reference, digest, test, output_dir):
     names = ["dataset", "recipe", "limit", "image_size"]
     names += ["norm", "evaluation_candidates"]
     if not FLAGS.reference:  # what trained it
-        names += [
-            "arch", "weights", "augment", "batch_size", "momentum",
-            "weight_decay", "reference_epochs", "reference_learning_rate",
-            "reference_weight_decay", "reference_last_epochs",
-            "reference_last_rate", "seed",
-        ]  # fmt: skip
+        names += _OF_REFERENCE
     identity = {"reference_sha256": digest, **_flags(names)}
     found = _read(path, identity)
     if found is not None:

@@ -5,9 +5,9 @@ then fine-tune it with a defence.
 """
 
 import dataclasses
+import hashlib
 import math
 import os
-import time
 
 import common  # before TensorFlow, which it quietens
 import keras
@@ -16,8 +16,9 @@ import tensorflow as tf
 from absl import flags
 
 import dd_keras
-from dd_keras import applications, datasets, files, networks
+from dd_keras import applications, datasets, distribution, files, networks
 from dd_keras.defenses import METHODS, Settings
+from dd_keras.fitting import DivergenceError
 
 FLAGS = flags.FLAGS
 
@@ -27,10 +28,6 @@ TITLES = {
     **{name: method.title for name, method in METHODS.items()},
 }
 PREPROCESSING = "preprocessing.keras"
-
-
-class DivergenceError(RuntimeError):
-    """A training whose loss or weights are no longer finite."""
 
 
 def define_flags(archs, **defaults):
@@ -44,6 +41,7 @@ def define_flags(archs, **defaults):
     _define_network_flags(archs)
     _define_defense_flags()
     _define_optimizer_flags()
+    _define_run_flags()
     common.define_data_flags()
     flags.adopt_module_key_flags(common)
     flags.DEFINE_string("output_dir", None, "Where all results go.")
@@ -234,6 +232,102 @@ def _define_optimizer_flags():
     )
 
 
+def _define_run_flags():
+    flags.DEFINE_float(
+        "held_out",
+        0.0,
+        "Share of the training images to validate on, in place of the test "
+        "images; they are not trained on.",
+        lower_bound=0,
+    )
+    flags.register_validator(
+        "held_out",
+        lambda share: share < 1,
+        message="--held_out must be below 1.",
+    )
+    flags.DEFINE_enum(
+        "keep",
+        "last",
+        ["last", "best"],
+        "Which epoch of a defence is its model: the last, as in the paper, or "
+        "the best on the --held_out images.",
+    )
+    flags.register_multi_flags_validator(
+        ["keep", "held_out"],
+        lambda given: given["keep"] == "last" or given["held_out"] > 0,
+        message="--keep=best needs --held_out images; the test images must "
+        "not choose.",
+    )
+    flags.DEFINE_float(
+        "accuracy_weight",
+        0.0,
+        "w of what --keep=best is best by: (1 - w) * val_rho + w * "
+        "val_accuracy.",
+        lower_bound=0,
+        upper_bound=1,
+    )
+    flags.DEFINE_integer(
+        "checkpoint_steps",
+        None,
+        "Also write a checkpoint every so many steps within an epoch.",
+        lower_bound=1,
+    )
+    flags.DEFINE_bool(
+        "deterministic",
+        False,
+        "Only operations that give the same bits in each run, also on GPUs, "
+        "where they are slower or raise an error.",
+    )
+    flags.DEFINE_enum(
+        "distribution",
+        "none",
+        distribution.NAMES,
+        "Train on one device, on all GPUs of this machine (mirrored), or by "
+        "several workers, each started with the same command and told of the "
+        "others by TF_CONFIG or Slurm. --batch_size is that of all together.",
+    )
+    flags.DEFINE_integer(
+        "replicas",
+        None,
+        "Devices of --distribution=mirrored; all GPUs by default. Without a "
+        "GPU, parts of the CPU.",
+        lower_bound=1,
+    )
+    flags.register_multi_flags_validator(
+        ["distribution", "replicas"],
+        lambda given: (
+            given["replicas"] is None or given["distribution"] == "mirrored"
+        ),
+        message="--replicas is for --distribution=mirrored.",
+    )
+
+
+# What may change between two starts of a run: where things are, and what
+# changes no more than the last bits of its results.
+_NOT_OF_THE_RUN = {
+    "data_dir", "output_dir", "export_dir", "checkpoint_steps",
+    "distribution", "replicas", "overwrite",
+}  # fmt: skip
+
+
+def identity(module, **more):
+    """What the results of a run depend on, as `runs.Run` takes it.
+
+    Args:
+        module: whose flags are those of the app.
+        **more: what else they depend on.
+    """
+    given = common.flag_values(module)
+    return {k: v for k, v in given.items() if k not in _NOT_OF_THE_RUN} | more
+
+
+def start():
+    """The strategy to train under; first of all an app does."""
+    if FLAGS.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    return distribution.strategy(FLAGS.distribution, replicas=FLAGS.replicas)
+
+
 def load_data(dataset, **options):
     """The data set of the flags, as the network of --arch takes it.
 
@@ -245,10 +339,14 @@ def load_data(dataset, **options):
         SystemExit: with a message, if it cannot be had, or a flag does not
             fit it.
     """
-    tf.random.set_seed(None)  # what is augmented how follows --seed alone
     data = common.load_data(
-        dataset, augment=FLAGS.augment, seed=FLAGS.seed, **options
+        dataset,
+        augment=FLAGS.augment,
+        seed=FLAGS.seed,
+        held_out=FLAGS.held_out,
+        **options,
     )
+    _check_batches(data)
     others = data.num_classes - 1
     for name in ("candidates", "evaluation_candidates"):
         if (FLAGS[name].value or 0) > others:
@@ -266,22 +364,38 @@ def load_data(dataset, **options):
     return data
 
 
-def training_batches(data):
-    """Batches to train on, in an order that is new in each epoch.
+def _check_batches(data):
+    """Makes sure that each replica has a part of every batch."""
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    for split in (data.train, data.validation or data.test):
+        size = int(split.cardinality())
+        last = size % FLAGS.batch_size or FLAGS.batch_size
+        if -(-last // replicas) * (replicas - 1) >= last:
+            common.fail(
+                f"--batch_size: expected one that gives each of {replicas} "
+                f"replicas a part of every batch; with {FLAGS.batch_size} the "
+                f"last of {size} images make a batch of {last}."
+            )
 
-    It goes on from one training to the next: for the same order again, make
-    them anew.
-    """
-    tf.random.set_seed(None)  # the order follows --seed alone
-    return datasets.batches(
-        data.train, data.preprocessing, FLAGS.batch_size, FLAGS.seed, data.cache
-    )
+
+def training_batches(data):
+    """Batches to train on, the same in each training: `datasets.Epochs`."""
+    return datasets.Epochs.of(data, FLAGS.batch_size, FLAGS.seed)
 
 
 def test_batches(data):
-    """Batches to validate and evaluate on."""
+    """Batches to evaluate on."""
+    return _in_order(data, data.test)
+
+
+def validation_batches(data):
+    """Batches to validate on: held out, or else those of the test set."""
+    return _in_order(data, data.validation or data.test)
+
+
+def _in_order(data, split):
     return datasets.batches(
-        data.test, data.preprocessing, FLAGS.batch_size, cache=data.cache
+        split, data.preprocessing, FLAGS.batch_size, cache=data.cache
     )
 
 
@@ -293,8 +407,13 @@ def _build_reference(data):
     return getattr(networks, FLAGS.arch)(*arguments)
 
 
-def train_reference(data, train):
+def train_reference(data, train, checkpoints):
     """The classifier to defend: that of --reference, or one just trained.
+
+    Args:
+        data: `datasets.Data`.
+        train: batches to train on.
+        checkpoints: directory of its checkpoints.
 
     Returns:
         (classifier, seconds of training; None where it came from a file).
@@ -305,19 +424,19 @@ def train_reference(data, train):
     reference = _build_reference(data)
     print(f"Training the reference: {FLAGS.arch}")
     decay = FLAGS.reference_weight_decay
-    started = time.time()
-    _fit(
+    _, seconds = _fit(
         REFERENCE,
         dd_keras.DefenseModel(reference),
         train,
         None,
+        checkpoints,
         FLAGS.reference_epochs,
         FLAGS.reference_learning_rate,
         FLAGS.weight_decay if decay is None else decay,
         FLAGS.reference_last_epochs,
         FLAGS.reference_last_rate,
     )
-    return reference, time.time() - started
+    return reference, seconds
 
 
 def settings(**changes):
@@ -338,7 +457,8 @@ def defend(
     name,
     classifier,
     train,
-    test,
+    validation,
+    checkpoints,
     chosen=None,
     validation_freq=1,
     log_as=None,
@@ -349,28 +469,31 @@ def defend(
         name: of the defence, see `dd_keras.defenses.METHODS`.
         classifier: a built Keras classifier; it is the one trained.
         train: batches to train on.
-        test: batches to validate on.
+        validation: batches to validate on.
+        checkpoints: directory of its checkpoints.
         chosen: `Settings`; those of the flags by default.
         validation_freq: epochs from one validation to the next.
         log_as: name of its logs; that of the defence by default.
 
     Returns:
         (seconds, convergence curve: a dict of lists over epochs, `"accuracy"`
-        and `"rho"` of `test`, and `"training_loss"`).
+        and `"rho"` of `validation`, and `"training_loss"`; with --keep=best
+        also `"best"`, a dict of the `"epoch"` kept, from 0, and its
+        `"score"`).
 
     Raises:
-        DivergenceError: if loss or weights end up not finite.
+        DivergenceError: if loss or weights are no longer finite.
     """
-    started = time.time()
     keras.utils.set_random_seed(FLAGS.seed)
     model, train = METHODS[name].prepare(
         classifier, train, chosen or settings()
     )
-    curve = _fit(
+    curve, seconds = _fit(
         log_as or name,
         model,
         train,
-        test,
+        validation,
+        checkpoints,
         FLAGS.epochs,
         FLAGS.learning_rate,
         FLAGS.weight_decay,
@@ -378,10 +501,10 @@ def defend(
         FLAGS.last_rate,
         validation_freq,
     )
-    return time.time() - started, curve
+    return seconds, curve
 
 
-def evaluate(model, test, *more):
+def evaluate(model, test, *more, checkpoint_dir=None):
     """The `RobustnessReport` of accuracy, rho and distance, as of the flags.
 
     From the predicted classes, and without bounds, as in the paper's tables.
@@ -390,9 +513,13 @@ def evaluate(model, test, *more):
         model: a built Keras classifier.
         test: batches to evaluate on.
         *more: further metrics, see `evaluate_robustness`.
+        checkpoint_dir: where finished batches are kept; None: nowhere.
     """
     return dd_keras.evaluate_robustness(
-        model, test, ("accuracy", settings().evaluation_attack, *more)
+        model,
+        test,
+        ("accuracy", settings().evaluation_attack, *more),
+        checkpoint_dir=checkpoint_dir,
     )
 
 
@@ -400,7 +527,8 @@ def _fit(
     name,
     model,
     train,
-    test,
+    validation,
+    checkpoints,
     epochs,
     learning_rate,
     weight_decay,
@@ -408,9 +536,8 @@ def _fit(
     last_rate,
     validation_freq=1,
 ):
-    """Trains a model; returns its convergence curve, see `defend`."""
+    """Trains a model; returns (convergence curve, seconds), see `defend`."""
     logs = os.path.join(FLAGS.output_dir, "logs")
-    os.makedirs(logs, exist_ok=True)
     # Keras changes the rate after the boundary's own step, counted from 0.
     full_rate_steps = max(0, epochs - last_epochs) * len(train)
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
@@ -421,40 +548,68 @@ def _fit(
         "sparse_categorical_crossentropy",
         metrics=["accuracy"],
     )
-    callbacks = [
-        keras.callbacks.TerminateOnNaN(),
-        keras.callbacks.CSVLogger(os.path.join(logs, f"{name}.csv")),
-        keras.callbacks.TensorBoard(os.path.join(logs, name)),
-    ]
+    rho = f"val_{model.rho_tracker.name}"
+    callbacks, best = [], None
+    if distribution.is_chief():
+        callbacks.append(keras.callbacks.TensorBoard(os.path.join(logs, name)))
     if hasattr(model, "scale_lam") and (FLAGS.lam_start or FLAGS.lam_ramp):
         callbacks.append(dd_keras.LamRamp(FLAGS.lam_start, FLAGS.lam_ramp))
-    history = model.fit(
-        train,
-        validation_data=test,
-        validation_freq=validation_freq,
-        epochs=epochs,
-        shuffle=False,  # the data set shuffles itself
-        callbacks=callbacks,
-    ).history
-    curve = {
-        "accuracy": history.get("val_accuracy", []),
-        "rho": history.get(f"val_{model.rho_tracker.name}", []),
-        "training_loss": history.get("loss", []),
-    }
-    weights = [np.sum(weight) for weight in model.get_weights()]
-    if not np.all(
-        np.isfinite([*curve["training_loss"], *curve["rho"], *weights])
-    ):
-        raise DivergenceError(
-            f"the training of '{TITLES.get(name, name)}' diverged: its loss "
-            "or its weights are no longer finite. A smaller learning rate or "
-            "--lam may help. No model was written for it."
+    if validation is not None and FLAGS.keep == "best":
+        best = dd_keras.KeepBest(rho, FLAGS.accuracy_weight)
+    try:
+        epoch_logs, seconds = dd_keras.resumable_fit(
+            model,
+            train,
+            epochs,
+            checkpoints,
+            checkpoint_steps=FLAGS.checkpoint_steps,
+            validation_data=validation,
+            validation_freq=validation_freq,
+            best=best,
+            log=os.path.join(logs, f"{name}.csv"),
+            callbacks=callbacks,
         )
-    return curve
+    except DivergenceError as error:
+        raise DivergenceError(
+            f"the training of '{TITLES.get(name, name)}' diverged in {error} "
+            "No model was written for it; its last good checkpoint is in "
+            f"{checkpoints}."
+        ) from error
+    _agree(name, model)
+
+    def curve_of(key):
+        return [entry[key] for entry in epoch_logs if key in entry]
+
+    curve = {
+        "accuracy": curve_of("val_accuracy"),
+        "rho": curve_of(rho),
+        "training_loss": curve_of("loss"),
+    }
+    if best is not None:
+        curve["best"] = best.best
+    return curve, seconds
+
+
+def _agree(name, model):
+    """Makes sure that all workers have the same weights, to the bit."""
+    if distribution.num_workers() == 1:
+        return
+    digest = hashlib.sha256()
+    for weight in model.get_weights():
+        digest.update(np.ascontiguousarray(weight))
+    mine, worker = digest.hexdigest(), distribution.worker_index()
+    print(f"Worker {worker}: weights of '{TITLES.get(name, name)}': {mine}")
+    if mine != distribution.from_chief(mine):
+        raise RuntimeError(
+            f"worker {worker}: expected the chief's weights; received others. "
+            "Are all workers of one version, and on the same data?"
+        )
 
 
 def save(model, path):
-    """Writes a .keras file, whole or not at all."""
+    """Writes a .keras file, whole or not at all; of several workers once."""
+    if not distribution.is_chief():
+        return
     with files.whole(path) as part:
         model.save(part)
 

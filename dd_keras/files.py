@@ -97,6 +97,30 @@ def place(part, path):
         raise
 
 
+@contextlib.contextmanager
+def locked(directory):
+    """Holds a directory that others ask for in the same way.
+
+    It is free again when the process ends, however it ends. Where there are
+    no locks (not POSIX), this does nothing.
+
+    Args:
+        directory: it must be there.
+
+    Raises:
+        BlockingIOError: if another holds it.
+    """
+    try:
+        handle = _lock(directory)
+    except ImportError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
 def _locked_directory(parent):
     """A new directory, and the lock that says that its process lives."""
     while True:

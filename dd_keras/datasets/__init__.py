@@ -24,7 +24,14 @@ _NEVER_FLIPPED = (
 
 
 def load(
-    name, data_dir=None, *, image_size=None, augment=False, seed=0, recipe=None
+    name,
+    data_dir=None,
+    *,
+    image_size=None,
+    augment=False,
+    seed=0,
+    recipe=None,
+    held_out=0.0,
 ):
     """Loads a data set by name.
 
@@ -64,6 +71,9 @@ def load(
             100 % of the area, 3:4 to 4:3) resized to 224x224; preprocessing
             standardises each channel. Channels are red, green, blue in both.
             `image_size` stands for 227 or 224, and scales 256 with it.
+        held_out: share of the training images, the last of them, that is not
+            trained on, but for validation: for choices that the test images
+            must not be asked about. In [0, 1). They are never augmented.
 
     Returns:
         `Data`: train and test split, preprocessing, classes.
@@ -75,23 +85,22 @@ def load(
         RuntimeError: if the data can be neither found nor downloaded.
     """
     base = re.split("[:/]", name)[0]  # without version and configuration
-    _check_arguments(base, image_size, augment, recipe)
+    _check_arguments(base, image_size, augment, recipe, held_out)
+    how = image_size, augment, seed, held_out
     if base == "imagenet2012":
-        return imagenet.load(
-            name, data_dir, recipe or "caffe", image_size, augment, seed
-        )
+        return imagenet.load(name, data_dir, recipe or "caffe", *how)
     if name == "folder":
-        return folder.load(data_dir, image_size, augment, seed)
+        return folder.load(data_dir, *how)
     if name == "digits":
-        return mean_subtracted(*digits.splits(), image_size, augment, seed)
+        return mean_subtracted(*digits.splits(), *how)
     try:
         splits = tfds_sets.splits(name, data_dir)
-        return mean_subtracted(*splits, image_size, augment, seed)
+        return mean_subtracted(*splits, *how)
     except tf.errors.OpError as error:  # damaged files
         raise tfds_sets.unavailable(name, data_dir, error) from error
 
 
-def _check_arguments(base, image_size, augment, recipe):
+def _check_arguments(base, image_size, augment, recipe, held_out):
     if image_size is not None and not (
         type(image_size) is int and image_size > 0
     ):
@@ -113,4 +122,9 @@ def _check_arguments(base, image_size, augment, recipe):
         raise ValueError(
             f"recipe: expected one of {sorted(imagenet.RECIPES)} or None; "
             f"received {recipe!r}."
+        )
+    if not (isinstance(held_out, (int, float)) and 0 <= held_out < 1):
+        raise ValueError(
+            "held_out: expected a number of at least 0 and below 1; received "
+            f"{held_out!r}."
         )

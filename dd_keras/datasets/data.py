@@ -42,6 +42,7 @@ class Data(NamedTuple):
         epoch: function, in the graph, from the number of an epoch to its
             training images, where `train` varies them; see `Epochs`. None:
             they are always those of `train`.
+        validation: training images held out, in a fixed order; None: none.
     """
 
     train: tf.data.Dataset
@@ -52,14 +53,16 @@ class Data(NamedTuple):
     cache: bool = True
     resize: Callable | None = None
     epoch: Callable | None = None
+    validation: tf.data.Dataset | None = None
 
     def limited(self, images):
         """The same with the first so many images of each split."""
-        vary = self.epoch
+        vary, validation = self.epoch, self.validation
         return self._replace(
             train=self.train.take(images),
             test=self.test.take(images),
             epoch=vary and (lambda number: vary(number).take(images)),
+            validation=None if validation is None else validation.take(images),
         )
 
     @property

@@ -14,7 +14,7 @@ _SEED = 20181203
 _FORMATS = (".bmp", ".gif", ".jpeg", ".jpg", ".png")  # TensorFlow decodes them
 
 
-def load(data_dir, image_size, augment, seed):
+def load(data_dir, image_size, augment, seed, held_out):
     """See `dd_keras.datasets.load`."""
     root = None if data_dir is None else pathlib.Path(data_dir).expanduser()
     if root is None or not root.is_dir():
@@ -33,7 +33,9 @@ def load(data_dir, image_size, augment, seed):
         for split in (train, test)
     )
     try:
-        data = mean_subtracted(*splits, class_names, image_size, augment, seed)
+        data = mean_subtracted(
+            *splits, class_names, image_size, augment, seed, held_out
+        )
         if not data.cache:  # the test images may not have been read yet
             data.test.reduce(0, lambda count, _: count + 1)
     except tf.errors.OpError:

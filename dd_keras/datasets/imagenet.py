@@ -6,7 +6,13 @@ import tensorflow as tf
 
 from dd_keras.datasets import tfds_sets
 from dd_keras.datasets.data import Data
-from dd_keras.datasets.images import augmented, flip, normalization, resize
+from dd_keras.datasets.images import (
+    augmented,
+    flip,
+    normalization,
+    resize,
+    split_off,
+)
 
 # The mean pixels come as red, green, blue. Caffe's own order is blue first:
 # weights from Caffe need the first convolution's input channels reversed.
@@ -15,7 +21,7 @@ _TORCH_MEAN = (0.485, 0.456, 0.406)  # of pixels 0 to 1, as the next
 _TORCH_STD = (0.229, 0.224, 0.225)
 
 
-def load(name, data_dir, recipe, image_size, augment, seed):
+def load(name, data_dir, recipe, image_size, augment, seed, held_out):
     """See `dd_keras.datasets.load`."""
     builder = tfds_sets.builder_of(name, data_dir)
     needed = ("train", "validation")
@@ -33,6 +39,7 @@ def load(name, data_dir, recipe, image_size, augment, seed):
             "(--data_dir in the apps)."
         )
     train, test, class_names = tfds_sets.read(builder, *needed)
+    train, validation = split_off(train, held_out)
     original, middle, vary, *moments = RECIPES[recipe]
     crop = image_size or original
     side = round(crop * 256 / original)
@@ -52,6 +59,7 @@ def load(name, data_dir, recipe, image_size, augment, seed):
         cache=False,
         resize=middle,
         epoch=varied if augment else None,
+        validation=None if validation is None else centred(validation),
     )
 
 

@@ -11,7 +11,9 @@ from dd_keras.datasets.data import CHUNK, MEMORY, Data
 flip = tf.image.stateless_random_flip_left_right
 
 
-def mean_subtracted(train, test, class_names, image_size, augment, seed):
+def mean_subtracted(
+    train, test, class_names, image_size, augment, seed, held_out
+):
     """`Data` of two raw splits, in memory if they fit, as `load` has it.
 
     Args:
@@ -22,49 +24,71 @@ def mean_subtracted(train, test, class_names, image_size, augment, seed):
         image_size: to resize to; None: not at all.
         augment: whether to mirror training images.
         seed: of `augment`.
+        held_out: share of the training images that is for validation.
     """
+    train, validation = split_off(train, held_out)
+    splits = {"train": train, "test": test}
+    if validation is not None:
+        splits["validation"] = validation
     if image_size is not None:
-        train, test = (
-            split.map(
+        splits = {
+            name: split.map(
                 lambda x, y: (resize(x, (image_size, image_size)), y),
                 tf.data.AUTOTUNE,
             )
-            for split in (train, test)
-        )
-    shape = test.element_spec[0].shape
+            for name, split in splits.items()
+        }
+    shape = splits["test"].element_spec[0].shape
     if not shape.is_fully_defined():
         raise ValueError(
             "image_size: expected a positive integer, as these images differ "
             "in size; received None."
         )
-    total = sum(int(split.cardinality()) for split in (train, test))
+    total = sum(int(split.cardinality()) for split in splits.values())
     fits = total * shape.num_elements() * tf.float32.size <= MEMORY
     if fits:
-        train, test = (
-            tf.data.Dataset.from_tensor_slices(
+        splits = {
+            name: tf.data.Dataset.from_tensor_slices(
                 next(iter(split.batch(int(split.cardinality()))))
             )
-            for split in (train, test)
-        )
+            for name, split in splits.items()
+        }
     mean, count = np.zeros(shape), 0
-    for images, _ in train.batch(CHUNK):
+    for images, _ in splits["train"].batch(CHUNK):
         mean += images.numpy().sum(axis=0, dtype=np.float64)
         count += len(images)
     mean = (mean / count).astype(np.float32)
-    train, test = (
-        split.map(lambda x, y: (tf.cast(x, tf.float32), tf.cast(y, tf.int64)))
-        for split in (train, test)
-    )
-    vary = functools.partial(augmented, train, flip, seed)
+    splits = {
+        name: split.map(
+            lambda x, y: (tf.cast(x, tf.float32), tf.cast(y, tf.int64))
+        )
+        for name, split in splits.items()
+    }
+    vary = functools.partial(augmented, splits["train"], flip, seed)
     return Data(
-        vary() if augment else train,
-        test,
+        vary() if augment else splits["train"],
+        splits["test"],
         normalization(shape, (1, 2, 3), mean, np.ones_like(mean)),
         len(class_names),
         tuple(class_names),
         cache=fits and not augment,
         epoch=vary if augment else None,
+        validation=splits.get("validation"),
     )
+
+
+def split_off(train, share):
+    """The first training images, and the last share of them or None."""
+    if not share:
+        return train, None
+    size = int(train.cardinality())
+    cut = size - max(1, round(share * size))
+    if cut < 1:
+        raise ValueError(
+            f"held_out: expected a share that leaves images to train on; "
+            f"received {share} of {size} images."
+        )
+    return train.take(cut), train.skip(cut)
 
 
 def normalization(shape, axis, mean, variance):
