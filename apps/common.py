@@ -403,6 +403,11 @@ def writable_directory(path, flag="output_dir"):
     return path
 
 
+def at_end(callback):
+    """Has a function called when the app ends, however it ends."""
+    _OWNED.callback(callback)
+
+
 def own_directory(path):
     """Makes --output_dir, for this process alone until its app ends.
 

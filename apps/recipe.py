@@ -250,13 +250,13 @@ def _results(dataset, data, reports, progress, trained, started):
         summaries[name]["rho_ratio"] = (
             summaries[name][rho] / first[rho] if first[rho] else None
         )
-    held_out = data.validation is not None
+    held_out = data.validation
     return {
         "dataset": {
             "name": dataset,
             "train": int(data.train.cardinality()),
             "test": int(data.test.cardinality()),
-            "held_out": int(data.validation.cardinality()) if held_out else 0,
+            **({"held_out": int(held_out.cardinality())} if held_out else {}),
         },
         "models": summaries,
         "training_seconds": {

@@ -241,13 +241,13 @@ def batch_share(samples):
         samples: int32 scalar, the number of samples that this replica has.
 
     Returns:
-        A float32 scalar; None where there is one replica.
+        A float64 scalar; None where there is one replica.
     """
     context = tf.distribute.get_replica_context()
     replicas = context.num_replicas_in_sync
     if replicas == 1:
         return None
-    samples = tf.cast(samples, tf.float32)
+    samples = tf.cast(samples, tf.float64)
     total = context.all_reduce(tf.distribute.ReduceOp.SUM, samples)
     return replicas * samples / total
 

@@ -84,7 +84,7 @@ def test_settings_reach_the_model(name):
         )
     else:
         assert constraints == [None, None]
-    (x, y), *_ = train.as_numpy_iterator()
+    (x, y), *_ = train
     if name != "adv_train_1":
         np.testing.assert_array_equal(x, X[:4])
         np.testing.assert_array_equal(y, Y[:4])
@@ -102,7 +102,10 @@ def test_adv_train_1_trains_on_the_deepfool_images_of_the_reference(
     expected = attacks.DeepFool(2.0, candidates=2)(model, X).numpy()
     if include_clean:
         expected = np.concatenate([expected, X])
-    epochs = [list(train.as_numpy_iterator()) for _ in range(2)]
+    epochs = [
+        list(train.starting_at(epoch).take(len(train)).as_numpy_iterator())
+        for epoch in range(2)
+    ]
     for epoch in epochs:
         assert [len(y) for _, y in epoch[:2]] == [4, 4]
         inputs = np.concatenate([x for x, _ in epoch])
@@ -179,9 +182,9 @@ def test_adv_train_1_keeps_labels_and_what_came_before_the_training():
     expected = attacks.DeepFool(np.inf, candidates=2)(model, X).numpy()
     _, train = METHODS["adv_train_1"].prepare(model, batches(), SETTINGS)
     model.set_weights([-weight for weight in model.get_weights()])  # later
-    for inputs, labels in train.as_numpy_iterator():
-        for image, label in zip(inputs, labels, strict=True):
-            distances = np.abs(expected - image).max(axis=1)
+    for inputs, labels in train:
+        for image, label in zip(inputs, labels.numpy(), strict=True):
+            distances = np.abs(expected - image.numpy()).max(axis=1)
             assert distances.min() < 1e-4
             assert label == Y[distances.argmin()]
 
@@ -192,7 +195,7 @@ def test_adv_train_1_shuffles_by_the_seed():
         model = classifier()
         tf.random.set_seed(None)
         _, train = METHODS["adv_train_1"].prepare(model, batches(), settings)
-        return np.concatenate([x for x, _ in train.as_numpy_iterator()])
+        return np.concatenate([x for x, _ in train])
 
     np.testing.assert_array_equal(order(0), order(0))
     assert np.abs(order(1) - order(0)).max() > 0

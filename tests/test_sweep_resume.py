@@ -362,7 +362,8 @@ def test_sweep_goes_on_after_a_run_that_diverges(
     arguments = (*FLAGS, "--figure=3", "--cs=5", "--lams=1e38,1", "--epochs=1")
     sweep(tmp_path, reference, *arguments)
     printed = capsys.readouterr().out
-    assert "diverged: its loss or its weights are no longer" in printed
+    assert "diverged in epoch 1, step " in printed
+    assert "The likely cause: the updates are too large." in printed
     assert "2 of 2 runs are done." in printed
     diverged, finite = table(tmp_path)
     assert (diverged["accuracy"], diverged["rho"]) == ("", "diverged")

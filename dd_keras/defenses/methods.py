@@ -108,7 +108,7 @@ def adv_train_1(classifier, train, settings):
         settings.evaluation_attack,
         include_clean=settings.include_clean,
     )
-    train = datasets.batches(
+    train = datasets.Epochs(
         images, None, settings.batch_size, settings.seed, cache=False
     )
     return clean(classifier, train, settings)
@@ -147,9 +147,9 @@ class Method(NamedTuple):
     Attributes:
         title: its name in tables and figures, as the paper has it.
         prepare: (classifier, train, settings) to (model, train): a built Keras
-            classifier, batches of (inputs, labels) as a `tf.data.Dataset`,
-            and `Settings`, to the `DefenseModel` to compile and fit, and the
-            batches to fit it on. Raises ValueError for bad settings.
+            classifier, `datasets.Epochs` to train on, and `Settings`, to the
+            `DefenseModel` to compile and fit, and the `Epochs` to fit it on.
+            Raises ValueError for bad settings.
         settings: names of the `Settings` that make it what it is.
     """
 

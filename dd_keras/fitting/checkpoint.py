@@ -99,7 +99,8 @@ class Checkpoints:
         if broken:
             raise DivergenceError(
                 f"epoch {epoch + 1}, step {step}: the weight '{broken}' is no "
-                "longer finite."
+                "longer finite. The likely cause: the updates are too large. "
+                "A smaller learning rate or lam may help."
             )
         if not distribution.is_chief():
             return

@@ -6,6 +6,7 @@ import signal
 import time
 
 import keras
+import tensorflow as tf
 
 from dd_keras import distribution, files
 from dd_keras.fitting import checkpoint, guards
@@ -130,6 +131,7 @@ def _build(model, train):
     )
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
 
+    @tf.function(autograph=False)
     def measure():
         y_pred = model(x, training=False)
         model.compute_metrics(x, y, y_pred, sample_weight)
