@@ -6,13 +6,17 @@ VENV ?= .venv
 DEMO_DIR ?= demo_output
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test check-scale lint clean
 
 demo: $(READY)
 	$(VENV)/bin/python apps/digits.py --output_dir=$(DEMO_DIR) --export_dir=savedmodels/digits --overwrite
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+
+# The part of `make test` with several processes, and with killed ones.
+check-scale: $(READY)
+	$(VENV)/bin/python -m pytest -m scale
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

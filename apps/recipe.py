@@ -126,7 +126,7 @@ def _train(data, progress, paths):
         if trained[name] is not None:
             continue
         print(f"\nFine-tuning: {TITLES[name]}")
-        classifier = common.load_classifier(paths[REFERENCE], data).model
+        classifier = training.load_reference(paths[REFERENCE], data)
         seconds, curve = training.defend(
             name, classifier, train, validation, progress.checkpoints(name)
         )

@@ -138,7 +138,7 @@ def _sweep(started):
             **identity,
             **_result(
                 run,
-                common.load_classifier(path, data).model,
+                training.load_reference(path, data),
                 train,
                 test,
                 progress.checkpoints("training"),

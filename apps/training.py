@@ -439,6 +439,13 @@ def train_reference(data, train, checkpoints):
     return reference, seconds
 
 
+def load_reference(path, data):
+    """The classifier to defend, from its file; the same in each process."""
+    # What a file does not hold, as the seed of a dropout, is drawn.
+    keras.utils.set_random_seed(FLAGS.seed)
+    return common.load_classifier(path, data).model
+
+
 def settings(**changes):
     """The `Settings` of the flags, but for some."""
     names = [field.name for field in dataclasses.fields(Settings)]

@@ -109,7 +109,8 @@ def test_replicas_compute_what_one_device_does(alone, tmp_path, replicas):
     """Also where the replicas' shares of a batch differ."""
     path = tmp_path / "out.npz"
     finish(start(strategy="mirrored", replicas=replicas, output=path))
-    assert_close(content(path), alone)
+    # Keras rounds a third to float32.
+    assert_close(content(path), alone, 1e-6 if replicas == 3 else 1e-9)
 
 
 @pytest.mark.scale

@@ -47,9 +47,11 @@ class KeepBest(keras.callbacks.Callback):
         logs = logs or {}
         if not any(name.startswith("val_") for name in logs):
             return  # not validated after this epoch
-        score = (1 - self.accuracy_weight) * self._logged(self.monitor, logs)
-        if self.accuracy_weight:
-            score += self.accuracy_weight * self._logged("val_accuracy", logs)
+        score, weight = 0.0, self.accuracy_weight
+        if weight < 1:
+            score += (1 - weight) * self._logged(self.monitor, logs)
+        if weight > 0:
+            score += weight * self._logged("val_accuracy", logs)
         so_far = -math.inf if self.best is None else self.best["score"]
         if score > so_far:  # NaN is not
             self.best = {"epoch": epoch, "score": score}

@@ -194,19 +194,21 @@ def _read(variable):
 
 
 def _description(model):
-    """Name, shape and dtype of each variable, to tell models apart."""
-    # Names alone: paths begin with a name that counts the models made before.
+    """Shape and dtype of each variable, to tell models apart.
+
+    Not the names: many count the models that the process made before.
+    """
     return [
-        [v.name, list(v.shape), keras.backend.standardize_dtype(v.dtype)]
+        [list(v.shape), keras.backend.standardize_dtype(v.dtype)]
         for v in variables(model)
     ]
 
 
 def _difference(found, wanted):
     """The first variable in which two models differ, in words."""
-    for one, other in zip(found, wanted, strict=False):
+    for place, (one, other) in enumerate(zip(found, wanted, strict=False)):
         if one != other:
-            return f"it has {one} where this model has {other}"
+            return f"its variable {place} is {one}, this model's {other}"
     return f"it has {len(found)} variables, this model {len(wanted)}"
 
 
