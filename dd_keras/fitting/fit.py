@@ -212,7 +212,7 @@ class _Progress(keras.callbacks.Callback):
         self._done = batch + 1
         if self._replays() and self._done <= self.position[1]:
             return
-        self._last_logs = {name: float(v) for name, v in logs.items()}
+        self._last_logs = logs
         if self._signals.received is not None:
             self._stop()
         if self._every and self._done % self._every == 0:
@@ -237,7 +237,7 @@ class _Progress(keras.callbacks.Callback):
         """Writes the log and a state."""
         if self._replays():  # a part of an epoch that is all done
             self.model.make_train_function(force=True)
-        self.logs.append({name: float(v) for name, v in (logs or {}).items()})
+        self.logs.append(_numbers(logs))
         self._write_log()
         self._save(epoch + 1, 0)
         self._epoch, self._done = epoch + 1, 0
@@ -265,7 +265,7 @@ class _Progress(keras.callbacks.Callback):
             {
                 "steps": len(self._train),
                 "logs": self.logs,
-                "last_logs": self._last_logs,
+                "last_logs": _numbers(self._last_logs),
                 "seconds": self.seconds,
                 "best": None if best is None else best.best,
             },
@@ -299,3 +299,8 @@ class _Progress(keras.callbacks.Callback):
         for epoch, logs in enumerate(self.logs):
             table.writerow({"epoch": epoch, **logs})
         files.write_text(text.getvalue(), self._log)
+
+
+def _numbers(logs):
+    """What was logged, as JSON can hold it."""
+    return {name: float(value) for name, value in (logs or {}).items()}

@@ -83,14 +83,15 @@ def memory_advice(model):
         attack = getattr(model, "attack", None)
         candidates = getattr(attack, "candidates", None)
         raise OutOfMemoryError(
-            "a step does not fit into memory. What makes it smaller, the "
-            "mildest first: a smaller batch (`gradient_accumulation_steps` of "
-            "the Keras optimizer updates as if it were a larger one); fewer "
-            "candidates of the attack, `DeepFool(candidates=5)` (now "
-            f"{candidates or 'all classes'}); the same batch on more devices, "
-            "`distribution.strategy`; smaller images. Fewer iterations of the "
-            "attack do not help: they are computed again, one by one, on the "
-            f"way back. TensorFlow says: {error.message.splitlines()[0]}"
+            "a step does not fit into memory. What makes it smaller, the most "
+            "first: a smaller batch (`gradient_accumulation_steps` of the "
+            "Keras optimizer updates as if it were a larger one), or the same "
+            "on more devices, `distribution.strategy`; smaller images; "
+            "`DeepFool(max_iter=1)`: any further iterations are computed "
+            "again, one by one, on the way back, so that two take what fifty "
+            "do; and, a little, `DeepFool(candidates=5)` (now "
+            f"{candidates or 'all classes'}). TensorFlow says: "
+            f"{error.message.splitlines()[0]}"
         ) from error
 
 
