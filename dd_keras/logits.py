@@ -202,11 +202,13 @@ def sparse_labels(y, num_classes):
         )
     if width == num_classes and num_classes > 1:
         return tf.argmax(y, axis=-1, output_type=tf.int32)
-    labels = tf.cast(tf.reshape(y, [-1]), tf.int32)
+    labels = tf.cast(tf.reshape(y, [-1]), tf.int64)
+    limit = tf.constant(num_classes, tf.int64)
     message = f"y: expected labels in [0, {num_classes})."
+    # Before they are cast to int32, where 2^32 + 1 is 1.
     assertions = [
         tf.debugging.assert_non_negative(labels, message),
-        tf.debugging.assert_less(labels, num_classes, message),
+        tf.debugging.assert_less(labels, limit, message),
     ]
     if y.dtype.is_floating:
         assertions.append(
@@ -217,7 +219,7 @@ def sparse_labels(y, num_classes):
             )
         )
     with tf.control_dependencies(assertions):
-        return tf.identity(labels)
+        return tf.cast(labels, tf.int32)
 
 
 @keras.saving.register_keras_serializable("dd_keras")

@@ -119,7 +119,8 @@ class Attack(EqualByConfig):
 
         Raises:
             ValueError: if `x` or `y` do not have the model's shapes, `x` is
-                not within `bounds`, or a targeted attack has no `y`.
+                not finite or not within `bounds`, or a targeted attack has no
+                `y`. In a graph, values are not looked at.
         """
         x = logits.cast_inputs(model, x)
         if self.targeted and y is None:
@@ -130,6 +131,10 @@ class Attack(EqualByConfig):
         if not tf.executing_eagerly():
             return self.search(logits.logits_model(model), x, y)
         self.check_bounds(x)
+        if not np.all(np.isfinite(x.numpy())):
+            raise ValueError(
+                "x: expected finite inputs; received NaN or infinity."
+            )
         search, num_classes = _compiled(self, model, x.dtype, y is not None)
         batch = [x]
         if y is not None:

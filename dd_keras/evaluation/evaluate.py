@@ -168,8 +168,12 @@ def _compiled(model, activation, metrics):
                 "predictions": predictions,
                 "zero_gradient": numerics.sample_norm(slope)
                 < numerics.ZERO_NORM,
+                # A ReLU may make zeros of inputs that are no numbers.
                 "finite": tf.reduce_all(
                     tf.math.is_finite(forward.logits), axis=1
+                )
+                & tf.reduce_all(
+                    tf.math.is_finite(x), axis=range(1, x.shape.rank)
                 ),
             }
         }
