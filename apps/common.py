@@ -36,6 +36,9 @@ _EXAMPLES = 4  # test images beside an export
 # Output directories are this process' own until its app ends.
 _OWNED = contextlib.ExitStack()
 
+# How lines of TensorFlow's errors begin that tell of its graph.
+_WHERE = ("Graph execution error", "Detected at node", "File ", "[[{{")
+
 # What a SavedModel may call its outputs, and what these then are.
 _OUTPUTS = {"logits": "linear", "probabilities": "softmax"}
 
@@ -141,6 +144,8 @@ def main(run):
                 run()
         except (ImportError, OSError, RuntimeError, ValueError) as error:
             fail(error)
+        except tf.errors.OpError as error:
+            fail(f"{type(error).__name__}: {_what_was_wrong(error)}")
         except KeyboardInterrupt as interrupt:
             print(f"\n{interrupt or 'Interrupted.'}", file=sys.stderr)
             number = getattr(interrupt, "signal", signal.SIGINT)
@@ -449,6 +454,13 @@ def finish(written, started):
 def fail(message):
     """Ends the program with one line."""
     raise SystemExit(f"error: {message}")
+
+
+def _what_was_wrong(error):
+    """The line of an error of TensorFlow's that does not say where it was."""
+    lines = [line.strip() for line in str(error.message).splitlines()]
+    said = [line for line in lines if line and not line.startswith(_WHERE)]
+    return said[0] if said else "no further message"
 
 
 def _first_line(error):

@@ -11,6 +11,7 @@ import time
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import ROOT, run, shell
 
 ARGUMENTS = [
@@ -246,6 +247,17 @@ def test_unfinished_run_with_other_settings_is_named(tmp_path):
     damaged.write_text(told)
     run("digits", *TINY, out)
     assert not checkpoints.exists()
+
+
+def test_errors_of_tensorflow_end_an_app_with_one_line(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        message = "Graph execution error:\n\nDetected at node A\nno such label"
+        raise tf.errors.InvalidArgumentError(None, None, message)
+
+    monkeypatch.setattr("dd_keras.resumable_fit", fail)
+    assert refused(*TINY, f"--output_dir={tmp_path}") == (
+        "error: InvalidArgumentError: no such label"
+    )
 
 
 def test_batches_must_serve_all_replicas(tmp_path):

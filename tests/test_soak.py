@@ -1,11 +1,14 @@
 """The soak: its slopes are right, a leak shows, and its rounds are kept."""
 
+import importlib
 import json
 import os
+import sys
 
 import numpy as np
 import pytest
 from absl import flags
+from absl.testing import flagsaver
 from conftest import shell
 
 KEYS = ("resident_mib", "step_ms", "evaluation_ms", "objects")
@@ -15,13 +18,10 @@ LEAK_MIB = 0.5  # a round
 
 @pytest.fixture(scope="module")
 def soak():
-    """The script as a module; its flags are gone again afterwards."""
-    before = set(flags.FLAGS)
-    import soak
-
-    yield soak
-    for name in set(flags.FLAGS) - before:
-        delattr(flags.FLAGS, name)
+    """The script as a module; its flags are undefined again afterwards."""
+    with flagsaver.flagsaver():
+        yield importlib.import_module("soak")
+    sys.modules.pop("soak")
 
 
 def made_up(leak_mib=0.0, filling_mib=0.0, noise_mib=1.0):
