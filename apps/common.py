@@ -180,6 +180,8 @@ def load_data(name, **options):
             )
     except (RuntimeError, ValueError) as error:
         fail(error)
+    except tf.errors.OpError as error:  # damaged files, streamed
+        fail(datasets.tfds_sets.unavailable(name, FLAGS.data_dir, error))
     return data
 
 

@@ -188,8 +188,9 @@ def sparse_labels(y, num_classes):
 
     Raises:
         ValueError: if the shape is another.
-        tf.errors.InvalidArgumentError: if a label is outside [0, n) or no
-            whole number. XLA has no assertions: there this is not checked.
+        tf.errors.InvalidArgumentError: if a label is outside [0, n), no
+            whole number, or not finite. XLA has no assertions: there this is
+            not checked.
     """
     y = tf.convert_to_tensor(y)
     width = y.shape[-1] if y.shape.rank == 2 else 1
@@ -201,6 +202,8 @@ def sparse_labels(y, num_classes):
             f"{tuple(y.shape) if known else 'unknown'}."
         )
     if width == num_classes and num_classes > 1:
+        if y.dtype.is_floating:
+            y = tf.debugging.assert_all_finite(y, "y: expected finite labels.")
         return tf.argmax(y, axis=-1, output_type=tf.int32)
     labels = tf.cast(tf.reshape(y, [-1]), tf.int64)
     limit = tf.constant(num_classes, tf.int64)

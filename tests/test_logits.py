@@ -619,6 +619,15 @@ def test_label_out_of_range_is_told(y, compiled):
         call(tf.constant(y))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_one_hot_labels_must_be_numbers(value):
+    y = np.eye(3)
+    y[1, 2] = value
+    message = "y: expected finite labels"
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        logits.sparse_labels(y, 3)
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("shape", [(), (4, 2), (4, 5), (4, 3, 1)])
 def test_labels_of_another_shape_are_named(shape, compiled):

@@ -97,6 +97,7 @@ class Epochs:
             done = tf.where(number == epoch, step * self.batch_size, 0)
             return images.skip(tf.cast(done, tf.int64)).batch(self.batch_size)
 
-        batches = tf.data.Dataset.counter(tf.cast(epoch, tf.int64))
+        # `Dataset.counter` leaves a function behind at each call.
+        batches = tf.data.Dataset.range(epoch, tf.int64.max)
         batches = batches.flat_map(one).with_options(EVERY_SAMPLE)
         return batched(batches, self._preprocessing)

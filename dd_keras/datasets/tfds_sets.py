@@ -1,6 +1,7 @@
 """Image classification sets of TensorFlow Datasets (TFDS)."""
 
 import difflib
+import pathlib
 
 import numpy as np
 
@@ -35,6 +36,8 @@ def builder_of(name, data_dir):
     try:
         builder = tfds.builder(wanted, data_dir=data_dir)
     except (AssertionError, ValueError) as error:  # also no such version
+        if not isinstance(error, AssertionError) and _is_there(name, data_dir):
+            raise unavailable(name, data_dir, error) from error
         known = [*NAMES, *tfds.list_builders(with_community_datasets=False)]
         close = difflib.get_close_matches(name, known)
         hint = f" Close matches: {', '.join(close)}." if close else ""
@@ -51,6 +54,13 @@ def builder_of(name, data_dir):
             f"{builder.info.supervised_keys}."
         )
     return builder
+
+
+def _is_there(name, data_dir):
+    """Whether there is a version of a set, though it may be damaged."""
+    folder = pathlib.Path(where(data_dir)).expanduser()
+    base, _, version = name.partition(":")
+    return any((folder / base).glob(f"**/{version or '*.*.*'}/"))
 
 
 def _are_images_and_classes(info):
@@ -82,12 +92,13 @@ def read(builder, *splits):
 
 def unavailable(name, data_dir, error):
     """The error to raise where TFDS fails, in general for want of access."""
+    cause = next(iter(str(error).strip().splitlines()), "")
     return RuntimeError(
         f"{name}: could be neither read from {where(data_dir)} nor "
         "downloaded to it. On a machine with access, run `python -c "
         f"\"import tensorflow_datasets as tfds; tfds.load('{name}', "
         "data_dir='DIR')\"`, copy DIR here, and pass it as data_dir "
-        f"(--data_dir in the apps). The cause: {type(error).__name__}: {error}"
+        f"(--data_dir in the apps). The cause: {type(error).__name__}: {cause}"
     )
 
 

@@ -197,6 +197,7 @@ class _Progress(keras.callbacks.Callback):
         self._epoch, self._done = epoch, 0
         if self._replays():
             self._restore()
+        self._state = None  # as large as the model: no longer needed
 
     def on_train_batch_begin(self, batch, logs=None):
         """Lets a step that is done already do nothing."""
@@ -235,8 +236,8 @@ class _Progress(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         """Writes the log and a state."""
-        if self._replays():  # a part of an epoch that is all done
-            self.model.make_train_function(force=True)
+        if self._replays() and self._done <= self.position[1]:
+            self.model.make_train_function(force=True)  # all was done
         self.logs.append(_numbers(logs))
         self._write_log()
         self._save(epoch + 1, 0)
