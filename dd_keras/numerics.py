@@ -157,9 +157,8 @@ def sample_norm(x, p=2.0):
 def rho(perturbation, x, p=2.0):
     """The relative size of perturbations, ||perturbation||_p / ||x||_p.
 
-    Eq. 7 of the Deep Defense paper, sample by sample. An input of zero, or of
-    a norm below `ZERO_NORM`, has no scale to compare with; its rho is 0, with
-    a zero gradient.
+    Eq. 7 of the Deep Defense paper, sample by sample. A zero input has no
+    scale to compare with; its rho is 0, with a zero gradient.
 
     Args:
         perturbation: floating tensor of shape (B, ...).
@@ -169,9 +168,9 @@ def rho(perturbation, x, p=2.0):
     Returns:
         Tensor of shape (B,), at least 0.
     """
-    scale = sample_norm(x, p)
-    scale = tf.where(scale < ZERO_NORM, tf.zeros_like(scale), scale)
-    return tf.math.divide_no_nan(sample_norm(perturbation, p), scale)
+    return tf.math.divide_no_nan(
+        sample_norm(perturbation, p), sample_norm(x, p)
+    )
 
 
 def expand_like(values, x):

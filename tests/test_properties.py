@@ -199,14 +199,12 @@ def test_rho_is_a_ratio_of_any_scale(p, drawn, factor):
     assert not np.any(np.isnan(found))
     assert np.all(found >= 0)
     length = exact_norm(x, p)
-    none = numerics.ZERO_NORM  # so short an input has no scale
-    np.testing.assert_array_equal(found[length < 0.99 * none], 0)
+    np.testing.assert_array_equal(found[length == 0], 0)
     info = np.finfo(x.dtype)
     # The quotient neither overflows nor vanishes, nor do its parts.
     ratio = exact_norm(perturbation, p) / np.where(length == 0, 1, length)
     sizes = np.stack([length, exact_norm(perturbation, p), ratio])
     fair = np.all((sizes > 1e3 * info.tiny) & (sizes < info.max / 2), axis=0)
-    fair &= length > 2.1 * none
     np.testing.assert_allclose(
         found[fair], ratio[fair], rtol=tolerances(x, 128)["rtol"]
     )
@@ -226,7 +224,7 @@ def test_an_input_is_as_long_as_itself(p, drawn):
     (x,) = drawn
     found = numerics.rho(tf.constant(x), tf.constant(x), p).numpy()
     length = exact_norm(x, p)
-    normal = length > 1.01 * numerics.ZERO_NORM
+    normal = length > np.finfo(x.dtype).tiny * 1e3
     np.testing.assert_array_equal(found[normal], 1)
     assert np.all((found == 0) | (found == 1))
 
@@ -853,7 +851,10 @@ def test_a_training_step_stays_finite(arguments, data, seed, scale):
     assert 0 <= logs["regularization"] <= math.exp(30) * 1.001
     (rho,) = (v for k, v in logs.items() if k.startswith("rho"))
     assert rho >= 0
-    assert math.isfinite(rho)
+    # Relative to an input of, say, 1e-38 a perturbation is infinite.
+    length = exact_norm(x, one.p)
+    if np.all((length == 0) | (length > numerics.ZERO_NORM)):
+        assert math.isfinite(rho)
 
 
 @every("arguments", TRAINING)

@@ -191,7 +191,7 @@ class DefenseModel(keras.Model):
             self.rho_tracker.update_state(found.rho)
         logs = self.compute_metrics(x, y, found.y_pred, sample_weight)
         if found.rho is None:
-            logs.pop(self.rho_tracker.name)
+            logs.pop(self.rho_tracker.name, None)  # eagerly it is gone
         return logs
 
     def test_step(self, data):
