@@ -9,6 +9,7 @@ import os
 import platform
 import shlex
 import signal
+import subprocess
 import sys
 import time
 from typing import NamedTuple
@@ -377,10 +378,30 @@ def provenance():
         },
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, "
         f"{len(tf.config.list_physical_devices('GPU'))} GPUs",
+        "commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(
             timespec="seconds"
         ),
     }
+
+
+def _commit():
+    """The commit of this checkout; None where it is no checkout of Git."""
+    git = ["git", "-C", os.path.dirname(os.path.abspath(__file__))]
+    try:
+        told = [
+            subprocess.run(
+                [*git, *command], capture_output=True, check=True, text=True
+            ).stdout.strip()
+            for command in (
+                ["rev-parse", "HEAD"],
+                ["status", "--porcelain", "--", "*.py", "*.cfg"],
+            )
+        ]
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    commit, changes = told
+    return f"{commit}, with changes" if changes else commit
 
 
 def flag_values(module):

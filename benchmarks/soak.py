@@ -126,9 +126,9 @@ def main(argv):
         data.test.take(FLAGS.evaluated), data.preprocessing, BATCH
     )
     times, rounds, saved = StepTimes(), [], time.time()
-    started = time.time()
+    started = time.perf_counter()  # the clock of the day may be set back
     with tempfile.TemporaryDirectory() as directory:
-        while time.time() - started < 60 * FLAGS.minutes:
+        while time.perf_counter() - started < 60 * FLAGS.minutes:
             dd_keras.resumable_fit(
                 model,
                 train,
@@ -152,7 +152,7 @@ def main(argv):
             gc.collect()  # what is left is held by somebody
             rounds.append(
                 {
-                    "seconds": time.time() - started,
+                    "seconds": time.perf_counter() - started,
                     "resident_mib": harness.resident_mib(),
                     "step_ms": 1e3 * statistics.median(times.seconds),
                     "evaluation_ms": 1e3 * evaluation,
