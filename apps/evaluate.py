@@ -18,7 +18,7 @@ import time
 import common  # before TensorFlow, which it quietens
 from absl import app, flags
 
-from dd_keras import evaluation, files
+from dd_keras import attacks, evaluation, files
 from dd_keras.evaluation import figures, metrics
 
 FLAGS = flags.FLAGS
@@ -38,6 +38,19 @@ flags.DEFINE_list(
 flags.DEFINE_list(
     "eps", None, "The eps of fgs, in units of the inputs; 20 by default."
 )
+flags.DEFINE_list(
+    "pgd_eps",
+    None,
+    "PGD at each of these, in units of the inputs, in place of pgd's tenth of "
+    "the pixel range.",
+)
+flags.DEFINE_integer("pgd_steps", 40, "Of --pgd_eps.", lower_bound=1)
+flags.DEFINE_integer(
+    "pgd_restarts",
+    1,
+    "Random starts of --pgd_eps; an image withstands if it withstands all.",
+    lower_bound=1,
+)
 
 
 @common.main
@@ -49,8 +62,11 @@ def main():
     classifier = common.load_classifier(FLAGS.model, data, FLAGS.activation)
     chosen = [metrics.get(name, data.bounds) for name in FLAGS.metrics]
     if FLAGS.eps is not None:
-        sweep = evaluation.EpsSweep([_number(eps) for eps in FLAGS.eps])
+        sweep = evaluation.EpsSweep(_numbers("eps"))
         chosen = [m for m in chosen if m.name != sweep.name] + [sweep]
+    if FLAGS.pgd_eps is not None:
+        chosen = [m for m in chosen if m.name != "pgd"]
+        chosen += [_pgd(eps, data.bounds) for eps in _numbers("pgd_eps")]
     checkpoint_dir = os.path.join(output_dir, "checkpoint")
     report = common.evaluate(classifier, data, chosen, checkpoint_dir)
     paths = _write(report, output_dir)
@@ -89,11 +105,21 @@ def _write(report, output_dir):
     return written
 
 
-def _number(text):
+def _pgd(eps, bounds):
+    """Accuracy under PGD of this size, named pgd@eps."""
+    attack = attacks.PGD(
+        eps, steps=FLAGS.pgd_steps, restarts=FLAGS.pgd_restarts, bounds=bounds
+    )
+    return evaluation.AccuracyUnder(attack, f"pgd@{eps:g}")
+
+
+def _numbers(flag):
+    """The numbers of a flag that lists them."""
+    given = FLAGS[flag].value
     try:
-        return float(text)
+        return [float(text) for text in given]
     except ValueError:
-        common.fail(f"--eps: expected numbers; received {text!r}.")
+        common.fail(f"--{flag}: expected numbers; received {given}.")
 
 
 if __name__ == "__main__":

@@ -173,7 +173,7 @@ def _evaluate(dataset, data, paths, progress, trained, started):
     if not FLAGS.eval_only:
         written.append(os.path.join(output_dir, training.PREPROCESSING))
     picture = os.path.join(output_dir, "adversarial_images.png")
-    _draw(models, reports, data, picture)
+    pictured = _draw(models, reports, data, picture)
     written.append(picture)
     if any(len(curve["rho"]) > 1 for curve in curves.values()):
         written.append(os.path.join(output_dir, "convergence.png"))
@@ -183,7 +183,9 @@ def _evaluate(dataset, data, paths, progress, trained, started):
                 part,
                 FLAGS.norm,
             )
-    results = _results(dataset, data, reports, progress, trained, started)
+    results = _results(
+        dataset, data, reports, pictured, progress, trained, started
+    )
     if FLAGS.export_dir:
         written += _export(dataset, data, models, reports)
     # Last of all: it tells that the run came to its end.
@@ -203,7 +205,11 @@ def _evaluate(dataset, data, paths, progress, trained, started):
 
 
 def _draw(models, reports, data, path):
-    """Draws test images of different classes that all models get right."""
+    """Draws test images of different classes that all models get right.
+
+    Returns:
+        list of dicts: which images they are, and the rho of the models drawn.
+    """
     right = np.logical_and.reduce(
         [report.predictions == report.labels for report in reports.values()]
     )
@@ -239,9 +245,20 @@ def _draw(models, reports, data, path):
         }
     with files.whole(path) as part:
         figures.adversarial_images(images, labels[chosen], attacked, part)
+    return [
+        {
+            "test_image": int(index),
+            "label": int(labels[index]),
+            "rho": {
+                name: float(found["rho"][place])
+                for name, found in attacked.items()
+            },
+        }
+        for place, index in enumerate(chosen)
+    ]
 
 
-def _results(dataset, data, reports, progress, trained, started):
+def _results(dataset, data, reports, pictured, progress, trained, started):
     """All numbers of a run, with what made them."""
     summaries = {name: report.summary() for name, report in reports.items()}
     rho = f"rho{FLAGS.norm:g}"
@@ -266,6 +283,7 @@ def _results(dataset, data, reports, progress, trained, started):
         },
         "curves": {n: r["curve"] for n, r in trained.items() if "curve" in r},
         "curves_are_of": "held-out images" if held_out else "test images",
+        "pictured": pictured,
         # Training over all starts, all else in the last.
         "starts": progress.starts if progress else 1,
         "total_seconds": time.time() - started,
