@@ -411,6 +411,14 @@ def flag_values(module):
     )
 
 
+def as_rows(estimates):
+    """Numbers and the ends of their intervals, as JSON can hold them."""
+    return {
+        name: [v if math.isfinite(v) else None for v in estimate[:3]]
+        for name, estimate in estimates.items()
+    }
+
+
 def as_json(values):
     """A dict of settings as JSON can hold it."""
     return {k: "inf" if v == math.inf else v for k, v in values.items()}

@@ -17,7 +17,6 @@ import shutil
 import time
 
 import common  # before TensorFlow, which it quietens
-import numpy as np
 from absl import app, flags
 
 from dd_keras import evaluation, files, tables
@@ -96,7 +95,7 @@ def main():
                 name, "C&W and PASS", ["cw", "pass"], FLAGS.few
             )
     comparison = _comparison(reports, few, eps_ref)
-    written = _write(comparison, reports, eps_ref, output_dir)
+    written = _write(comparison, reports, eps_ref, output_dir, started)
     shutil.rmtree(checkpoints)
     for table in _tables(comparison, FLAGS.format).values():
         print(f"\n{table}")
@@ -174,7 +173,7 @@ def _tables(comparison, form):
     return found
 
 
-def _write(comparison, reports, eps_ref, output_dir):
+def _write(comparison, reports, eps_ref, output_dir, started):
     """Writes all files; returns their paths."""
     written = []
 
@@ -186,10 +185,7 @@ def _write(comparison, reports, eps_ref, output_dir):
         for name, text in _tables(comparison, form).items():
             files.write_text(text + "\n", new(f"{name}.{ending}"))
     numbers = {
-        name: {
-            key: [v if np.isfinite(v) else None for v in estimate[:3]]
-            for key, estimate in estimates.items()
-        }
+        name: common.as_rows(estimates)
         for name, estimates in comparison["models"].items()
     }
     common.write_json(
@@ -198,6 +194,7 @@ def _write(comparison, reports, eps_ref, output_dir):
             "models": numbers,
             "columns": ["value", "low", "high"],
             "paths": dict(text.split("=", 1) for text in FLAGS.model),
+            "total_seconds": time.time() - started,
             **common.provenance(),
         },
         new("comparison.json"),

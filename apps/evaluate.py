@@ -3,9 +3,9 @@
     python apps/evaluate.py --model=FILE.keras --dataset=mnist
     python apps/evaluate.py --model=SAVEDMODEL --preprocessing=none --metrics=rho2,pgd
 
-Prints a table, and writes to --output_dir report.json (numbers, confidence
-intervals, every image), report.npz (the same arrays for NumPy), table.md, and
-where they were measured success_rate.png (FGS against eps) and rho.png (rho_2
+Prints a table, and writes to --output_dir report.json (every image), report.npz
+(the same arrays for NumPy), evaluation.json (numbers, confidence intervals, what
+made them), table.md, and where they were measured success_rate.png (FGS against eps) and rho.png (rho_2
 by class). LeNet on MNIST's 10,000 test images with the default metrics takes
 about a minute and a half on two CPU cores. Interrupted, the same command goes
 on where it was.
@@ -70,6 +70,25 @@ def main():
     checkpoint_dir = os.path.join(output_dir, "checkpoint")
     report = common.evaluate(classifier, data, chosen, checkpoint_dir)
     paths = _write(report, output_dir)
+    paths.append(os.path.join(output_dir, "evaluation.json"))
+    common.write_json(
+        {
+            "model": FLAGS.model,
+            "images": len(report),
+            "numbers": common.as_rows(report.estimates),
+            "columns": ["value", "low", "high"],
+            "attacks": {
+                metric.name: repr(metric.attack)
+                for metric in report.metrics
+                if metric.attack is not None
+            },
+            "misclassified": report.misclassified,
+            "warnings": report.warnings,
+            "total_seconds": time.time() - started,
+            **common.provenance(),
+        },
+        paths[-1],
+    )
     shutil.rmtree(checkpoint_dir)
     print(f"\n{report.table(FLAGS.format)}")
     common.finish(paths, started)

@@ -6,10 +6,11 @@
 Figure 3 fine-tunes one reference with each pair of --lams and --cs, Figure 4
 with the regulariser on one layer at a time, and on all. Each run ends in
 runs/NAME.json in --output_dir; sweep.csv and the figures are brought up to
-date after each. Interrupted, or stopped by --max_runs, the same command goes
-on with the runs that are missing. A run of LeNet on MNIST, five epochs, is
-3,000 steps of 86 ms on two idle CPU cores (benchmarks/training_step.py), and
-there are 27 + 5 of them; --epochs=1 takes a fifth of that.
+date after each, and sweep.json holds all of them in the end. Interrupted, or
+stopped by --max_runs, the same command goes on with what is missing. A run of
+LeNet on MNIST, five epochs, is 3,000 steps of 86 ms on two idle CPU cores
+(benchmarks/training_step.py), and there are 27 + 5 of them; --epochs=1 takes a
+fifth of that.
 """
 
 import csv
@@ -149,6 +150,17 @@ def _sweep(started):
         progress.finish()
         _write(runs, finished, first, output_dir)
     written = _write(runs, finished, first, output_dir)
+    if all(finished.values()):
+        written.append(os.path.join(output_dir, "sweep.json"))
+        common.write_json(
+            {
+                "reference": first,
+                "runs": finished,
+                "total_seconds": sum(r["seconds"] for r in finished.values()),
+                **common.provenance(),
+            },
+            written[-1],
+        )
     print(
         f"\n{sum(map(bool, finished.values()))} of {len(runs)} runs are done."
     )
@@ -375,6 +387,8 @@ def _write(runs, finished, first, output_dir):
                 FLAGS.norm,
                 (first["rho"], first["accuracy"]),
                 width=7.0,
+                note=f"{FLAGS.arch} on {FLAGS.dataset}: {len(done)} runs of "
+                f"{FLAGS.epochs} epochs (the paper: 5).",
             )
     return written
 

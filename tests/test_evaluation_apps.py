@@ -281,7 +281,11 @@ def test_comparison_is_written_in_every_form(compared):
     ("app", "arguments", "message"),
     [
         ("evaluate", ["--metrics=rho2,roh2"], "received 'roh2'"),
-        ("evaluate", ["--eps=10,x"], "--eps: expected numbers; received ['10', 'x']"),
+        (
+            "evaluate",
+            ["--eps=10,x"],
+            "--eps: expected numbers; received ['10', 'x']",
+        ),
         ("evaluate", ["--model=none.keras"], "none.keras: expected a Keras"),
         ("evaluate", ["--model=."], "expected the directory of a SavedModel"),
         ("evaluate", ["--preprocessing=no"], "no: expected a Keras model file"),

@@ -141,7 +141,7 @@ def success_rate_curves(
     _save(figure, path)
 
 
-def trade_off(points, path, norm=2, reference=None, width=_COLUMN):
+def trade_off(points, path, norm=2, reference=None, width=_COLUMN, note=None):
     """Accuracy against rho over hyper-parameters (Figures 3, 4 and 6).
 
     Args:
@@ -154,6 +154,7 @@ def trade_off(points, path, norm=2, reference=None, width=_COLUMN):
         reference: (rho, accuracy) of the model before fine-tuning, drawn as
             a star.
         width: of the figure, in inches.
+        note: a text below it; None: none.
 
     Raises:
         ValueError: if an argument is not as above.
@@ -194,6 +195,8 @@ def trade_off(points, path, norm=2, reference=None, width=_COLUMN):
             *axes.plot(x, 100 * y, "*k", markersize=9, label="reference"),
         ]
     _finish(axes, f"Test {rho}", "Test accuracy (%)")
+    if note is not None:
+        figure.supxlabel(_wrap(note, width, _SMALL), fontsize=_SMALL)
     _legend(figure, handles)
     _write_beside(axes, labels)
     _save(figure, path)

@@ -1,0 +1,205 @@
+"""The paper's results on MNIST, each table and figure by its name.
+
+    python apps/reproduce.py --experiment=table1_mnist --data_dir=DATA
+    python apps/reproduce.py --experiment=all --jobs=2
+    python apps/reproduce.py --experiment=table1_mnist --smoke
+
+Runs the commands of the other apps that an experiment is made of, each in a
+folder of its own in --output_dir, and writes EXPERIMENT.json, with all its
+numbers and what made them, and EXPERIMENT.md or its figures. What is there
+already is not run again, and what was interrupted goes on: experiments share
+their trainings. --dry_run only names the commands. --smoke takes less than a
+minute, on few of scikit-learn's digits: it shows that all works, no more.
+"""
+
+import concurrent.futures
+import os
+import shlex
+import subprocess
+import sys
+import time
+
+import common  # before TensorFlow, which it quietens
+import experiments
+import presentation
+from absl import app, flags
+
+from dd_keras import files
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list(
+    "experiment",
+    None,
+    f"Which: of {', '.join(presentation.EXPERIMENTS)}, or all.",
+    required=True,
+)
+flags.DEFINE_string("data_dir", None, "Where TFDS keeps its data.")
+flags.DEFINE_string(
+    "output_dir", "/tmp/dd_keras/reproduce", "Where all results go."
+)
+flags.DEFINE_integer(
+    "jobs",
+    1,
+    "Commands at a time. More than one write to logs/STEP.log, and share the "
+    "processors.",
+    lower_bound=1,
+)
+flags.DEFINE_bool("smoke", False, "All in little, on little.")
+flags.DEFINE_bool("dry_run", False, "Name the commands; run none.")
+flags.register_validator(
+    "experiment",
+    lambda names: names and (set(names) <= {*presentation.EXPERIMENTS, "all"}),
+    message="--experiment must be of "
+    f"{', '.join(presentation.EXPERIMENTS)}, or all.",
+)
+flags.register_validator(
+    "output_dir", bool, message="--output_dir must not be empty."
+)
+
+
+@common.main
+def main():
+    """Reproduces, from flags to files."""
+    started = time.time()
+    names = list(dict.fromkeys(FLAGS.experiment))
+    if "all" in names:
+        names = list(presentation.EXPERIMENTS)
+    plan = experiments.Plan(FLAGS.output_dir, FLAGS.data_dir, FLAGS.smoke)
+    needed = {name: presentation.steps_of(name, plan) for name in names}
+    steps = plan.needed([step for found in needed.values() for step in found])
+    missing = [step for step in steps if not _is_done(plan, step)]
+    print(f"{len(steps)} commands, {len(missing)} of them to run.")
+    if FLAGS.dry_run:
+        for step in missing:
+            print(shlex.join(["python", *plan.command(step)]))
+        return
+    common.own_directory(FLAGS.output_dir)
+    _run(plan, missing)
+    written = []
+    for name in names:
+        written += _present(name, plan, plan.needed(needed[name]))
+    common.finish(written, started)
+
+
+def _is_done(plan, step):
+    """Whether a step has come to its end, by the very command.
+
+    Raises:
+        SystemExit: with a message, if another command made what is there.
+    """
+    path = plan.result(step.name)
+    try:
+        command = presentation.loaded(path)["command"]
+    except FileNotFoundError:
+        return False
+    except (KeyError, TypeError, ValueError) as error:
+        common.fail(
+            f"{path}: expected what a command wrote; it cannot be read: "
+            f"{error}. Remove its folder, and it is made again."
+        )
+    wanted = _comparable(plan.command(step), step.name)
+    if _comparable(shlex.split(command)[1:], step.name) != wanted:
+        common.fail(
+            f"{path}: expected the result of "
+            f"{shlex.join(['python', *plan.command(step)])!r}; it is of "
+            f"{command!r}. Remove its folder, or choose another --output_dir."
+        )
+    return True
+
+
+def _comparable(words, name):
+    """A command without where its data, its scripts and its results are."""
+    scripts = os.path.dirname(words[0])
+    (output_dir,) = (
+        word.removeprefix("--output_dir=").removesuffix(name)
+        for word in words
+        if word.startswith("--output_dir=")
+    )
+    return [
+        word.replace(output_dir, "").replace(os.path.join(scripts, ""), "", 1)
+        for word in words
+        if not word.startswith(("--data_dir=", "--output_dir="))
+    ]
+
+
+def _run(plan, missing):
+    """Runs steps, --jobs at a time, each behind those that it comes after.
+
+    Raises:
+        SystemExit: with a message, if one fails; those that run meanwhile
+            come to their end first.
+    """
+    waiting, running, failed = list(missing), {}, []
+    with concurrent.futures.ThreadPoolExecutor(FLAGS.jobs) as pool:
+        while running or (waiting and not failed):
+            unfinished = {step.name for step in [*waiting, *running.values()]}
+            for step in list(waiting):
+                ready = not unfinished & set(step.after)
+                if ready and len(running) < FLAGS.jobs and not failed:
+                    waiting.remove(step)
+                    running[pool.submit(_run_one, plan, step)] = step
+            done, _ = concurrent.futures.wait(
+                running, return_when=concurrent.futures.FIRST_COMPLETED
+            )
+            for future in done:
+                step = running.pop(future)
+                if future.result():
+                    failed.append(step)
+    if failed:
+        names = ", ".join(step.name for step in failed)
+        common.fail(f"{names} failed, see above. The same command goes on.")
+
+
+def _run_one(plan, step):
+    """Runs a step; returns its exit status."""
+    command = plan.command(step)
+    told = shlex.join(["python", *command])
+    print(f"\n{step.name}: {told}", flush=True)
+    arguments = [sys.executable, *command]
+    if FLAGS.jobs == 1:
+        return subprocess.run(arguments, check=False).returncode
+    path = plan.path("logs", f"{step.name}.log")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    started = time.time()
+    with open(path, "ab") as log:
+        status = subprocess.run(
+            arguments, check=False, stdout=log, stderr=subprocess.STDOUT
+        ).returncode
+    took = f"{time.time() - started:.0f} s"
+    end = f"exit status {status}, see {path}" if status else "done"
+    print(f"{step.name}: {end}, after {took}.", flush=True)
+    return status
+
+
+def _present(name, plan, steps):
+    """Writes an experiment; returns paths."""
+    experiment = presentation.EXPERIMENTS[name]
+    numbers = experiment.make(plan)
+    written = [plan.path(f"{name}.json")]
+    common.write_json(
+        {
+            "experiment": name,
+            "smoke": FLAGS.smoke,
+            "numbers": numbers,
+            "made_by": {step.name: _provenance(plan, step) for step in steps},
+            **common.provenance(),
+        },
+        written[0],
+    )
+    if experiment.text is not None:
+        text = experiment.text(numbers)
+        written.append(plan.path(f"{name}.md"))
+        files.write_text(f"{text}\n", written[-1])
+        print(f"\n{text}")
+    return written
+
+
+def _provenance(plan, step):
+    """What made a step's numbers, and how long it took."""
+    found = presentation.loaded(plan.result(step.name))
+    told = ("command", "commit", "date", "machine", "versions")
+    return {key: found.get(key) for key in ("total_seconds", *told)}
+
+
+if __name__ == "__main__":
+    app.run(main)
