@@ -101,22 +101,27 @@ def table1_text(numbers):
             f"eps_ref = {found['eps_ref']:.2f} of 255:\n\n"
             + tables.render(header, rows, "markdown")
         )
-    header = ["seeds", "accuracy", "rho_2", "ratio to the reference"]
-    rows = [
-        [
-            f"{NETWORKS[network]}, {TITLES[name]}",
-            *(_spread(key, values[key]) for key in ("accuracy", "rho2")),
-            _spread("ratio", values["ratio"]),
-        ]
-        for network, found in numbers.items()
-        for name, values in found["seeds"].items()
-    ]
+    return "\n\n".join([*parts, seeds_text(numbers)])
+
+
+def seeds_text(numbers):
+    """Reference and Deep Defense over the seeds, in Markdown."""
+    header = ["MNIST", "accuracy", "paper", "rho_2", "paper", "times", "paper"]
+    rows = []
+    for network, found in numbers.items():
+        for name, values in found["seeds"].items():
+            paper = found["paper"].get(name, {})
+            row = [f"{NETWORKS[network]}, {TITLES[name]}"]
+            for key in ("accuracy", "rho2"):
+                row += [_spread(key, values[key]), _text(key, paper.get(key))]
+            first = found["paper"].get("reference", {}).get("rho2")
+            times = paper["rho2"] / first if "rho2" in paper else None
+            row += [_spread("ratio", values["ratio"]), _text("ratio", times)]
+            rows.append(row)
     count = len(next(iter(numbers.values()))["seeds"]["reference"]["rho2"])
-    parts.append(
-        f"Mean and standard deviation of {count} seeds:\n\n"
-        + tables.render(header, rows, "markdown")
+    return f"Mean and standard deviation of {count} seeds:\n\n" + tables.render(
+        header, rows, "markdown"
     )
-    return "\n\n".join(parts)
 
 
 def table2(plan):
@@ -449,5 +454,6 @@ def _spread(key, values):
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     mean = statistics.fmean(values)
     if key in _DECIMALS:
-        return f"{mean:.4f} ± {deviation:.4f}"
+        decimals = _DECIMALS[key]
+        return f"{mean:.{decimals}f} ± {deviation:.{decimals}f}"
     return f"{100 * mean:.2f} ± {100 * deviation:.2f} %"

@@ -387,8 +387,8 @@ def _write(runs, finished, first, output_dir):
                 FLAGS.norm,
                 (first["rho"], first["accuracy"]),
                 width=7.0,
-                note=f"{FLAGS.arch} on {FLAGS.dataset}: {len(done)} runs of "
-                f"{FLAGS.epochs} epochs (the paper: 5).",
+                note=f"{FLAGS.arch} on {FLAGS.dataset}. Trainings: "
+                f"{len(done)}; epochs: {FLAGS.epochs} (the paper: 5).",
             )
     return written
 

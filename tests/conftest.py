@@ -55,7 +55,15 @@ def shell(*command, cwd=ROOT):
 @contextlib.contextmanager
 def imported(name):
     """An app's module with its flags, which are undefined again afterwards."""
-    modules = ("common", "runs", "training", "recipe", name)
+    modules = (
+        "common",
+        "runs",
+        "training",
+        "recipe",
+        "experiments",
+        "presentation",
+        name,
+    )
     with flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "apps")
         try:

@@ -1,0 +1,334 @@
+"""The paper's tables and figures by name: all in little, and again."""
+
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+
+import matplotlib.image
+import pytest
+from absl import flags
+from conftest import ROOT, imported, run, shell
+
+# Trainings and evaluations take turns on the processors of one machine.
+pytestmark = pytest.mark.timeout(900)
+
+TABLES = ("table1_mnist", "table2_mnist", "limits_mnist", "tuning_mnist")
+FIGURES = {
+    "figure2": "figure2_mlp.png",
+    "figure3": "figure3.png",
+    "figure4": "figure4.png",
+    "figure5": "figure5_mlp.png",
+    "figure6": "figure6_mlp.png",
+    "figure7": "figure7_mlp.png",
+}
+
+
+def parsed(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def reproduce(directory, *arguments):
+    """Runs the app as a user would."""
+    return shell(
+        "apps/reproduce.py",
+        "--smoke",
+        f"--output_dir={directory}",
+        *arguments,
+    )
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    """All experiments in little: their directory, and what was printed."""
+    directory = tmp_path_factory.mktemp("reproduce")
+    done = reproduce(directory, "--experiment=all", "--jobs=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return directory, done.stdout
+
+
+@pytest.fixture
+def presentation():
+    with imported("reproduce") as module:
+        yield module.presentation
+
+
+def test_every_experiment_is_written(everything, presentation):
+    directory, printed = everything
+    assert {*TABLES, *FIGURES} == set(presentation.EXPERIMENTS)
+    for name in presentation.EXPERIMENTS:
+        found = parsed(directory / f"{name}.json")
+        assert found["experiment"] == name
+        assert found["smoke"] is True
+        assert found["numbers"]
+        assert found["made_by"]
+        assert str(directory / f"{name}.json") in printed
+    for picture in FIGURES.values():
+        assert matplotlib.image.imread(directory / picture).std() > 0
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_are_those_of_the_numbers(everything, presentation, name):
+    directory, printed = everything
+    numbers = parsed(directory / f"{name}.json")["numbers"]
+    text = presentation.EXPERIMENTS[name].text(numbers)
+    assert (directory / f"{name}.md").read_text(encoding="utf-8") == text + "\n"
+    assert text in printed
+
+
+def test_each_number_tells_what_made_it(everything):
+    directory, _ = everything
+    made_by = parsed(directory / "table1_mnist.json")["made_by"]
+    assert set(made_by) == {
+        "mlp_seed0", "mlp_seed1", "mlp_longer0", "mlp_longer1", "mlp_others",
+        "mlp_comparison",
+    }  # fmt: skip
+    for name, found in made_by.items():
+        assert found["command"].startswith("python apps/")
+        assert f"--output_dir={directory}/{name}" in found["command"]
+        assert found["total_seconds"] > 0
+        assert found["versions"]["tensorflow"]
+        assert found["date"]
+        assert "commit" in found  # None outside of a checkout
+    assert "--seed=1 " in made_by["mlp_seed1"]["command"]
+
+
+def test_table1_has_the_numbers_of_its_commands(everything):
+    directory, _ = everything
+    found = parsed(directory / "table1_mnist.json")["numbers"]["mlp"]
+    seeds = [
+        parsed(directory / f"mlp_seed{n}" / "results.json") for n in (0, 1)
+    ]
+    longer = [
+        parsed(directory / f"mlp_longer{n}" / "results.json") for n in (0, 1)
+    ]
+    first = [s["models"]["reference"]["rho2"] for s in seeds]
+    assert first[0] != first[1]
+    assert found["seeds"]["reference"]["rho2"] == first
+    rho = [s["models"]["deep_defense"]["rho2"] for s in longer]
+    assert found["seeds"]["longer"]["rho2"] == rho
+    assert found["seeds"]["longer"]["ratio"] == [
+        one / other for one, other in zip(rho, first, strict=True)
+    ]
+    # What goes on with Deep Defense starts from it.
+    assert [s["models"]["reference"]["rho2"] for s in longer] == pytest.approx(
+        [s["models"]["deep_defense"]["rho2"] for s in seeds], rel=1e-4
+    )
+    # Measured once more by the comparison, in other batches.
+    for name in ("reference", "deep_defense"):
+        assert found["models"][name]["rho2"] == pytest.approx(
+            seeds[0]["models"][name]["rho2"], rel=1e-4
+        )
+    comparison = parsed(directory / "mlp_comparison" / "comparison.json")
+    assert found["eps_ref"] == comparison["eps_ref"]
+    for name, values in found["models"].items():
+        for key, value in values.items():
+            assert value == comparison["models"][name][key][0]
+    assert found["models"]["deep_defense"][
+        "accuracy@1eps_ref"
+    ] == pytest.approx(0.5, abs=0.01)
+
+
+def test_success_rates_are_of_the_comparison(everything):
+    directory, _ = everything
+    curves = parsed(directory / "figure5.json")["numbers"]["mlp"]
+    comparison = parsed(directory / "mlp_comparison" / "comparison.json")
+    curve = curves["Deep Defense"]
+    assert len(curve["eps"]) == 23  # 20, and three shares of eps_ref
+    for eps, rate, low, high in zip(
+        curve["eps"],
+        curve["success_rate"],
+        curve["low"],
+        curve["high"],
+        strict=True,
+    ):
+        value, *ends = comparison["models"]["deep_defense"][
+            f"fgs_accuracy@{eps:g}"
+        ]
+        assert (rate, low, high) == (1 - value, 1 - ends[1], 1 - ends[0])
+
+
+def test_spread_is_of_all_seeds(presentation):
+    values = [0.991, 0.993, 0.995]
+    text = presentation._spread("accuracy", values)
+    mean, spread = statistics.mean(values), statistics.stdev(values)
+    assert text == f"{100 * mean:.2f} ± {100 * spread:.2f} %"
+    assert presentation._spread("rho2", [0.25]) == "0.2500 ± 0.0000"
+
+
+def test_best_trial_has_the_largest_rho_of_the_accurate(presentation):
+    clean = {"accuracy": 0.99}
+
+    def trial(accuracy, rho, name):
+        return {"accuracy": accuracy, "rho2": rho, "settings": name}
+
+    good = [trial(0.9885, 0.2, "a"), trial(0.989, 0.3, "b")]
+    bad = trial(0.987, 0.9, "c")
+    assert presentation._best([*good, bad], clean) == "b"
+    assert presentation._best([bad, trial(0.9, 1, "d")], clean) == "c"
+
+
+def test_nothing_is_run_again(everything):
+    directory, _ = everything
+    paths = [*directory.glob("*/*.json"), *directory.glob("*/*.keras")]
+    before = {path: path.stat().st_mtime_ns for path in paths}
+    tables = {name: parsed(directory / f"{name}.json") for name in TABLES}
+    done = reproduce(directory, f"--experiment={','.join(TABLES)}")
+    assert done.returncode == 0, done.stderr
+    assert "0 of them to run." in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in paths} == before
+    for name, found in tables.items():
+        again = parsed(directory / f"{name}.json")
+        assert again["numbers"] == found["numbers"]
+        assert again["made_by"] == found["made_by"]
+
+
+@pytest.fixture
+def copied(everything, tmp_path):
+    """Another copy, to damage."""
+    directory = tmp_path / "copy"
+    shutil.copytree(everything[0], directory)
+    return directory
+
+
+def would_run(directory, experiment, capsys):
+    """The names of the commands that are missing."""
+    run(
+        "reproduce",
+        "--smoke",
+        "--dry_run",
+        f"--experiment={experiment}",
+        f"--output_dir={directory}",
+    )
+    lines = capsys.readouterr().out.splitlines()
+    return [line.rsplit("/", 1)[1] for line in lines if "--output_dir" in line]
+
+
+def test_what_is_missing_is_run_and_no_more(copied, capsys):
+    # A copy is as good as the original: paths in commands may differ.
+    assert would_run(copied, "all", capsys) == []
+    (copied / "mlp_limits_longer" / "evaluation.json").unlink()
+    assert would_run(copied, "table1_mnist", capsys) == []
+    assert would_run(copied, "all", capsys) == ["mlp_limits_longer"]
+    shutil.rmtree(copied / "mlp_others")
+    assert would_run(copied, "figure2", capsys) == ["mlp_others"]
+
+
+def refused(*arguments):
+    with pytest.raises((flags.Error, SystemExit)) as caught:
+        run("reproduce", *arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_results_of_another_command_are_refused(copied):
+    path = copied / "mlp_seed1" / "results.json"
+    results = parsed(path)
+    results["command"] = results["command"].replace("--seed=1", "--seed=7")
+    path.write_text(json.dumps(results))
+    line = refused(
+        "--smoke", "--experiment=table1_mnist", f"--output_dir={copied}"
+    )
+    assert f"{path}: expected the result of" in line
+    assert "--seed=7" in line
+    path.write_text("{")
+    line = refused(
+        "--smoke", "--experiment=table1_mnist", f"--output_dir={copied}"
+    )
+    assert f"{path}: expected what a command wrote; it cannot be read" in line
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_command_that_fails_is_named(copied, jobs):
+    shutil.rmtree(copied / "mlp_limits_longer")
+    (copied / "mlp_longer0" / "deep_defense.keras").write_bytes(b"no model")
+    done = reproduce(copied, "--experiment=limits_mnist", f"--jobs={jobs}")
+    assert done.returncode == 1
+    assert "error: mlp_limits_longer failed, see above." in done.stderr
+    log = copied / "logs" / "mlp_limits_longer.log"
+    said = log.read_text(encoding="utf-8") if jobs == 2 else done.stderr
+    assert "deep_defense.keras: expected a whole Keras model file" in said
+
+
+def test_killed_run_goes_on(everything, tmp_path):
+    command = [
+        sys.executable,
+        "apps/reproduce.py",
+        "--smoke",
+        "--experiment=figure7",
+        f"--output_dir={tmp_path}",
+    ]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        begun = tmp_path / "mlp_seed0" / "reference.keras"
+        deadline = time.monotonic() + 300
+        while not begun.exists() and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.02)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (tmp_path / "mlp_seed0" / "results.json").exists()
+    done = reproduce(tmp_path, "--experiment=figure7")
+    assert done.returncode == 0, done.stderr
+    assert "Going on with the unfinished run" in done.stdout
+    # As if nothing had been.
+    found, expected = (
+        parsed(directory / "mlp_seed0" / "results.json")
+        for directory in (tmp_path, everything[0])
+    )
+    assert found["models"] == expected["models"]
+    assert found["curves"] == expected["curves"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Flag --experiment must have a value"),
+        (["--experiment="], "--experiment must be of table1_mnist,"),
+        (["--experiment=table3"], "--experiment must be of table1_mnist,"),
+        (["--experiment=figure2", "--jobs=0"], "--jobs=0"),
+        (["--experiment=figure2", "--output_dir="], "--output_dir must not"),
+    ],
+)
+def test_bad_flags_are_refused(arguments, message):
+    assert message in refused(*arguments)
+
+
+def test_steps_come_behind_those_they_need(tmp_path):
+    with imported("reproduce") as module:
+        plan = module.experiments.Plan(str(tmp_path))
+        names = module.presentation.EXPERIMENTS
+        wanted = [
+            step
+            for name in names
+            for step in module.presentation.steps_of(name, plan)
+        ]
+        seen = set()
+        for step in plan.needed(wanted):
+            assert seen.issuperset(step.after)
+            seen.add(step.name)
+        assert seen == set(plan.steps)  # none is for nothing
+
+
+def test_results_name_their_commit(tmp_path):
+    with imported("common") as module:
+        commit = module.provenance()["commit"]
+    if not (ROOT / ".git").exists():
+        assert commit is None
+        return
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    assert commit.removesuffix(", with changes") == head
