@@ -33,7 +33,7 @@ def affine_classifier(weights, biases, dtype="float64"):
     return model
 
 
-def shell(*command, cwd=ROOT):
+def shell(*command, cwd=ROOT, timeout=400):
     """Runs Python as a user would, from the root of the repository."""
     environment = {
         **os.environ,
@@ -47,7 +47,7 @@ def shell(*command, cwd=ROOT):
         env=environment,
         capture_output=True,
         encoding="utf-8",
-        timeout=400,
+        timeout=timeout,
         check=False,
     )
 

@@ -20,7 +20,7 @@ from absl import flags
 from conftest import ROOT, imported, run, shell
 
 import dd_keras
-from dd_keras import datasets
+from dd_keras import attacks, datasets, numerics
 
 FLAGS = flags.FLAGS
 MODELS = ("reference", "clean", "deep_defense")
@@ -116,6 +116,28 @@ def test_writes_every_file_it_promises(trained):
     assert not [path for path in contents(directory) if ".part" in path]
     for name in ("convergence.png", "adversarial_images.png"):
         assert matplotlib.image.imread(directory / name).std() > 0
+
+
+def test_results_name_the_images_of_the_picture(trained, results):
+    """Of different classes; with the distances that stand below them."""
+    shown = results["pictured"]
+    labels = [image["label"] for image in shown]
+    assert 1 <= len(shown) == len(set(labels)) <= 4
+    data = datasets.load("digits")
+    of_all = [int(label) for _, label in data.test.as_numpy_iterator()]
+    batch = np.stack([image for image, _ in data.test.as_numpy_iterator()])
+    for image in shown:
+        assert of_all[image["test_image"]] == image["label"]
+    titles = {"reference": "reference", "deep_defense": "Deep Defense"}
+    x = data.preprocessing(batch[[image["test_image"] for image in shown]])
+    for name, title in titles.items():
+        model = keras.models.load_model(trained[0] / f"{name}.keras")
+        found = attacks.DeepFool().run(model, x)
+        np.testing.assert_allclose(
+            [image["rho"][title] for image in shown],
+            numerics.rho(found.perturbation, x),
+            rtol=1e-3,
+        )
 
 
 def test_says_where_every_file_is(trained):

@@ -84,7 +84,8 @@ def test_report_is_that_of_the_library(evaluated, model_path, digits_data):
 def test_all_files_are_there_and_told_of(evaluated):
     directory, output = evaluated
     names = {
-        "report.json", "report.npz", "table.md", "success_rate.png", "rho.png"
+        "report.json", "report.npz", "table.md", "success_rate.png",
+        "rho.png", "evaluation.json",
     }  # fmt: skip
     assert {path.name for path in directory.iterdir()} == names
     told = re.findall(r"^  (/.*)$", output, re.MULTILINE)
@@ -95,6 +96,59 @@ def test_all_files_are_there_and_told_of(evaluated):
         report.table("markdown") + "\n"
     )
     assert "4/4" in output  # batches
+
+
+def test_evaluation_tells_numbers_and_what_made_them(evaluated, model_path):
+    directory, _ = evaluated
+    found = json.loads((directory / "evaluation.json").read_text())
+    report = RobustnessReport.from_json(directory / "report.json")
+    assert found["model"] == str(model_path)
+    assert found["images"] == 120
+    assert {name: row[0] for name, row in found["numbers"].items()} == {
+        name: value
+        for name, value in report.summary().items()
+        if name != "samples"
+    }
+    for value, low, high in found["numbers"].values():
+        assert low - 1e-9 <= value <= high + 1e-9
+    assert found["attacks"]["pgd"].startswith("PGD(eps=25.5")
+    assert found["command"].startswith("python apps/evaluate.py --model=")
+    assert found["total_seconds"] > 0
+
+
+def test_pgd_of_any_size(model_path, digits_data, tmp_path):
+    """And with more starts it finds at least as much."""
+    shares = {}
+    for restarts in (1, 3):
+        out = tmp_path / str(restarts)
+        run(
+            "evaluate",
+            f"--model={model_path}",
+            "--metrics=accuracy,pgd",
+            "--pgd_eps=20,40.5",
+            "--pgd_steps=3",
+            f"--pgd_restarts={restarts}",
+            f"--output_dir={out}",
+            *FEW,
+        )
+        numbers = json.loads((out / "evaluation.json").read_text())["numbers"]
+        assert set(numbers) == {
+            "accuracy", "pgd@20_accuracy", "pgd@40.5_accuracy"
+        }  # fmt: skip
+        shares[restarts] = {name: row[0] for name, row in numbers.items()}
+    expected = evaluate_robustness(
+        keras.saving.load_model(model_path),
+        datasets.batches(
+            digits_data.test.take(120), digits_data.preprocessing, 30
+        ),
+        [attacks.PGD(40.5, steps=3, restarts=3, bounds=digits_data.bounds)],
+        bounds=digits_data.bounds,
+        verbose=0,
+    ).summary()["pgd_accuracy"]
+    assert shares[3]["pgd@40.5_accuracy"] == expected
+    assert shares[3]["pgd@40.5_accuracy"] < shares[3]["pgd@20_accuracy"]
+    for name in ("pgd@20_accuracy", "pgd@40.5_accuracy"):
+        assert shares[3][name] <= shares[1][name]
 
 
 def test_saved_model_gives_the_same(
@@ -285,6 +339,11 @@ def test_comparison_is_written_in_every_form(compared):
             "evaluate",
             ["--eps=10,x"],
             "--eps: expected numbers; received ['10', 'x']",
+        ),
+        (
+            "evaluate",
+            ["--pgd_eps=x"],
+            "--pgd_eps: expected numbers; received ['x']",
         ),
         ("evaluate", ["--model=none.keras"], "none.keras: expected a Keras"),
         ("evaluate", ["--model=."], "expected the directory of a SavedModel"),

@@ -344,8 +344,14 @@ def test_rounding_of_a_share_is_no_error(tmp_path):
 
 def test_trade_off_draws_accuracy_against_rho(saved, tmp_path):
     given = sweep()
-    figures.trade_off(given, tmp_path / "sweep.png", reference=(0.19, 0.985))
+    figures.trade_off(
+        given,
+        tmp_path / "sweep.png",
+        reference=(0.19, 0.985),
+        note="2 epochs, not 5.",
+    )
     (axes,) = saved[0].axes
+    assert saved[0].get_supxlabel() == "2 epochs, not 5."
     for line, (name, entry) in zip(axes.lines[:3], given.items(), strict=True):
         assert line.get_label() == name
         np.testing.assert_array_equal(line.get_xdata(), entry["rho"])

@@ -15,7 +15,7 @@ from absl import flags
 from conftest import ROOT, imported, run, shell
 
 # Trainings and evaluations take turns on the processors of one machine.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1500)
 
 TABLES = ("table1_mnist", "table2_mnist", "limits_mnist", "tuning_mnist")
 FIGURES = {
@@ -39,6 +39,7 @@ def reproduce(directory, *arguments):
         "--smoke",
         f"--output_dir={directory}",
         *arguments,
+        timeout=1200,
     )
 
 

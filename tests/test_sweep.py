@@ -73,6 +73,7 @@ def stopped_and_gone_on(reference, tmp_path_factory):
     """A sweep in two parts: its directory, and its files after the first."""
     directory = tmp_path_factory.mktemp("sweep")
     sweep(reference, directory, "--max_runs=1")
+    assert not (directory / "sweep.json").exists()
     first = files(directory)
     assert len(rows(directory)) == 1
     sweep(reference, directory)
@@ -113,6 +114,19 @@ def test_only_the_layer_named_is_regularised(stopped_and_gone_on):
     # The network has no other layer: the two runs of Figure 4 are one.
     alone, everything = (result(directory, name)["curve"] for name in NAMES[2:])
     assert alone["rho"] == pytest.approx(everything["rho"], rel=1e-4)
+
+
+def test_json_holds_all_once_all_are_done(stopped_and_gone_on):
+    directory, _ = stopped_and_gone_on
+    found = json.loads((directory / "sweep.json").read_text("utf-8"))
+    assert list(found["runs"]) == NAMES
+    for name in NAMES:
+        assert found["runs"][name] == result(directory, name)
+    assert found["reference"] == result(directory, "reference")
+    assert found["total_seconds"] == sum(
+        run["seconds"] for run in found["runs"].values()
+    )
+    assert found["command"].startswith("python ")
 
 
 @pytest.mark.parametrize("figure", ["figure3.png", "figure4.png"])
