@@ -94,7 +94,7 @@ def table1_text(numbers):
             for key in _TABLE1:
                 row.append(_text(key, values[key]))
                 if key in told:
-                    row.append(_text(key, paper.get(key)))
+                    row.append(_published(key, paper))
             rows.append(row)
         parts.append(
             f"{NETWORKS[network]}, seed 0, {found['images']:,} images, "
@@ -113,7 +113,7 @@ def seeds_text(numbers):
             paper = found["paper"].get(name, {})
             row = [f"{NETWORKS[network]}, {TITLES[name]}"]
             for key in ("accuracy", "rho2"):
-                row += [_spread(key, values[key]), _text(key, paper.get(key))]
+                row += [_spread(key, values[key]), _published(key, paper)]
             first = found["paper"].get("reference", {}).get("rho2")
             times = paper["rho2"] / first if "rho2" in paper else None
             row += [_spread("ratio", values["ratio"]), _text("ratio", times)]
@@ -258,6 +258,7 @@ def figure5(plan):
         curves = {
             TITLES[name]: _success_rate(estimates)
             for name, estimates in comparison["models"].items()
+            if name not in ("clean", "longer")  # beside two others
         }
         numbers[network] = curves
         with files.whole(plan.path(f"figure5_{network}.png")) as part:
@@ -447,6 +448,13 @@ def _text(key, value):
     if key in _DECIMALS:
         return f"{value:.{_DECIMALS[key]}f}"
     return f"{100 * value:.2f} %"
+
+
+def _published(key, paper):
+    """A number of the paper's, to its decimals."""
+    if key == "rho2" and key in paper:
+        return f"{paper[key]:.3f}"
+    return _text(key, paper.get(key))
 
 
 def _spread(key, values):
