@@ -195,10 +195,17 @@ def _present(name, plan, steps):
 
 
 def _provenance(plan, step):
-    """What made a step's numbers, and how long it took."""
+    """What made a step's numbers, and how long it took.
+
+    Of a run that was interrupted, `total_seconds` are those of the last of
+    its `starts`, `training_seconds` of all.
+    """
     found = presentation.loaded(plan.result(step.name))
-    told = ("command", "commit", "date", "machine", "versions")
-    return {key: found.get(key) for key in ("total_seconds", *told)}
+    told = (
+        "command", "commit", "date", "machine", "versions",
+        "starts", "total_seconds", "training_seconds",
+    )  # fmt: skip
+    return {key: found[key] for key in told if key in found}
 
 
 if __name__ == "__main__":
