@@ -110,11 +110,12 @@ def _is_done(plan, step):
 def _comparable(words, name):
     """A command without where its data, its scripts and its results are."""
     scripts = os.path.dirname(words[0])
-    (output_dir,) = (
+    output_dirs = (
         word.removeprefix("--output_dir=").removesuffix(name)
         for word in words
         if word.startswith("--output_dir=")
     )
+    output_dir = next(output_dirs, "")
     return [
         word.replace(output_dir, "").replace(os.path.join(scripts, ""), "", 1)
         for word in words

@@ -236,6 +236,12 @@ def test_results_of_another_command_are_refused(copied):
     )
     assert f"{path}: expected the result of" in line
     assert "--seed=7" in line
+    results["command"] = "python apps/digits.py"
+    path.write_text(json.dumps(results))
+    line = refused(
+        "--smoke", "--experiment=table1_mnist", f"--output_dir={copied}"
+    )
+    assert "it is of 'python apps/digits.py'" in line
     path.write_text("{")
     line = refused(
         "--smoke", "--experiment=table1_mnist", f"--output_dir={copied}"
