@@ -378,7 +378,7 @@ def provenance():
         },
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, "
         f"{len(tf.config.list_physical_devices('GPU'))} GPUs",
-        "commit": _commit(),
+        "commit": _COMMIT,
         "date": datetime.datetime.now(datetime.UTC).isoformat(
             timespec="seconds"
         ),
@@ -402,6 +402,10 @@ def _commit():
         return None
     commit, changes = told
     return f"{commit}, with changes" if changes else commit
+
+
+# Of the code that runs, also if the checkout is changed meanwhile.
+_COMMIT = _commit()
 
 
 def flag_values(module):

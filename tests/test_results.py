@@ -3,17 +3,21 @@
 import json
 import pathlib
 import re
+import shlex
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import imported
 
 from dd_keras.serving import weights_hash
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-RUNS = {"LeNet": "mnist_lenet", "MLP": "mnist_mlp"}
+GUIDE = (ROOT / "results/README.md").read_text(encoding="utf-8")
+MNIST = ROOT / "results/mnist"
+NETWORKS = ("mlp", "lenet")
 TITLES = {
     "reference": "reference",
     "clean": "fine-tuned, no regulariser",
@@ -36,18 +40,95 @@ def numbers(results, name):
     )
 
 
-@pytest.mark.parametrize("network", RUNS)
-def test_mnist_table_equals_results(network):
-    results = loaded(f"{RUNS[network]}/results.json")
-    for name, title in TITLES.items():
-        cells = " | ".join(numbers(results, name))
-        assert f"| {network}, {title} | {cells} |" in README.replace("**", "")
-    assert results["command"] in README
-    assert results["dataset"] == {
-        "name": "mnist",
-        "train": 60_000,
-        "test": 10_000,
-    }
+@pytest.fixture(scope="module")
+def plan():
+    """The committed results of MNIST, and what presents them."""
+    with imported("reproduce") as module:
+        module.experiments.sys.argv = ["apps/reproduce.py"]
+        yield (
+            module.experiments.Plan("results/mnist", "tensorflow_datasets"),
+            module.presentation,
+        )
+
+
+TABLES = ("table1_mnist", "table2_mnist", "limits_mnist", "tuning_mnist")
+FIGURES = [
+    *(f"figure{n}_{network}" for n in "2567" for network in NETWORKS),
+    "figure3",
+    "figure4",
+]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_equal_results(plan, monkeypatch, name):
+    """From what each command wrote to what a reader sees."""
+    monkeypatch.chdir(ROOT)
+    plan, presentation = plan
+    experiment = presentation.EXPERIMENTS[name]
+    results = loaded(f"mnist/{name}.json")
+    assert results["numbers"] == json.loads(json.dumps(experiment.make(plan)))
+    text = experiment.text(results["numbers"])
+    assert (MNIST / f"{name}.md").read_text(encoding="utf-8") == text + "\n"
+    assert text in GUIDE
+
+
+def test_first_table_equals_results(plan):
+    numbers = loaded("mnist/table1_mnist.json")["numbers"]
+    assert plan[1].seeds_text(numbers) in README
+
+
+@pytest.mark.parametrize(
+    "name", [*TABLES, *(f"figure{n}" for n in range(2, 8))]
+)
+def test_results_were_made_by_these_commands(plan, monkeypatch, name):
+    """In full, by the commands of today, from committed code."""
+    monkeypatch.chdir(ROOT)
+    plan, presentation = plan
+    results = loaded(f"mnist/{name}.json")
+    assert results["smoke"] is False
+    steps = plan.needed(presentation.steps_of(name, plan))
+    assert set(results["made_by"]) == {step.name for step in steps}
+    for step in steps:
+        made = results["made_by"][step.name]
+        words = shlex.split(made["command"])[1:]
+        assert sorted(words) == sorted(plan.command(step))
+        assert len(made["commit"]) == 40  # without changes beside it
+        assert made["total_seconds"] > 0
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_are_shown(name):
+    assert f"(mnist/{name}.png)" in GUIDE
+    assert (MNIST / f"{name}.png").stat().st_size > 10_000
+
+
+def test_defences_are_set_to_the_best_trials(plan):
+    from_trials = loaded("mnist/tuning_mnist.json")["numbers"]
+    with imported("reproduce") as module:
+        tuned = module.experiments.TUNED
+    for network in NETWORKS:
+        best = {}
+        for settings in from_trials[network]["best"].values():
+            best |= settings
+        assert tuned[network] == best
+
+
+def test_three_seeds_meet_the_paper():
+    """What results/README.md says of the means."""
+    numbers = loaded("mnist/table1_mnist.json")["numbers"]
+
+    def mean(network, name, key):
+        values = numbers[network]["seeds"][name][key]
+        assert len(values) == 3
+        return sum(values) / 3
+
+    assert mean("lenet", "longer", "accuracy") >= 0.993
+    for name in ("deep_defense", "longer"):
+        assert mean("lenet", name, "ratio") >= 1.38
+        assert mean("mlp", name, "ratio") >= 2.0
+        assert mean("mlp", name, "accuracy") >= mean(
+            "mlp", "reference", "accuracy"
+        )
 
 
 def test_demo_table_equals_results():
@@ -126,45 +207,26 @@ def test_further_costs_equal_benchmarks():
         assert cells in README
 
 
-@pytest.mark.parametrize("name", ["reference", "deep_defense"])
-def test_saved_models_have_the_accuracy_of_the_results(name, mnist_data):
+# The models in savedmodels/, and the run whose results are theirs.
+MODELS = [
+    (network, name, f"mnist/{network}_{run}/results.json")
+    for network in NETWORKS
+    for name, run in (("reference", "seed0"), ("deep_defense", "longer0"))
+]
+
+
+@pytest.mark.parametrize(("network", "name", "results"), MODELS)
+def test_saved_models_have_the_accuracy_of_the_results(
+    network, name, results, mnist_data
+):
     folder = ROOT / "savedmodels"
     prepare = keras.saving.load_model(folder / "mnist_preprocessing.keras")
-    model = keras.saving.load_model(folder / f"mnist_lenet_{name}.keras")
+    model = keras.saving.load_model(folder / f"mnist_{network}_{name}.keras")
     images, labels = next(mnist_data.test.batch(10_000).as_numpy_iterator())
     logits = model.predict(prepare(images), batch_size=500, verbose=0)
     accuracy = np.mean(logits.argmax(-1) == labels)
-    expected = loaded("mnist_lenet/results.json")["models"][name]["accuracy"]
+    expected = loaded(results)["models"][name]["accuracy"]
     assert abs(accuracy - expected) < 2e-4  # rounding of another machine
-
-
-def share(value):
-    return f"{100 * value:.2f} %"
-
-
-def test_comparison_tables_equal_results():
-    results = loaded("mnist_lenet_comparison/comparison.json")
-    assert results["command"] in README
-    assert f"| {results['images']:,} images | accuracy |" in README
-    assert f"| C&W and PASS: {results['few']:,} images |" in README
-    assert f"eps_ref = {results['eps_ref']:.2f} (pixels" in README
-    text = README.replace("**", "")
-    for name in ("reference", "deep_defense"):
-        found = {k: v[0] for k, v in results["models"][name].items()}
-        one = (
-            share(found["accuracy"]),
-            f"{found['rho2']:.4f}",
-            *(share(found[f"accuracy@{s}eps_ref"]) for s in ("0.2", "0.5", 1)),
-        )
-        two = (
-            f"{found['l2']:.1f}",
-            f"{found['rho_inf']:.2f}",
-            f"{found['cw_l2']:.1f}",
-            share(found["pgd_accuracy"]),
-            f"{found['pass']:.4f}",
-        )
-        for cells in (one, two):
-            assert f"| LeNet, {TITLES[name]} | {' | '.join(cells)} |" in text
 
 
 def test_attack_table_equals_benchmark():
@@ -198,30 +260,6 @@ def test_evaluation_row_equals_benchmark():
     assert f"20 eps, PGD | {many['seconds']:.0f} s |" in README
     growth = many["peak_mib"] / few["peak_mib"]
     assert f"for {few['images']:,} images | {growth:.2f} x |" in README
-
-
-def test_defences_table_equals_results():
-    results = loaded("mnist_lenet_defenses/comparison/comparison.json")
-    made = loaded("mnist_lenet_defenses/results.json")
-    assert results["command"] in README
-    assert made["command"] in README
-    assert f"| one epoch, {results['images']:,} images |" in README
-    assert f"eps_ref = {results['eps_ref']:.2f}. One epoch" in README
-    for name, numbers in results["models"].items():
-        found = {key: value[0] for key, value in numbers.items()}
-        cells = (
-            share(found["accuracy"]),
-            f"{found['rho2']:.4f}",
-            *(share(found[f"accuracy@{s}eps_ref"]) for s in ("0.2", "0.5", 1)),
-            share(found["pgd_accuracy"]),
-        )
-        assert f"| {name} | {' | '.join(cells)} |" in README
-    # What is compared is what the other command trained.
-    for name, path in results["paths"].items():
-        trained = made["models"][pathlib.Path(path).stem]
-        assert results["models"][name]["rho2"][0] == pytest.approx(
-            trained["rho2"], rel=1e-4
-        )
 
 
 def test_cifar10_table_equals_results():
@@ -282,18 +320,18 @@ def test_serving_table_equals_benchmark():
         assert words in README
 
 
-@pytest.mark.parametrize("name", ["reference", "deep_defense"])
-def test_models_to_serve_are_those_to_use(name):
+@pytest.mark.parametrize(("network", "name", "results"), MODELS)
+def test_models_to_serve_are_those_to_use(network, name, results):
     """The committed exports have the weights, and the numbers, of the files."""
     folder = ROOT / "savedmodels"
     prepare = keras.saving.load_model(folder / "mnist_preprocessing.keras")
-    model = keras.saving.load_model(folder / f"mnist_lenet_{name}.keras")
-    version = folder / f"mnist/lenet_{name}/1"
+    model = keras.saving.load_model(folder / f"mnist_{network}_{name}.keras")
+    version = folder / f"mnist/{network}_{name}/1"
     card = json.loads((version / "assets.extra/model_card.json").read_text())
     assert card["weights_sha256"] == weights_hash(model)
     assert card["made_by"] in (folder / "README.md").read_text()
     found = card["evaluation"]["numbers"]
-    expected = loaded("mnist_lenet/results.json")["models"][name]
+    expected = loaded(results)["models"][name]
     assert found["samples"] == 10_000
     for key in ("accuracy", "rho2", "l2"):
         assert found[key] == pytest.approx(expected[key], rel=1e-4)
@@ -307,7 +345,7 @@ def test_models_to_serve_are_those_to_use(name):
     )
 
 
-def test_models_to_serve_are_small():
-    exported = (ROOT / "savedmodels/mnist").rglob("*/1/**/*")
-    size = sum(path.stat().st_size for path in exported if path.is_file())
-    assert 1e6 < size < 10e6
+def test_saved_models_are_small():
+    files = [p for p in (ROOT / "savedmodels").rglob("*") if p.is_file()]
+    size = sum(p.stat().st_size for p in files if "digits" not in p.parts)
+    assert 5e6 < size < 20e6
