@@ -13,6 +13,7 @@ LeNet on MNIST, five epochs, is 3,000 steps of 86 ms on two idle CPU cores
 fifth of that.
 """
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -151,16 +152,7 @@ def _sweep(started):
         _write(runs, finished, first, output_dir)
     written = _write(runs, finished, first, output_dir)
     if all(finished.values()):
-        written.append(os.path.join(output_dir, "sweep.json"))
-        common.write_json(
-            {
-                "reference": first,
-                "runs": finished,
-                "total_seconds": sum(r["seconds"] for r in finished.values()),
-                **common.provenance(),
-            },
-            written[-1],
-        )
+        written.append(_write_all(finished, first, output_dir))
     print(
         f"\n{sum(map(bool, finished.values()))} of {len(runs)} runs are done."
     )
@@ -335,6 +327,27 @@ def _evaluated(reference, digest, test, output_dir):
     }
     common.write_json(result, path)
     return result
+
+
+def _write_all(finished, first, output_dir):
+    """Writes sweep.json, unless it holds these runs already; its path."""
+    path = os.path.join(output_dir, "sweep.json")
+    with (
+        contextlib.suppress(FileNotFoundError, ValueError),
+        open(path, encoding="utf-8") as file,
+    ):
+        if json.load(file).get("runs") == finished:
+            return path
+    common.write_json(
+        {
+            "reference": first,
+            "runs": finished,
+            "total_seconds": sum(r["seconds"] for r in finished.values()),
+            **common.provenance(),
+        },
+        path,
+    )
+    return path
 
 
 def _write(runs, finished, first, output_dir):
