@@ -395,7 +395,7 @@ def _commit():
             ).stdout.strip()
             for command in (
                 ["rev-parse", "HEAD"],
-                ["status", "--porcelain", "--", "*.py", "*.cfg"],
+                ["status", "--porcelain", "--", ":/*.py", ":/*.cfg"],
             )
         ]
     except (OSError, subprocess.CalledProcessError):

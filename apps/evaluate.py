@@ -3,10 +3,10 @@
     python apps/evaluate.py --model=FILE.keras --dataset=mnist
     python apps/evaluate.py --model=SAVEDMODEL --preprocessing=none --metrics=rho2,pgd
 
-Prints a table, and writes to --output_dir report.json (every image), report.npz
-(the same arrays for NumPy), evaluation.json (numbers, confidence intervals, what
-made them), table.md, and where they were measured success_rate.png (FGS against eps) and rho.png (rho_2
-by class). LeNet on MNIST's 10,000 test images with the default metrics takes
+Prints a table, and writes to --output_dir evaluation.json (numbers, confidence
+intervals, what made them), report.json (every image), report.npz (the same
+arrays for NumPy), table.md, and where they were measured success_rate.png (FGS
+against eps) and rho.png (rho_2 by class). LeNet on MNIST's 10,000 test images with the default metrics takes
 about a minute and a half on two CPU cores. Interrupted, the same command goes
 on where it was.
 """  # noqa: E501

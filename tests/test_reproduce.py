@@ -323,13 +323,33 @@ def test_steps_come_behind_those_they_need(tmp_path):
         assert seen == set(plan.steps)  # none is for nothing
 
 
-def test_results_name_their_commit(tmp_path):
+def test_results_name_their_commit(tmp_path, monkeypatch):
+    def git(*command):
+        name = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+        return subprocess.run(
+            ["git", *name, *command],
+            cwd=tmp_path,
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout.strip()
+
     with imported("common") as module:
-        commit = module.provenance()["commit"]
-    if not (ROOT / ".git").exists():
-        assert commit is None
-        return
-    head = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
-    assert commit.removesuffix(", with changes") == head
+        assert module.provenance()["commit"] == module._commit()
+        script = tmp_path / "apps" / "common.py"
+        library = tmp_path / "dd_keras" / "numerics.py"
+        for path in (script, library):
+            path.parent.mkdir()
+            path.touch()
+        monkeypatch.setattr(module, "__file__", str(script))
+        monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+        assert module._commit() is None
+        git("init", "--quiet")
+        git("add", ".")
+        git("commit", "--quiet", "--message=first")
+        head = git("rev-parse", "HEAD")
+        assert module._commit() == head
+        (tmp_path / "notes.md").touch()
+        assert module._commit() == head
+        library.write_text("changed = True")
+        assert module._commit() == f"{head}, with changes"
