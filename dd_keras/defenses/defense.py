@@ -238,8 +238,13 @@ class DefenseModel(keras.Model):
             self.activation == "linear"
             and input_spec(self.model).dtype.is_floating
         )
-        self._same_in_training = self._gives_logits and logits.same_in_training(
-            self
+        self._same_in_training = (
+            self._gives_logits
+            # Known without two traces, which are seconds of a large network.
+            and not batch_normalization.differs_in_training(
+                self.model, self.batch_norm
+            )
+            and logits.same_in_training(self)
         )
 
     def fit(self, x=None, y=None, *args, **kwargs):
