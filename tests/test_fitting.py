@@ -263,6 +263,18 @@ def test_damaged_checkpoint_is_skipped_with_a_warning(whole, tmp_path, damage):
     assert_same(found, whole)
 
 
+def test_array_of_another_shape_is_damage(whole, tmp_path):
+    with pytest.raises(Killed):
+        fit(tmp_path, Kill("on_train_batch_end", 7))
+    path = tmp_path / "checkpoints" / names(tmp_path)[-1]
+    with np.load(path) as arrays:
+        arrays = dict(arrays)
+    arrays["values/0"] = arrays["values/0"][:-1]
+    np.savez(path, **arrays)
+    with pytest.warns(UserWarning, match="it holds arrays of other shapes"):
+        assert_same(fit(tmp_path), whole)
+
+
 def test_no_flipped_bit_goes_unnoticed(whole, tmp_path):
     """Either the file before is used, or what is read is what was written."""
     with pytest.raises(Killed):
@@ -344,6 +356,43 @@ def test_any_keras_model_can_be_trained(tmp_path):
         trained(tmp_path / "a"), trained(tmp_path / "b"), strict=True
     ):
         np.testing.assert_array_equal(one, other)
+
+
+def test_killed_training_in_bfloat16_goes_on(tmp_path):
+    """NumPy's files do not know this type."""
+
+    def trained(directory, *callbacks):
+        keras.utils.set_random_seed(0)
+        layers = [keras.layers.Dense(3, dtype="bfloat16")]
+        network = keras.Sequential([keras.Input((6,)), *layers])
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        network.compile("sgd", loss, metrics=["accuracy"])
+        dd_keras.resumable_fit(
+            network,
+            epochs(),
+            2,
+            directory,
+            validation_data=validation(),
+            best=dd_keras.KeepBest(accuracy_weight=1.0),
+            callbacks=callbacks,
+            verbose=0,
+        )
+        return network.get_weights()
+
+    with pytest.raises(Killed):
+        trained(tmp_path / "a", Kill("on_train_batch_end", STEPS + 2))
+    for one, other in zip(
+        trained(tmp_path / "a"), trained(tmp_path / "b"), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+    class Break(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            kernel = self.model.layers[0].kernel
+            kernel.assign(kernel * np.nan)
+
+    with pytest.raises(fitting.DivergenceError, match="kernel' is not f"):
+        trained(tmp_path / "c", Break())
 
 
 def test_log_is_whole_and_has_all_epochs(whole):
