@@ -329,6 +329,18 @@ def test_best_of_another_training_is_not_carried_over(whole, tmp_path):
     assert_equal(found[3], whole[3])
 
 
+def test_best_among_the_callbacks_is_refused(tmp_path):
+    """It would forget the best of earlier processes."""
+    with pytest.raises(ValueError, match=r"callbacks: .* Give it as `best`"):
+        trained(tmp_path, None, dd_keras.KeepBest())
+
+
+def test_no_callbacks_may_be_none(tmp_path):
+    dd_keras.resumable_fit(
+        linear(), epochs(), 1, tmp_path, callbacks=None, verbose=0
+    )
+
+
 def test_error_tells_no_loss_of_an_earlier_fit():
     guard = fitting.StopAtNaN()
     linear().fit(X, Y, verbose=0, callbacks=[guard])

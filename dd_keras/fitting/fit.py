@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from dd_keras import datasets, distribution, files
 from dd_keras.fitting import checkpoint, guards
+from dd_keras.fitting.best import KeepBest
 from dd_keras.fitting.executions import Executions
 
 _BATCH_SIZE = 32  # of arrays, as Keras has it
@@ -80,8 +81,8 @@ def resumable_fit(
         best: `KeepBest`, or None to end with the last weights.
         log: CSV file of what each epoch logged, whole at any time; None for
             none.
-        callbacks: further ones. They must not keep anything from step to step
-            that training depends on, as it would be lost.
+        callbacks: further ones, or None. They must not keep anything from step
+            to step that training depends on, as it would be lost.
         verbose: as for `keras.Model.fit`.
 
     Returns:
@@ -97,8 +98,8 @@ def resumable_fit(
         Interrupted: after Ctrl-C, or SIGTERM.
         TypeError: if `train` is something else.
         ValueError: if `checkpoint_dir` is of another training,
-            `checkpoint_steps` or `batch_size` not positive, or arrays are not
-            of one length.
+            `checkpoint_steps` or `batch_size` not positive, arrays are not of
+            one length, or `callbacks` hold a `KeepBest`.
         RuntimeError: if another worker is gone.
         OSError: if a state cannot be written. Those before are kept.
     """
@@ -108,6 +109,12 @@ def resumable_fit(
         raise ValueError(
             "checkpoint_steps: expected a positive integer or None; received "
             f"{checkpoint_steps!r}."
+        )
+    callbacks = list(callbacks or ())
+    if any(isinstance(callback, KeepBest) for callback in callbacks):
+        raise ValueError(
+            "callbacks: expected none that forget what they know when the "
+            "process ends; received a KeepBest. Give it as `best`."
         )
     train = _epochs_of(train, batch_size)
     with (
