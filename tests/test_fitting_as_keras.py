@@ -115,6 +115,35 @@ def test_killed_defense_goes_on_with_other_steps_per_execution(
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
+class Switched(keras.Sequential):
+    """Trains only where a new graph was asked for, as `scale_lam` does."""
+
+    active = False
+
+    def train_step(self, data):
+        if self.active:
+            return super().train_step(data)
+        return {"loss": tf.zeros(())}
+
+
+def test_new_graph_is_that_of_a_part_of_an_execution_too(tmp_path):
+    """Of three and one steps: the last one has a graph of its own."""
+
+    class Switch(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                self.model.active = True
+                self.model.make_train_function(force=True)
+
+    network = Switched([keras.Input((6,)), keras.layers.Dense(3)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    network.compile("sgd", loss, steps_per_execution=3)
+    dd_keras.resumable_fit(
+        network, epochs(), 3, tmp_path, callbacks=[Switch()], verbose=0
+    )
+    assert int(network.optimizer.iterations) == 2 * STEPS
+
+
 def test_states_are_written_between_executions(tmp_path):
     """As soon as so many steps are done, counted in steps."""
     with pytest.raises(Killed):
