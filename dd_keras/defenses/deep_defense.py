@@ -178,7 +178,7 @@ class DeepDefenseModel(DefenseModel):
 
         Callbacks that scale it are not told of errors.
         """
-        share = float(tf.convert_to_tensor(self._lam_share))
+        share = self._lam_share
         try:
             return super().fit(*args, **kwargs)
         except BaseException:

@@ -88,10 +88,16 @@ class StopAtNaN(keras.callbacks.Callback):
             if weight
             else "the weights are still finite"
         )
-        return (
-            f"Its inputs are finite; {diverged}. The likely cause: the "
-            "updates are too large. A smaller learning rate or lam may help."
+        cause = (
+            "The likely cause: the updates are too large. A smaller learning "
+            "rate or lam may help."
         )
+        if self.batch_of is None:
+            return (
+                f"After the step {diverged}. {cause} Or an input of the batch "
+                "is NaN or infinity."
+            )
+        return f"Its inputs are finite; {diverged}. {cause}"
 
 
 @contextlib.contextmanager
