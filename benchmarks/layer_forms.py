@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
-import tensorflow as tf
-from layer_forms_of_several import NETS, OPERATIONS, PARTS
 from layer_forms_of_one import SETTINGS
+from layer_forms_of_operations import OPERATIONS
+from layer_forms_of_several import NETS, PARTS
 
 # Shapes of one sample, in the order in which they are tried on a new layer.
 SHAPES = {
@@ -25,6 +25,7 @@ SHAPES = {
     "long clip": (2, 3, 3, 3, 2),
     "wave": (40,),
     "signal": (40, 1),
+    "picture": (32, 32, 3),
 }
 
 

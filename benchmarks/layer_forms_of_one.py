@@ -17,7 +17,9 @@ def _interpolations(*settings):
 
 def _in_float32(*settings):
     """Settings of what has no kernel for float64, on CPUs or at all."""
-    return [{**one, "dtype": "float32", "_rounds": _NO_KERNEL} for one in settings]
+    return [
+        {**one, "dtype": "float32", "_rounds": _NO_KERNEL} for one in settings
+    ]
 
 
 # Name of the layer: the kind of sample, and the settings of each form.

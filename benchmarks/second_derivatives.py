@@ -30,7 +30,7 @@ MODES = ("eager", "graph", "xla")
 # What an error must say: the layer, and what has no second derivative.
 REFUSAL = re.compile(
     r"layer '(?P<layer>[^']+)' computes (?P<operation>[\w.]+), "
-    r"which has no second derivative"
+    r"which has no (second )?derivative"
 )
 _FEATURES, _CLASSES, _SAMPLES = 16, 3, 4
 # Networks tried until one has no kink where its weights are moved.
@@ -146,7 +146,9 @@ class _Trial:
         order = np.argsort(model(self.x, training=False), axis=-1)
         # Half of the samples are misclassified.
         half = np.arange(_SAMPLES) % 2
-        self.y = tf.constant(np.where(half, order[:, -2], order[:, -1]), "int32")
+        self.y = tf.constant(
+            np.where(half, order[:, -2], order[:, -1]), "int32"
+        )
         self.rounds = rounds
         self.width = FLOAT32_WIDTH if rounds else WIDTH
         self.eager = mode == "eager"
