@@ -217,7 +217,7 @@ class _Trial:
                 expected += (expected - wide) / 3
                 error = abs(np.sum(terms) - expected) / scale
             errors.append(error)
-        return max(errors)
+        return float(np.max(errors))  # NaN if one is
 
     def difference(self, directions, width):
         """The central difference of the value along a direction."""

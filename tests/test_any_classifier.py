@@ -338,5 +338,7 @@ def test_settings_may_be_changed_after_compile(compiled):
     for name, value in (("lam", -1), ("c", 0), ("d", "5")):
         with pytest.raises(ValueError, match=f"^{name}: expected"):
             setattr(model, name, value)
-    with pytest.raises(ValueError, match=r"^attack: expected one of the norm 2"):
+    with pytest.raises(
+        ValueError, match=r"^attack: expected one of the norm 2"
+    ):
         model.attack = attacks.DeepFool(norm=1)

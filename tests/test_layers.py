@@ -15,7 +15,7 @@ import layer_forms
 import pytest
 import second_derivatives
 import tensorflow as tf
-from conftest import shell
+from conftest import ROOT, shell
 
 from dd_keras.attacks import derivatives
 
@@ -121,6 +121,21 @@ def test_judge_refuses_to_judge_a_network_that_hardly_depends_on_its_inputs():
         second_derivatives.judge(form_of(lambda x: 1e-12 * x))
 
 
+def test_judge_notices_a_gradient_that_is_not_finite():
+    @tf.custom_gradient
+    def identity(x):
+        def gradient(upstream):
+            @tf.custom_gradient
+            def pass_on(values):
+                return tf.identity(values), lambda u: u * float("nan")
+
+            return pass_on(upstream)
+
+        return tf.identity(x), gradient
+
+    assert not second_derivatives.judge(form_of(identity)).right
+
+
 def test_errors_other_than_refusals_are_raised():
     def fail(x):
         if tf.executing_eagerly():  # past the wrapping
@@ -220,6 +235,16 @@ def test_command_writes_the_table(tmp_path):
     assert re.search(r"\| `LayerNormalization` +\| +`axis=1` \| ", table)
     assert "refused: Dilation2D" in table
     assert re.search(r"\| `Hashing` +\| +takes strings", table)
+
+
+def test_committed_table_has_every_form_and_nothing_failed():
+    results = json.loads((ROOT / "results/layers.json").read_text())
+    if results["versions"]["keras"] == keras.__version__:
+        assert set(results["rows"]) == set(BY_TITLE)
+    table = (ROOT / "results/layers.md").read_text()
+    for title, row in results["rows"].items():
+        assert "failed" not in row, title
+        assert f"`{row['layer']}`" in table
 
 
 def test_command_names_what_it_does_not_know(tmp_path):
