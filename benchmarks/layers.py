@@ -7,9 +7,10 @@ classifier, and operations of TensorFlow that people put into Lambda layers, in
 several forms each. The gradient of the regulariser by the weights, a second
 derivative, against central differences of its value in float64; see
 `second_derivatives.judge`. Written: layers.json, and layers.md, the table.
-About 4 minutes on one core.
+Finished forms are kept (--rerun judges them again). 4 minutes on one core.
 """
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -25,6 +26,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string(
     "output_dir", "results", "Where layers.json and layers.md go."
 )
+flags.DEFINE_bool("rerun", False, "Judges finished forms again.")
 flags.DEFINE_list("only", None, "Names of layers. Default: all.")
 
 COLUMNS = ("layer", "form", "relative error", "bound", "remark")
@@ -118,6 +120,24 @@ def chosen():
     return [form for form in forms if form.name in FLAGS.only]
 
 
+def kept(path):
+    """Rows of an earlier run by the same versions that need not be redone."""
+    if FLAGS.rerun or not path.is_file():
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if found["versions"] != harness.versions():
+        return {}
+    bounds = (
+        second_derivatives.TOLERANCE,
+        second_derivatives.FLOAT32_TOLERANCE,
+    )
+    return {
+        title: row
+        for title, row in found["rows"].items()
+        if "failed" not in row and row["bound"] in bounds
+    }
+
+
 def main(argv):
     """Judges all forms; ends with an error if one is neither right nor refused.
 
@@ -126,21 +146,22 @@ def main(argv):
     """
     del argv
     forms = chosen()
+    path = Path(FLAGS.output_dir, "layers.json")
+    before = kept(path)
     rows = {}
     for number, form in enumerate(forms, start=1):
-        row = rows[form.title] = row_of(form)
+        row = rows[form.title] = before.get(form.title) or row_of(form)
         said = " ".join(cell for cell in cells(row)[2:] if cell)
         print(f"{number} of {len(forms)}: {form.title}: {said}", flush=True)
-    folder = Path(FLAGS.output_dir)
     harness.save(
-        folder / "layers.json",
+        path,
         "layers",
         rows,
         attack=repr(second_derivatives.ATTACK),
         left_out=layer_forms.LEFT_OUT,
     )
-    files.write_text(markdown(rows), folder / "layers.md")
-    print(f"Written: {folder / 'layers.md'}")
+    files.write_text(markdown(rows), path.with_suffix(".md"))
+    print(f"Written: {path.with_suffix('.md')}")
     failed = [title for title, row in rows.items() if row.get("failed")]
     if failed:
         sys.exit(f"Failed: {'; '.join(failed)}")

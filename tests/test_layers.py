@@ -8,6 +8,7 @@ the table of what is found here.
 import contextlib
 import json
 import re
+import sys
 import types
 
 import keras
@@ -15,6 +16,8 @@ import layer_forms
 import pytest
 import second_derivatives
 import tensorflow as tf
+from absl import flags
+from absl.testing import flagsaver
 from conftest import ROOT, shell
 
 from dd_keras.attacks import derivatives
@@ -245,6 +248,40 @@ def test_committed_table_has_every_form_and_nothing_failed():
     for title, row in results["rows"].items():
         assert "failed" not in row, title
         assert f"`{row['layer']}`" in table
+
+
+@pytest.fixture
+def command():
+    """The command, whose flags are undefined again afterwards."""
+    with flagsaver.flagsaver():
+        import layers as module
+
+        flags.FLAGS(["layers.py"])
+        yield module
+        sys.modules.pop("layers")
+
+
+def test_command_keeps_what_is_judged(command, tmp_path, capsys):
+    path = tmp_path / "layers.json"
+    row = {"layer": "Add", "form": "", "bound": 1e-5, "error": 3e-7}
+    rows = {"Add()": row, "Dot()": {**row, "failed": "wrong"}}
+    command.harness.save(path, "layers", {**rows, "ReLU()": {"bound": 1}})
+    assert command.kept(path) == {"Add()": row}
+    assert command.kept(tmp_path / "none.json") == {}
+    flags.FLAGS.rerun = True
+    assert command.kept(path) == {}
+
+
+def test_table_says_what_failed(command):
+    def fail(t):
+        raise TypeError("what now?\nmore")
+
+    form = layer_forms.Form("ours", "", (5, 4), fail)
+    row = command.row_of(form)
+    assert row["failed"] == "TypeError: what now?"
+    assert command.cells(row)[-1] == "FAILED: TypeError: what now?"
+    row = command.row_of(form_of(frozen_mean))
+    assert row["failed"] == "wrong"
 
 
 def test_command_names_what_it_does_not_know(tmp_path):
