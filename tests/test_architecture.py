@@ -21,6 +21,7 @@ FLOORS = {
     "dd_keras.serving": 2,
     "dd_keras.attacks": 1,
     "dd_keras.applications": 0,
+    "dd_keras.compiled": 0,
     "dd_keras.config": 0,
     "dd_keras.datasets": 0,
     "dd_keras.distribution": 0,
