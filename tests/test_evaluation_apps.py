@@ -176,9 +176,9 @@ def test_saved_model_gives_the_same(
     np.testing.assert_allclose(
         found.values["l2"], first.values["l2"], rtol=1e-3
     )
-    assert abs(
-        found.summary()["pgd_accuracy"] - first.summary()["pgd_accuracy"]
-    ) <= 1 / len(found)
+    # Its inputs are pixels, so that its random starts are others.
+    other = found.values["pgd_fooled"] != first.values["pgd_fooled"]
+    assert np.mean(other) <= 0.05
 
 
 def test_killed_evaluation_goes_on_to_the_identical_report(
