@@ -301,7 +301,7 @@ def evaluate(classifier, data, metrics, checkpoint_dir, limit=None):
             FLAGS.batch_size,
             cache=False,
         ),
-        metrics,
+        metrics=metrics,
         bounds=data.bounds,
         misclassified=FLAGS.misclassified,
         activation=classifier.activation,

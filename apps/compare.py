@@ -86,7 +86,7 @@ def main():
         )
     sweep = metrics.get("fgs", data.bounds)
     eps = sorted({*sweep.eps, *(share * eps_ref for share in _SHARES)})
-    chosen = ["accuracy", "rho2", "rho_inf", evaluation.EpsSweep(eps), "pgd"]
+    chosen = ["accuracy", "rho2", "fgsm_rho", evaluation.EpsSweep(eps), "pgd"]
     reports, few = {}, {}
     for name in classifiers:
         reports[name] = evaluate(name, "DeepFool, FGS and PGD", chosen)
@@ -151,7 +151,8 @@ def _tables(comparison, form):
     }
     two = {
         "l_2, DeepFool": "l2",
-        "rho_inf, FGS": "rho_inf",
+        "rho_inf, FGS (ratio)": "fgsm_rho",
+        "eps, FGS": "fgsm_eps",
         "acc., PGD": "pgd_accuracy",
     }
     if few:
@@ -168,7 +169,7 @@ def _tables(comparison, form):
         found["table1"] += f"\n\n{comparison['images']:,} images; {note}."
         found["table2"] += (
             f"\n\n{comparison['images']:,} images; C&W and PASS: {few:,}. "
-            "Lengths in units of the inputs."
+            "l_2 and eps in units of the inputs; rho_inf is eps over ||x||_inf."
         )
     return found
 

@@ -29,11 +29,12 @@ common.define_evaluation_flags(output_dir="/tmp/dd_keras/evaluation")
 flags.adopt_module_key_flags(common)
 flags.DEFINE_list(
     "metrics",
-    ["accuracy", "rho2", "rho_inf", "fgs", "pgd"],
+    ["accuracy", "rho2", "fgsm_rho", "fgs", "pgd"],
     "What to measure: accuracy; rho2 or l2 (also rho1, rhoinf, ...): DeepFool;"
-    " rho_inf or eps_ref: the smallest eps of FGS; fgs: accuracy at 20 eps;"
-    " pgd: accuracy under PGD at a tenth of the pixel range; cw: Carlini and"
-    " Wagner's l_2; pass: similarity of DeepFool's images.",
+    " fgsm_rho, fgsm_eps or eps_ref: the smallest eps of FGS, over the size of "
+    "the image (the paper's rho_inf), itself, and its median; fgs: accuracy at "
+    "20 eps; pgd: accuracy under PGD at a tenth of the pixel range; cw: "
+    "Carlini and Wagner's l_2; pass: similarity of DeepFool's images.",
 )
 flags.DEFINE_list(
     "eps", None, "The eps of fgs, in units of the inputs; 20 by default."

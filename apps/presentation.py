@@ -49,13 +49,15 @@ _TABLE1 = {
 }
 _TABLE2 = {
     "l2": "l_2, DeepFool",
-    "rho_inf": "rho_inf, FGS",
+    "fgsm_rho": "rho_inf, FGS (ratio)",
+    "fgsm_eps": "eps, FGS",
     "cw_l2": "l_2, C&W",
     "pgd_accuracy": "acc., PGD",
     "pass": "PASS",
 }
 _DECIMALS = {
-    "rho2": 4, "l2": 1, "rho_inf": 2, "cw_l2": 1, "pass": 4, "ratio": 2,
+    "rho2": 4, "l2": 1, "fgsm_rho": 4, "fgsm_eps": 2, "cw_l2": 1, "pass": 4,
+    "ratio": 2,
 }  # fmt: skip
 
 
@@ -337,9 +339,12 @@ def _comparison(plan, network):
 
 
 def _columns(comparison, keys):
-    """By model: the value of each column, without its interval."""
+    """By model: the value of each column, without its interval.
+
+    None where it was not measured.
+    """
     return {
-        name: {key: estimates[key][0] for key in keys}
+        name: {key: estimates.get(key, [None])[0] for key in keys}
         for name, estimates in comparison["models"].items()
     }
 

@@ -525,7 +525,7 @@ def evaluate(model, test, *more, checkpoint_dir=None):
     return dd_keras.evaluate_robustness(
         model,
         test,
-        ("accuracy", settings().evaluation_attack, *more),
+        metrics=("accuracy", settings().evaluation_attack, *more),
         checkpoint_dir=checkpoint_dir,
     )
 

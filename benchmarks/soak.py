@@ -142,7 +142,7 @@ def main(argv):
             dd_keras.evaluate_robustness(
                 model.model,
                 test,
-                ("accuracy", "rho2", "fgs"),
+                metrics=("accuracy", "rho2", "fgs"),
                 bounds=data.bounds,
                 verbose=0,
             )

@@ -1,6 +1,9 @@
 """What Keras-serialisable settings have in common."""
 
 import functools
+import hashlib
+
+import numpy as np
 
 
 class EqualByConfig:
@@ -12,7 +15,7 @@ class EqualByConfig:
 
     @functools.cached_property
     def _identity(self):
-        return type(self), repr(self.get_config())
+        return type(self), _digest(self.get_config())
 
     def __eq__(self, other):
         return (
@@ -22,3 +25,45 @@ class EqualByConfig:
 
     def __hash__(self):
         return hash(self._identity)
+
+
+def _digest(config):
+    """A short stand-in for a configuration: a str.
+
+    Lists of numbers, as bounds of each pixel are, may hold a million.
+    """
+    digest = hashlib.sha256()
+
+    def add(value):
+        if isinstance(value, dict):
+            for key, part in value.items():
+                digest.update(f"{key!r}: ".encode())
+                add(part)
+        elif isinstance(value, (list, tuple)):
+            array = _numbers(value)
+            if array is None:
+                digest.update(f"{len(value)} of ".encode())
+                for part in value:
+                    add(part)
+            else:
+                digest.update(f"{array.shape}: ".encode())
+                digest.update(array.tobytes())
+        else:
+            digest.update(f"{value!r}, ".encode())
+
+    add(config)
+    return digest.hexdigest()
+
+
+def _numbers(values):
+    """A nested list of floats as an array; None if it is anything else."""
+    first = values
+    while isinstance(first, list) and first:
+        first = first[0]
+    if type(first) is not float:
+        return None
+    try:
+        array = np.array(values)
+    except ValueError:  # ragged
+        return None
+    return array if array.dtype == np.float64 else None

@@ -86,7 +86,7 @@ def validate_bounds(bounds):
 
     Args:
         bounds: None, or a pair (low, high), each a number or an array that
-            broadcasts against one sample.
+            broadcasts against one sample, and against the other.
 
     Returns:
         None, or the pair as floats or nested lists of floats, which JSON can
@@ -99,13 +99,15 @@ def validate_bounds(bounds):
         return None
     try:
         low, high = (np.asarray(b, np.float64) for b in bounds)
-        valid = np.all(low < high) and np.all(np.isfinite([low, high]))
+        valid = np.all(low < high) and all(
+            np.all(np.isfinite(end)) for end in (low, high)
+        )
     except (TypeError, ValueError):
         valid = False
     if not valid:
         raise ValueError(
             "bounds: expected a pair (low, high) of finite numbers or arrays "
-            "of one shape, low below high everywhere, or None; received "
+            "that broadcast, low below high everywhere, or None; received "
             f"{reprlib.repr(bounds)}."
         )
     return low.tolist(), high.tolist()

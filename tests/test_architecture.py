@@ -22,6 +22,7 @@ FLOORS = {
     "dd_keras.fitting": 1,
     "dd_keras.applications": 0,
     "dd_keras.classifier": 0,
+    "dd_keras.compiled": 0,
     "dd_keras.config": 0,
     "dd_keras.datasets": 0,
     "dd_keras.distribution": 0,

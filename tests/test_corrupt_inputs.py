@@ -619,7 +619,9 @@ def test_evaluation_names_the_batch_of_a_bad_label(badly_labelled, kind):
     value, message = BAD_LABELS[kind]
     model, batches = badly_labelled(value)
     with pytest.raises(ValueError, match=f"^dataset, batch 1: {message}"):
-        dd_keras.evaluate_robustness(model, batches, "accuracy", verbose=0)
+        dd_keras.evaluate_robustness(
+            model, batches, metrics="accuracy", verbose=0
+        )
 
 
 @pytest.mark.parametrize("defense", ["clean", "deep_defense"])

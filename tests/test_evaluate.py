@@ -65,7 +65,7 @@ def closed_form(model, x, p):
 
 def deepfool_report(model, dataset, p=2, **kwargs):
     return evaluate_robustness(
-        model, dataset, ["accuracy", DeepFool(p)], verbose=0, **kwargs
+        model, dataset, metrics=["accuracy", DeepFool(p)], verbose=0, **kwargs
     )
 
 
@@ -292,7 +292,7 @@ def test_empty_data_set_is_refused(model):
     empty = batched(np.zeros((0, *SHAPE), np.float32), np.zeros(0, int))
     with pytest.raises(
         ValueError,
-        match=r"^dataset: expected at least one batch; received none\.$",
+        match=r"^data: expected at least one batch; received none\.$",
     ):
         evaluate_robustness(model, empty, verbose=0)
 
@@ -302,7 +302,7 @@ def test_data_set_without_labels_is_refused(model, data, elements):
     unlabeled = tf.data.Dataset.from_tensor_slices(elements(data[0])).batch(10)
     with pytest.raises(
         ValueError,
-        match=r"^dataset: expected batches of \(inputs, labels\); received ",
+        match=r"^data: expected batches of \(inputs, labels\); received ",
     ):
         evaluate_robustness(model, unlabeled, verbose=0)
 
@@ -313,7 +313,7 @@ def test_labels_out_of_range_are_refused(model, data, label):
     y = np.where(np.arange(SAMPLES) == 12, label, y)
     with pytest.raises(
         ValueError,
-        match=r"^dataset, batch 1: .*y: expected labels in \[0, 10\)",
+        match=r"^data, batch 1: .*y: expected labels in \[0, 10\)",
     ):
         evaluate_robustness(model, batched(x, y), verbose=0)
 
@@ -351,13 +351,13 @@ def convolutional():
     return model, x, y
 
 
-ALL = ("accuracy", "rho2", "rho1", "rho_inf", "fgs", "pgd")
+ALL = ("accuracy", "rho2", "rho1", "fgsm_rho", "fgs", "pgd")
 
 
 def test_each_metric_finds_what_its_attack_finds_alone(convolutional):
     model, x, y = convolutional
     found = evaluate_robustness(
-        model, batched(x, y, 20), ALL, bounds=(0, 1), verbose=0
+        model, batched(x, y, 20), metrics=ALL, bounds=(0, 1), verbose=0
     ).values
     right = found["predictions"] == y
     assert 0 < right.sum() < len(y)
@@ -368,7 +368,7 @@ def test_each_metric_finds_what_its_attack_finds_alone(convolutional):
         )
     alone = attacks.MinimalFGSM().run(model, x)
     np.testing.assert_allclose(
-        found["rho_inf"], norms(alone.perturbation.numpy(), np.inf), rtol=1e-5
+        found["fgsm_eps"], norms(alone.perturbation.numpy(), np.inf), rtol=1e-5
     )
     alone = attacks.PGD(0.1, bounds=(0, 1)).run(model, x)
     np.testing.assert_array_equal(found["pgd_fooled"], alone.fooled)
@@ -379,14 +379,20 @@ def test_each_metric_finds_what_its_attack_finds_alone(convolutional):
 
 def test_one_name_alone_is_enough(convolutional):
     model, x, y = convolutional
-    report = evaluate_robustness(model, batched(x, y), "accuracy", verbose=0)
+    report = evaluate_robustness(
+        model, batched(x, y), metrics="accuracy", verbose=0
+    )
     assert set(report.summary()) == {"accuracy", "samples"}
 
 
-@pytest.mark.parametrize("metrics", [["rho2", "l2"], ["rho_inf", "eps_ref"]])
+@pytest.mark.parametrize(
+    "metrics", [["rho2", "l2"], ["fgsm_rho", "fgsm_eps", "eps_ref"]]
+)
 def test_two_names_of_one_metric_measure_it_once(convolutional, metrics):
     model, x, y = convolutional
-    report = evaluate_robustness(model, batched(x, y), metrics, verbose=0)
+    report = evaluate_robustness(
+        model, batched(x, y), metrics=metrics, verbose=0
+    )
     assert len(report.metrics) == 1
 
 
@@ -409,7 +415,7 @@ def dataset(batches):
     return tf.data.Dataset.range(batches).map(batch)
 
 for batches in (20, 400):  # 400 batches are 983 MB of pixels
-    evaluate_robustness(model, dataset(batches), ["accuracy", "fgs"],
+    evaluate_robustness(model, dataset(batches), metrics=["accuracy", "fgs"],
                         bounds=(-1, 1), verbose=0)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
@@ -429,13 +435,17 @@ for batches in (20, 400):  # 400 batches are 983 MB of pixels
         (
             {"metrics": ["rho2", "roh2"]},
             r"^metrics: expected names of \['accuracy', 'cw', 'eps_ref', "
-            r"'fgs', 'l<p>', 'pass', 'pgd', 'rho<p>', 'rho_inf'\] .*; "
+            r"'fgs', 'fgsm_eps', 'fgsm_rho', 'l<p>', 'pass', 'pgd', "
+            r"'rho<p>'\] .*; "
             r"received 'roh2'\.$",
         ),
         ({"metrics": "rho0.5"}, "received 'rho0.5'"),
         ({"metrics": []}, "^metrics: expected at least one; received none"),
         (
-            {"metrics": ["pgd", attacks.PGD(0.5)], "bounds": (0, 1)},
+            {
+                "metrics": ["pgd", evaluation.AccuracyUnder(attacks.PGD(0.5))],
+                "bounds": (0, 1),
+            },
             "^metrics: expected one of each name; received two .* 'pgd'",
         ),
         ({"metrics": "pgd"}, "^bounds: the metric 'pgd' needs the valid range"),
@@ -460,7 +470,7 @@ def test_bad_arguments_are_refused(convolutional, arguments, message):
 def test_data_that_is_no_data_set_is_refused(convolutional):
     model, x, y = convolutional
     with pytest.raises(
-        TypeError, match=r"^dataset: expected a batched tf.data.Dataset .* list"
+        TypeError, match=r"^data: expected an array .* received list"
     ):
         evaluate_robustness(model, [(x, y)], verbose=0)
 
@@ -481,7 +491,7 @@ def test_batch_of_another_shape_is_refused_by_number(convolutional):
     )
     with pytest.raises(
         ValueError,
-        match=r"^dataset, batch 1: x: expected inputs of shape \(None, 8, 8, 1"
+        match=r"^data, batch 1: x: expected inputs of shape \(None, 8, 8, 1"
         r"\); received \(20, 6, 8, 1\)",
     ):
         evaluate_robustness(model, dataset, verbose=0)
@@ -491,7 +501,7 @@ def test_batch_with_too_few_labels_is_refused(convolutional):
     model, x, y = convolutional
     dataset = tf.data.Dataset.from_tensors((x, y[:-1]))
     with pytest.raises(
-        ValueError, match=r"^dataset, batch 0: y: expected 20 labels; .* 19\."
+        ValueError, match=r"^data, batch 0: y: expected 20 labels; .* 19\."
     ):
         evaluate_robustness(model, dataset, verbose=0)
 
@@ -519,7 +529,206 @@ def test_model_with_broken_weights_is_refused():
         evaluate_robustness(model, batched(*samples(3)), verbose=0)
 
 
+# Data as for fit
+
+
+class Numbered(keras.utils.PyDataset):
+    """Batches by number, which counts what is asked for."""
+
+    def __init__(self, x, y, size=10, form=tuple):
+        super().__init__()
+        self.x, self.y, self.size, self.form = x, y, size, form
+        self.asked = []
+
+    def __len__(self):
+        return -(-len(self.x) // self.size)
+
+    def __getitem__(self, index):
+        self.asked.append(index)
+        part = slice(index * self.size, (index + 1) * self.size)
+        return self.form((self.x[part], self.y[part]))
+
+
+FORMS = {
+    "x, y": lambda x, y: {"data": x, "y": y, "batch_size": 10},
+    "lists of labels": lambda x, y: {
+        "data": x, "y": y.tolist(), "batch_size": 10
+    },
+    "one-hot": lambda x, y: {"data": x, "y": np.eye(10)[y], "batch_size": 10},
+    "tuple": lambda x, y: {"data": (x, y), "batch_size": 10},
+    "tensors": lambda x, y: {"data": (tf.constant(x), tf.constant(y))},
+    "all at once": lambda x, y: {"data": x, "y": y, "batch_size": SAMPLES + 9},
+    "PyDataset": lambda x, y: {"data": Numbered(x, y)},
+    "PyDataset of lists": lambda x, y: {"data": Numbered(x, y, form=list)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_data_as_for_fit(model, data, report, form):
+    found = evaluate_robustness(model, **FORMS[form](*data), verbose=0)
+    np.testing.assert_array_equal(found.labels, report.labels)
+    for name, values in report.values.items():
+        np.testing.assert_allclose(found.values[name], values, rtol=1e-5)
+
+
+def test_arrays_come_in_batches_of_32_as_in_fit(model, data, tmp_path, capsys):
+    x, y = (np.concatenate([part] * 3) for part in data)
+    evaluate_robustness(model, x, y, checkpoint_dir=tmp_path)
+    batches = -(-3 * SAMPLES // 32)
+    assert len(list(tmp_path.glob("*.npz"))) == batches > 1
+    assert f"{batches}/{batches}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", ["x, y", "PyDataset"])
+def test_any_data_goes_on_where_it_was(model, data, tmp_path, form):
+    settings = {"verbose": 0, "checkpoint_dir": tmp_path}
+    first = evaluate_robustness(model, **FORMS[form](*data), **settings)
+    last = sorted(tmp_path.glob("*.npz"))[-1]
+    last.unlink()
+    given = FORMS[form](*data)
+    second = evaluate_robustness(model, **given, **settings)
+    for name, values in first.values.items():
+        np.testing.assert_array_equal(second.values[name], values)
+    if form == "PyDataset":
+        assert given["data"].asked == [0, len(given["data"]) - 1]
+
+
+class Endless(Numbered):
+    @property
+    def num_batches(self):
+        return None
+
+
+ONE = (np.zeros((4, *SHAPE), np.float32), np.zeros(4, int))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((ONE[0],), ValueError, "y: expected labels, one for each input; rec"),
+        ((ONE[0], ONE[1][:3]), ValueError, "y: expected 4 labels, .* 3"),
+        (((ONE[0], ONE[1][:3]),), ValueError, "y: expected 4 labels, .* 3"),
+        ((ONE[0], 3), ValueError, "y: expected an array of samples; received"),
+        (((*ONE, ONE[1]),), ValueError, "data: expected a tuple .* one of 3"),
+        ((ONE, ONE[1]), ValueError, "data: .* without y; .* of 2 beside y"),
+        ((batched(*ONE), ONE[1]), ValueError, "y: expected None, as a .*nda"),
+        ((Numbered(*ONE), ONE[1]), ValueError, "y: expected None, as a Numb"),
+        ((Endless(*ONE),), ValueError, "data: expected a PyDataset of a known"),
+        ((list(ONE),), TypeError, "data: expected an array .* received list"),
+        ((iter([ONE]),), TypeError, "data: .* received list_iterator"),
+        # As was the order of arguments in 1.0.
+        ((batched(*ONE), ["rho2"]), TypeError, r"y: .* metrics=\['rho2'\]"),
+        ((batched(*ONE), "rho2"), TypeError, "y: .* metrics='rho2'"),
+        ((batched(*ONE), ("accuracy", DeepFool())), TypeError, "y: .* metrics"),
+        ((batched(*ONE), [DeepFool()]), TypeError, "y: .* metrics=.DeepFool"),
+        ((batched(*ONE), np.array(["l2"])), TypeError, "y: .* metrics="),
+    ],
+)
+def test_unfit_data_are_named(model, arguments, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        evaluate_robustness(model, *arguments, verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("data", "size", "message"),
+    [
+        (batched(*ONE), 5, "expected None, as a .*Dataset comes in batches"),
+        (Numbered(*ONE), 5, "expected None, as a Numbered comes in batches"),
+        (ONE, 0, "expected an integer of at least 1; received 0"),
+        (ONE, 1.5, "expected an integer of at least 1; received 1.5"),
+    ],
+)
+def test_unfit_batch_sizes_are_named(model, data, size, message):
+    with pytest.raises(ValueError, match=f"^batch_size: {message}"):
+        evaluate_robustness(model, data, batch_size=size, verbose=0)
+
+
+def test_empty_arrays_are_refused(model):
+    empty = np.zeros((0, *SHAPE), np.float32), np.zeros(0, int)
+    for data in (empty, Numbered(*empty)):
+        with pytest.raises(ValueError, match=r"^data: expected at least one b"):
+            evaluate_robustness(model, data, verbose=0)
+
+
+def test_random_attacks_do_not_depend_on_batches_or_order(convolutional):
+    model, x, y = convolutional
+    metrics = [
+        attacks.PGD(0.02, steps=2, restarts=2),
+        attacks.PGD(0.2, norm=2, steps=2),
+        attacks.RandomNoise(0.3),
+    ]
+
+    def values(x, y, size):
+        return evaluate_robustness(
+            model, x, y, metrics=metrics, batch_size=size, verbose=0
+        ).values
+
+    whole = values(x, y, None)
+    order = np.random.default_rng(3).permutation(len(x))
+    shuffled = values(x[order], y[order], 7)
+    fooled = [name for name in whole if name.endswith("_fooled")]
+    assert len(fooled) == 3
+    for name in fooled:
+        np.testing.assert_array_equal(shuffled[name], whole[name][order])
+
+
 # Doubts
+
+
+def ending(kernel, bias, activation=None, into=None):
+    """Two inputs, two units and as many classes as the kernel has columns."""
+    model = keras.Sequential(
+        [
+            keras.Input((2,)),
+            keras.layers.Dense(2, activation=activation),
+            keras.layers.Dense(len(bias)),
+        ]
+    )
+    into = np.eye(2) if into is None else into
+    model.set_weights([into, np.zeros(2), np.array(kernel), np.array(bias)])
+    return model
+
+
+SLOPES = [[1.0, -1.0], [0.5, 0.0]]
+STUCK = {
+    "dead units": ending(SLOPES, [1.0, 0.0], "relu", -np.eye(2)),
+    "steps inside": ending(
+        SLOPES, [1.0, 0.0], lambda x: keras.ops.sign(x - 0.5)
+    ),
+    "outputs all equal": ending(np.zeros((2, 2)), [0.0, 0.0]),
+    "lost to rounding": ending(  # a step of 1e-15 / 2e35
+        [[1e30, -1e30], [0.0, 0.0]], [1e-15, 0.0], into=1e5 * np.eye(2)
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("metric", ["rho2", "rhoinf", "fgsm_rho"])
+@pytest.mark.parametrize("kind", STUCK)
+def test_zero_that_means_could_not_move_is_said(kind, metric):
+    x = np.random.default_rng(0).uniform(0.6, 1, (20, 2)).astype(np.float32)
+    if kind == "lost to rounding":
+        if metric == "fgsm_rho":
+            pytest.skip("FGSM's step is as long as it is told to be.")
+        x[:, 0] = 0
+    report = evaluate_robustness(
+        STUCK[kind], x, np.zeros(20), metrics=metric, verbose=0
+    )
+    assert report.summary()[metric] == 0.0
+    (said,) = (w for w in report.warnings if "could not move" in w)
+    assert said.startswith(f"{metric}: the attack could not move 100.0 % of")
+    assert "counts as 0. This 0 does not mean" in said
+
+
+def test_zero_on_the_boundary_is_a_distance():
+    """Two classes tie, and any step at all changes the decision."""
+    model = ending(SLOPES, [0.0, 0.0])
+    x = np.array([[0.0, 0.0]], np.float32)
+    report = evaluate_robustness(
+        model, x, [0], metrics=["rho2", "fgsm_rho"], verbose=0
+    )
+    assert report.summary()["rho2"] == 0.0
+    assert not any("could not move" in w for w in report.warnings)
 
 
 class Saturated(keras.Model):
@@ -601,10 +810,13 @@ def test_attack_that_fools_nobody_raises_a_doubt(convolutional):
     model, x, y = convolutional
     tiny = attacks.MinimalFGSM(eps_max=1e-6)
     with pytest.warns(
-        UserWarning, match=r"^rho_inf: the attack did not change .* 100.0 %"
+        UserWarning, match=r"^fgsm_rho: the attack did not change .* 100.0 %"
     ):
         evaluate_robustness(
-            model, batched(x, y), evaluation.SmallestEps(tiny), verbose=0
+            model,
+            batched(x, y),
+            metrics=evaluation.SmallestEps(tiny),
+            verbose=0,
         )
 
 
@@ -615,7 +827,7 @@ def test_strong_attack_that_finds_less_raises_a_doubt(convolutional):
         evaluate_robustness(
             model,
             batched(x, y),
-            ["rho2", evaluation.Distance(weak, "cw_")],
+            metrics=["rho2", evaluation.Distance(weak, "cw_")],
             verbose=0,
         )
 
@@ -859,7 +1071,7 @@ def test_batches_of_another_evaluation_are_never_taken(
         (lambda s: s.update(misclassified="zero"), "misclassified"),
         (lambda s: s.update(model=affine(5, seed=9)), "weights"),
         (
-            lambda s: s.update(dataset=batched(*samples(5, seed=9), 5)),
+            lambda s: s.update(data=batched(*samples(5, seed=9), 5)),
             "first batch",
         ),
     ],
@@ -867,7 +1079,7 @@ def test_batches_of_another_evaluation_are_never_taken(
 def test_checkpoint_of_another_evaluation_is_refused(tmp_path, change, named):
     settings = {
         "model": affine(5),
-        "dataset": batched(*samples(5), 5),
+        "data": batched(*samples(5), 5),
         "verbose": 0,
         "checkpoint_dir": tmp_path,
     }

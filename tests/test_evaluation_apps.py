@@ -70,7 +70,7 @@ def test_report_is_that_of_the_library(evaluated, model_path, digits_data):
         datasets.batches(
             digits_data.test.take(120), digits_data.preprocessing, 30
         ),
-        ["accuracy", "rho2", "rho_inf", "fgs", "pgd"],
+        metrics=["accuracy", "rho2", "fgsm_rho", "fgs", "pgd"],
         bounds=digits_data.bounds,
         verbose=0,
     )
@@ -141,7 +141,9 @@ def test_pgd_of_any_size(model_path, digits_data, tmp_path):
         datasets.batches(
             digits_data.test.take(120), digits_data.preprocessing, 30
         ),
-        [attacks.PGD(40.5, steps=3, restarts=3, bounds=digits_data.bounds)],
+        metrics=[
+            attacks.PGD(40.5, steps=3, restarts=3, bounds=digits_data.bounds)
+        ],
         bounds=digits_data.bounds,
         verbose=0,
     ).summary()["pgd_accuracy"]
@@ -174,9 +176,9 @@ def test_saved_model_gives_the_same(
     np.testing.assert_allclose(
         found.values["l2"], first.values["l2"], rtol=1e-3
     )
-    assert abs(
-        found.summary()["pgd_accuracy"] - first.summary()["pgd_accuracy"]
-    ) <= 1 / len(found)
+    # Its inputs are pixels, so that its random starts are others.
+    other = found.values["pgd_fooled"] != first.values["pgd_fooled"]
+    assert np.mean(other) <= 0.05
 
 
 def test_killed_evaluation_goes_on_to_the_identical_report(
@@ -270,7 +272,7 @@ def test_comparison_has_all_numbers_of_both_tables(compared):
         for key, value in report.summary().items():
             if key != "samples":
                 assert numbers[key][0] == value
-        assert {"cw_l2", "pass", "pgd_accuracy", "rho_inf"} <= set(numbers)
+        assert {"cw_l2", "pass", "pgd_accuracy", "fgsm_rho"} <= set(numbers)
         # C&W's is the stronger attack; 2 % for what it rounds off.
         assert numbers["cw_l2"][0] <= 1.3 * numbers["l2"][0]
     ours = found["models"]["ours"]
@@ -307,7 +309,8 @@ def test_comparison_is_written_in_every_form(compared):
     for table, columns in (
         ("table1", ["accuracy", "rho2", "accuracy@0.2eps_ref",
                     "accuracy@0.5eps_ref", "accuracy@1eps_ref"]),
-        ("table2", ["l2", "rho_inf", "pgd_accuracy", "cw_l2", "pass"]),
+        ("table2", ["l2", "fgsm_rho", "fgsm_eps", "pgd_accuracy", "cw_l2",
+                    "pass"]),
     ):  # fmt: skip
         assert (directory / f"{table}.txt").read_text() in output + "\n"
         markdown = (directory / f"{table}.md").read_text()

@@ -129,7 +129,9 @@ def test_finished_file_with_its_numbers_and_settings(
     data = datasets.load("digits")
     test = datasets.batches(data.test.take(60), data.preprocessing, 500)
     model = keras.saving.load_model(model_file)
-    report = dd_keras.evaluate_robustness(model, test, ["accuracy", "rho2"])
+    report = dd_keras.evaluate_robustness(
+        model, test, metrics=["accuracy", "rho2"]
+    )
     assert card["evaluation"]["numbers"] == report.summary()
     assert card["name"] == "robust"
     assert card["defense"]["name"] == "Deep Defense"

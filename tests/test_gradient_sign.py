@@ -549,11 +549,11 @@ def test_without_random_start_pgd_is_bim():
 def two_way_network():
     """f_0 = 1 - 2 relu(x) - 0.5 relu(-x), and 16 inputs at its kink.
 
-    To the right of 0 the decision changes at 0.5, to the left at -2; at 0
-    there is no gradient.
+    To the right of 0 the decision changes at 0.5, to the left at -2. They
+    differ by next to nothing, as equal inputs have equal starts.
     """
     model = relu_network([1.0, -1.0], [0.0, 0.0], [-2.0, -0.5], 1.0)
-    return model, np.zeros((16, 1))
+    return model, 1e-200 * np.arange(16.0)[:, None]
 
 
 def test_restarts_find_what_one_start_misses():
@@ -624,7 +624,9 @@ def test_random_starts_are_uniform_in_the_ball(norm):
     dim, eps = 3, 2.0
     # With steps this small, what is found is where it began.
     attack = attacks.PGD(eps, norm=norm, steps=1, step_size=1e-12)
-    start = attack.perturb(bowl(dim), np.zeros((4000, dim))).numpy()
+    x = np.zeros((4000, dim))
+    x[:, 0] = 1e-200 * np.arange(4000)  # equal inputs have equal starts
+    start = attack.perturb(bowl(dim), x).numpy()
     if norm == math.inf:
         for column in start.T:
             assert_uniform(column, -eps, eps)
@@ -638,24 +640,20 @@ def test_random_starts_are_uniform_in_the_ball(norm):
             assert_uniform(column, -1, 1)
 
 
-def from_the_input(attack):
-    """The attack, without random starts."""
-    if not isinstance(attack, attacks.PGD):
-        return attack
-    config = {**attack.get_config(), "random_start": False, "restarts": 1}
-    return attacks.PGD(**config)
-
-
 @every_attack
 def test_the_batch_is_each_sample_alone(attack):
-    attack = from_the_input(attack)  # or each start alone were the first
     model, x = curved_network()
     y = labels_with_mistakes(model, x)
     together = attack.run(model, x, y)
     if not isinstance(attack, (attacks.FGSM, attacks.MinimalFGSM)):
         assert len(set(together.iterations.numpy())) > 2  # some leave earlier
-    alone = attack.run(model, x, y, batch_size=1)
-    assert_same(together, alone, 1e-12)
+    for batch_size in (1, 5):
+        parts = attack.run(model, x, y, batch_size=batch_size)
+        assert_same(together, parts, 1e-12)
+    order = np.random.default_rng(0).permutation(len(y))
+    shuffled = attack.run(model, tf.gather(x, order), y[order])
+    there = attacks.AttackResult(*(tf.gather(t, order) for t in together))
+    assert_same(shuffled, there, 1e-12)
 
 
 @every_attack
@@ -685,7 +683,6 @@ def test_inside_and_outside_of_a_graph_are_the_same(attack):
 
 @every_attack
 def test_xla_equals_plain(attack):
-    attack = from_the_input(attack)
     model, x = curved_network()
     y = labels_with_mistakes(model, x)
     plain = attack.run(model, x, y)
@@ -803,13 +800,20 @@ def test_pgd_is_as_strong_as_foolboxs(judged, norm, eps):
         steps=40, rel_stepsize=2.5 / 40, random_start=True
     )
     peer = foolbox.TensorFlowModel(network, bounds=bounds)
-    tf.random.set_seed(0)
-    theirs = decisions_of(peer, oracle, x, labels, eps).mean()
-    attack = attacks.PGD(eps, norm=norm, steps=40, bounds=bounds)
-    ours = attack.run(network, x).fooled.numpy().mean()
-    assert 0.1 < ours < 0.9
-    # Ours stops at the first success on its way, so it may be the stronger.
-    assert theirs - 0.005 <= ours <= theirs + 0.03
+    ours, theirs = [], []
+    for seed in range(3):
+        tf.random.set_seed(seed)
+        theirs.append(decisions_of(peer, oracle, x, labels, eps))
+        attack = attacks.PGD(eps, norm, 40, bounds=bounds, seed=seed)
+        ours.append(attack.run(network, x).fooled.numpy())
+    ours, theirs = np.any(ours, axis=0), np.any(theirs, axis=0)
+    assert 0.1 < np.mean(ours) < 0.9
+    # Sample by sample, each with the best of three starts: what one finds and
+    # the other does not. On 12 networks, of three seeds and four sets of CPU
+    # kernels, it was at most 1.1 % (0.6 % the other way); a fifth of the step
+    # size loses 18 % or more.
+    assert np.mean(theirs & ~ours) <= 0.03
+    assert np.mean(ours & ~theirs) <= 0.03
 
 
 # Configuration and errors

@@ -29,6 +29,7 @@ from dd_keras.evaluation.metrics import (
     median,
     proportion,
 )
+from dd_keras.evaluation.naming import told_apart
 
 SAMPLES = 60
 DIMENSIONS = 7
@@ -57,7 +58,7 @@ class Affine:
         y = self.y if y is None else y
         dataset = tf.data.Dataset.from_tensor_slices((self.x, y)).batch(25)
         return evaluate_robustness(
-            self.model, dataset, chosen, verbose=0, **kwargs
+            self.model, dataset, metrics=chosen, verbose=0, **kwargs
         )
 
     def gaps(self):
@@ -170,15 +171,15 @@ def test_smallest_eps_is_the_closed_form(request, classes, misclassified):
     if classes == 2:  # FGSM's direction is the best there is
         np.testing.assert_allclose(smallest, affine.distances(np.inf))
     assert smallest.max() < eps_max
-    off = found.values["rho_inf"] - smallest
+    off = found.values["fgsm_eps"] - smallest
     assert np.all(off >= -1e-9)
     assert np.all(off <= tolerance * eps_max)
-    assert np.all(found.values["rho_inf_fooled"])
+    assert np.all(found.values["fgsm_rho_fooled"])
 
     summary = found.summary()
     slack = pytest.approx(tolerance * eps_max / 2, rel=1)  # [0, tolerance]
     expected = np.mean(counted(affine, smallest, misclassified))
-    assert summary["rho_inf"] - expected == slack
+    assert summary["fgsm_eps"] - expected == slack
     # The 30th of 60, of which the 20 misclassified are the first.
     half = np.sort(np.where(affine.right, smallest, 0))[29]
     assert half > 0
@@ -205,7 +206,7 @@ def test_eps_ref_needs_half_of_the_samples_to_be_fooled(five):
         assert (summary["eps_ref"] is not None) == known
         # Whom no eps fools counts in the mean with the largest tried.
         expected = np.mean(np.minimum(five.smallest_eps(), eps_max))
-        assert summary["rho_inf"] == pytest.approx(expected, abs=1e-3)
+        assert summary["fgsm_eps"] == pytest.approx(expected, abs=1e-3)
 
 
 def test_half_of_the_samples_wrong_have_eps_ref_zero(five):
@@ -309,11 +310,15 @@ def test_noise_alone_betrays_gradients_that_vanish():
         ]
     )
     dataset = tf.data.Dataset.from_tensors(
-        (np.full((50, 1), 0.01, np.float32), np.zeros(50, np.int32))
+        (
+            # Not all alike, as equal samples get equal noise.
+            np.linspace(0.01, 0.011, 50, dtype=np.float32)[:, None],
+            np.zeros(50, np.int32),
+        )
     )
     metric = AccuracyUnder(attacks.PGD(0.1, random_start=False))
     with pytest.warns(UserWarning, match="gradient"):
-        report = evaluate_robustness(model, dataset, metric, verbose=0)
+        report = evaluate_robustness(model, dataset, metrics=metric, verbose=0)
     weaker = report.values["pgd_weaker"]
     assert not report.values["pgd_fooled"].any()
     assert 10 < weaker.sum() < 40
@@ -326,15 +331,15 @@ def test_noise_alone_betrays_gradients_that_vanish():
 
 
 @pytest.mark.parametrize(
-    ("misclassified", "rho", "length", "eps", "fgs", "pgd", "alike"),
+    ("misclassified", "rho", "length", "ratio", "eps", "fgs", "pgd", "alike"),
     [
-        ("predicted", 0.25, 2.5, 0.5, (0.5, 0.25), 0.25, 0.5),
-        ("zero", 0.125, 1.25, 0.375, (0.5, 0.25), 0.25, 0.5),
-        ("exclude", 0.5 / 3, 5 / 3, 0.5, (2 / 3, 1 / 3), 1 / 3, 0.6),
+        ("predicted", 0.25, 2.5, 1.375 / 4, 0.5, (0.5, 0.25), 0.25, 0.5),
+        ("zero", 0.125, 1.25, 0.875 / 4, 0.375, (0.5, 0.25), 0.25, 0.5),
+        ("exclude", 0.5 / 3, 5 / 3, 0.875 / 3, 0.5, (2 / 3, 1 / 3), 1 / 3, 0.6),
     ],
 )
 def test_misclassified_samples_count_by_the_policy(
-    misclassified, rho, length, eps, fgs, pgd, alike
+    misclassified, rho, length, ratio, eps, fgs, pgd, alike
 ):
     samples = made(
         [True, False, True, True],
@@ -342,8 +347,9 @@ def test_misclassified_samples_count_by_the_policy(
         rho2=[0.1, 0.5, 0.2, 0.2],
         l2=[1.0, 5.0, 2.0, 2.0],
         rho2_fooled=[True, True, True, False],
-        rho_inf=[0.5, 0.5, 0.75, 0.25],
-        rho_inf_fooled=[True, True, True, True],
+        fgsm_eps=[0.5, 0.5, 0.75, 0.25],
+        fgsm_rho=[0.25, 0.5, 0.5, 0.125],
+        fgsm_rho_fooled=[True, True, True, True],
         # The second sample is wrong, whatever an attack makes of it.
         fgs_fooled=[
             [False, True],
@@ -361,7 +367,8 @@ def test_misclassified_samples_count_by_the_policy(
         "rho2_fooled": 0.75,
     }
     assert values_of(SmallestEps().estimates(samples)) == {
-        "rho_inf": pytest.approx(eps),
+        "fgsm_rho": pytest.approx(ratio),
+        "fgsm_eps": pytest.approx(eps),
         "eps_ref": 0.25,
     }
     assert values_of(EpsSweep([1, 2]).estimates(samples)) == {
@@ -381,7 +388,7 @@ def test_all_samples_misclassified_and_excluded_leave_no_number(five):
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)  # NumPy's
         report = five.evaluate(
-            "accuracy", "rho2", "rho_inf", EpsSweep([0.1, 0.2]),
+            "accuracy", "rho2", "fgsm_rho", EpsSweep([0.1, 0.2]),
             AccuracyUnder(attacks.PGD(0.3)),
             y=wrong, misclassified="exclude",
         )  # fmt: skip
@@ -511,7 +518,8 @@ def test_numbers_are_shown_to_four_digits(number, text):
         ("l1.5", Distance(attacks.DeepFool(1.5))),
         ("rhoinf", Distance(attacks.DeepFool(np.inf))),
         ("linf", Distance(attacks.DeepFool(np.inf))),
-        ("rho_inf", SmallestEps(attacks.MinimalFGSM())),
+        ("fgsm_rho", SmallestEps(attacks.MinimalFGSM())),
+        ("fgsm_eps", SmallestEps(attacks.MinimalFGSM())),
         ("eps_ref", SmallestEps(attacks.MinimalFGSM())),
         ("fgs", EpsSweep(np.arange(1, 21) * 0.02 * 4)),
         ("pgd", AccuracyUnder(attacks.PGD(0.4, steps=40, bounds=(-1, 3)))),
@@ -566,8 +574,8 @@ def test_metric_passes_through():
 
 KNOWN = (
     "metrics: expected names of ['accuracy', 'cw', 'eps_ref', 'fgs', "
-    "'l<p>', 'pass', 'pgd', 'rho<p>', 'rho_inf'] (rho<p> for a norm p, as "
-    "rho2 or rhoinf), attacks or Metric objects; received "
+    "'fgsm_eps', 'fgsm_rho', 'l<p>', 'pass', 'pgd', 'rho<p>'] (rho<p> for a "
+    "norm p, as rho2 or rhoinf), attacks or Metric objects; received "
 )
 
 
@@ -697,7 +705,7 @@ def test_metrics_are_equal_if_their_settings_are():
     [
         (Distance(attacks.DeepFool()), "rho2"),
         (Distance(attacks.DeepFool(), "my_"), "my_rho2"),
-        (SmallestEps(), "rho_inf"),
+        (SmallestEps(), "fgsm_rho"),
     ],
 )
 def test_unfooled_samples_are_told_from_one_percent_on(
@@ -767,3 +775,105 @@ def test_two_strong_attacks_do_not_contradict_each_other():
     ]  # fmt: skip
     samples = made([True], cw_l2=[1.0], other_l2=[2.0])
     assert contradictions(strong, samples) == []
+
+
+# The paper's rho_inf, and names that are told apart
+
+
+def test_fgsm_rho_is_the_ratio_of_each_sample(five):
+    found = five.evaluate("fgsm_rho")
+    largest = np.abs(five.x.reshape(len(five.x), -1)).max(axis=1)
+    ratio = found.values["fgsm_eps"] / largest
+    np.testing.assert_allclose(found.values["fgsm_rho"], ratio, rtol=1e-6)
+    summary = found.summary()
+    assert summary["fgsm_rho"] == pytest.approx(np.mean(ratio))
+    assert summary["fgsm_rho"] != pytest.approx(
+        summary["fgsm_eps"] / np.mean(largest), rel=1e-3
+    )
+
+
+def test_rho_inf_could_be_two_things_and_is_refused():
+    with pytest.raises(
+        ValueError,
+        match=r"^metrics: 'rho_inf' .* 'fgsm_rho', the paper's .* 'rhoinf'",
+    ):
+        get("rho_inf", (0, 1))
+
+
+PGD, DEEPFOOL = attacks.PGD, attacks.DeepFool
+
+
+@pytest.mark.parametrize(
+    ("metrics", "names"),
+    [
+        ([PGD(0.1)], ["pgd"]),
+        ([PGD(0.1), PGD(0.1)], ["pgd"]),
+        (["pgd", PGD(12.75)], ["pgd", "pgd_linf@12.75"]),
+        ([PGD(12.75), PGD(25.5)], ["pgd_linf@12.75", "pgd_linf@25.5"]),
+        ([PGD(1), PGD(1, norm=2)], ["pgd_linf@1", "pgd_l2@1"]),
+        (
+            [PGD(1, steps=20), PGD(1), PGD(2)],
+            ["pgd_linf@1_steps=20", "pgd_linf@1_steps=40", "pgd_linf@2"],
+        ),
+        (
+            [PGD(1), PGD(1, seed=1), PGD(1, bounds=(0, 1))],
+            [
+                "pgd_linf@1_bounds=None_seed=0",
+                "pgd_linf@1_bounds=None_seed=1",
+                "pgd_linf@1_bounds=0_to_1",
+            ],
+        ),
+        (
+            [attacks.FGSM(0.1), attacks.FGSM(0.2), attacks.BIM(0.1)],
+            ["fgsm_linf@0.1", "fgsm_linf@0.2", "bim"],
+        ),
+        (
+            ["rho2", DEEPFOOL(candidates=3), DEEPFOOL(candidates=5)],
+            [
+                "rho2",
+                "deepfool_candidates=3_rho2",
+                "deepfool_candidates=5_rho2",
+            ],
+        ),
+        (
+            [DEEPFOOL(np.inf), attacks.MinimalFGSM()],
+            ["deepfool_rhoinf", "minimalfgsm_rhoinf"],
+        ),
+        (
+            ["rho2", DEEPFOOL(max_iter=3, overshoot=0.1)],
+            ["rho2", "deepfool_max_iter=3_rho2"],
+        ),
+    ],
+)
+def test_attacks_of_one_kind_are_told_apart(metrics, names):
+    found = told_apart(metrics, (0, 1))
+    assert [m.name for m in found] == names
+    # As a report keeps them.
+    again = [type(m).from_config(m.get_config()) for m in found]
+    assert [m.name for m in again] == names
+    # Their order is that of the metrics; a name does not depend on it.
+    backwards = told_apart(metrics[::-1], (0, 1))
+    assert {m.name for m in backwards} == set(names)
+
+
+def test_arrays_are_named_by_a_few_digits():
+    settings = [(np.zeros(1000), np.full(1000, high)) for high in (1.0, 2.0)]
+    found = told_apart([PGD(1, bounds=b) for b in settings])
+    one, other = (m.name for m in found)
+    assert one != other
+    assert max(len(one), len(other)) < 60
+
+
+def test_two_metrics_of_a_given_name_are_refused():
+    given = [AccuracyUnder(PGD(1), "mine"), AccuracyUnder(PGD(2), "mine")]
+    with pytest.raises(
+        ValueError,
+        match=r"^metrics: expected one of each name; received two that differ "
+        r"and are both named 'mine'\. Give one another name= ",
+    ):
+        told_apart(given)
+
+
+def test_two_sizes_of_one_attack_stand_in_one_report(five):
+    summary = five.evaluate(PGD(0.01), PGD(5.0)).summary()
+    assert summary["pgd_linf@0.01_accuracy"] > summary["pgd_linf@5_accuracy"]

@@ -85,7 +85,7 @@ def report(trained_network):
     return dd_keras.evaluate_robustness(
         trained_network,
         test,
-        ["accuracy", "rho2", evaluation.EpsSweep([10, 20])],
+        metrics=["accuracy", "rho2", evaluation.EpsSweep([10, 20])],
     )
 
 

@@ -238,6 +238,8 @@ def test_invalid_orders_are_named(norm):
         (np.array([0, 1]), (0.0, 1.0)),
         (([0, 1], [2, 3]), ([0.0, 1.0], [2.0, 3.0])),
         (np.array([[[0]], [[1]]]), ([[0.0]], [[1.0]])),
+        ((0, [1, 2]), (0.0, [1.0, 2.0])),
+        (([[0], [1]], 2), ([[0.0], [1.0]], 2.0)),
     ],
     ids=repr,
 )
@@ -256,14 +258,15 @@ def test_valid_bounds_become_plain_numbers(bounds, expected):
     [
         1, (), (0,), (0, 1, 2), (1, 0), (0, 0), (0, math.inf), (math.nan, 1),
         (None, 1), "ab", ("low", "high"), (0, 1j), {}, True,
-        ([0, 0], [1]), (0, [1, 2]), ([0, 1], [1, 1]), ([0, math.nan], [1, 2]),
+        ([0, 0], [1, 2, 3]), (1, [1, 2]), ([0, 1], [1, 1]),
+        ([0, math.nan], [1, 2]),
     ],
     ids=repr,
 )  # fmt: skip
 def test_invalid_bounds_are_named(bounds):
     message = (
-        "bounds: expected a pair (low, high) of finite numbers or arrays of "
-        "one shape, low below high everywhere, or None; received "
+        "bounds: expected a pair (low, high) of finite numbers or arrays "
+        "that broadcast, low below high everywhere, or None; received "
         f"{bounds!r}."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):

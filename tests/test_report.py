@@ -38,7 +38,9 @@ def evaluated(*metrics, dtype="float32", **kwargs):
     y = model(x).numpy().argmax(-1)
     y[::5] = (y[::5] + 1) % 5
     dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(10)
-    return evaluate_robustness(model, dataset, metrics, verbose=0, **kwargs)
+    return evaluate_robustness(
+        model, dataset, metrics=metrics, verbose=0, **kwargs
+    )
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def report():
         "accuracy",
         "rho2",
         Distance(DeepFool(np.inf)),
-        "rho_inf",
+        "fgsm_rho",
         EpsSweep([0.1, 0.05], (0, 1)),
         AccuracyUnder(attacks.PGD(0.05, bounds=(0, 1))),
         misclassified="exclude",
@@ -74,14 +76,15 @@ def small():
             "l2": np.array([100, 200, 300, 400], np.float32),
             "rho2_fooled": np.array([True] * 4),
             "rho2_iterations": np.array([1, 2, 3, 4], np.int32),
-            "rho_inf": np.array([0.1, 0.4, 3.0, 1.0], np.float32),
-            "rho_inf_fooled": np.array([True, False, False, True]),
+            "fgsm_rho": np.array([0.2, 0.4, 0.6, 0.8], np.float32),
+            "fgsm_eps": np.array([0.1, 0.4, 3.0, 1.0], np.float32),
+            "fgsm_rho_fooled": np.array([True, False, False, True]),
             "fgs_fooled": np.array(
                 [[True, True, True], [True, False, True],
                  [False, False, True], [False, False, False]]
             ),
         },
-        ("rho_inf: not to be trusted.", "model: neither."),
+        ("fgsm_eps: not to be trusted.", "model: neither."),
     )  # fmt: skip
 
 
@@ -89,8 +92,9 @@ def test_summary_has_the_numbers_in_order(small):
     assert len(small) == 4
     summary = small.summary()
     assert list(summary) == [
-        "accuracy", "rho2", "l2", "rho2_fooled", "rho_inf", "eps_ref",
-        "fgs_accuracy@0.5", "fgs_accuracy@0.25", "fgs_accuracy@1", "samples",
+        "accuracy", "rho2", "l2", "rho2_fooled", "fgsm_rho", "fgsm_eps",
+        "eps_ref", "fgs_accuracy@0.5", "fgs_accuracy@0.25", "fgs_accuracy@1",
+        "samples",
     ]  # fmt: skip
     assert summary == pytest.approx(
         {
@@ -98,7 +102,8 @@ def test_summary_has_the_numbers_in_order(small):
             "rho2": 0.25,
             "l2": 250.0,
             "rho2_fooled": 1.0,
-            "rho_inf": 4.5 / 4,
+            "fgsm_rho": 0.5,
+            "fgsm_eps": 4.5 / 4,
             "eps_ref": 0.1,  # the second of 0, 0.1, never, never
             "fgs_accuracy@0.5": 0.25,
             "fgs_accuracy@0.25": 0.5,
@@ -110,7 +115,7 @@ def test_summary_has_the_numbers_in_order(small):
 
 
 def test_numbers_that_do_not_exist_are_none(small):
-    values = {**small.values, "rho_inf_fooled": np.array([False] * 4)}
+    values = {**small.values, "fgsm_rho_fooled": np.array([False] * 4)}
     values["predictions"] = values["labels"]
     report = RobustnessReport(small.metrics, "predicted", values)
     assert report.summary()["eps_ref"] is None
@@ -149,13 +154,14 @@ def test_table_shows_shares_in_percent_and_others_in_units(small):
         "rho2                 0.2500     0.1235 to 0.3765",
         "l2                    250.0       123.5 to 376.5",
         "rho2_fooled        100.00 %  51.01 % to 100.00 %",
-        "rho_inf               1.125     -0.1537 to 2.404",
+        "fgsm_rho             0.5000     0.2470 to 0.7530",
+        "fgsm_eps              1.125     -0.1537 to 2.404",
         "eps_ref              0.1000           0.000 to -",
         "fgs_accuracy@0.5    25.00 %    4.56 % to 69.94 %",
         "fgs_accuracy@0.25   50.00 %   15.00 % to 85.00 %",
         "fgs_accuracy@1       0.00 %    0.00 % to 48.99 %",
         "",
-        "Warning: rho_inf: not to be trusted.",
+        "Warning: fgsm_eps: not to be trusted.",
         "",
         "Warning: model: neither.",
     ]
@@ -166,11 +172,11 @@ def test_markdown_table_has_the_same_cells(small):
     lines = markdown.splitlines()
     assert lines[1].startswith("| ------")
     assert lines[-1] == "Warning: model: neither."
-    assert lines[-3] == "Warning: rho_inf: not to be trusted."
+    assert lines[-3] == "Warning: fgsm_eps: not to be trusted."
     assert lines[-4] == ""  # which ends the table
-    cells = [line.replace("|", " ").split() for line in lines[:1] + lines[2:11]]
+    cells = [line.replace("|", " ").split() for line in lines[:1] + lines[2:12]]
     expected = text.splitlines()
-    assert cells == [line.split() for line in expected[:1] + expected[2:11]]
+    assert cells == [line.split() for line in expected[:1] + expected[2:12]]
 
 
 def test_csv_table_reads_back_and_has_no_warnings(small):
@@ -285,7 +291,7 @@ def test_made_up_report_comes_back_with_its_warnings(small, tmp_path):
 
 
 def test_precision_of_the_model_comes_back(float64, tmp_path):
-    report = evaluated("rho2", "rho_inf", dtype="float64")
+    report = evaluated("rho2", "fgsm_rho", dtype="float64")
     assert report.values["rho2"].dtype == np.float64
     report.to_json(tmp_path / "report.json")
     assert same(RobustnessReport.from_json(tmp_path / "report.json"), report)
@@ -321,7 +327,7 @@ def test_infinity_norm_and_pixelwise_bounds_come_back(tmp_path):
 
 
 def test_numbers_that_do_not_exist_are_null(small, tmp_path):
-    values = {**small.values, "rho_inf_fooled": np.array([False] * 4)}
+    values = {**small.values, "fgsm_rho_fooled": np.array([False] * 4)}
     values["predictions"] = values["labels"]
     report = RobustnessReport(small.metrics, "predicted", values)
     path = tmp_path / "report.json"

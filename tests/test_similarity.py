@@ -258,7 +258,7 @@ def test_metric_compares_the_images_behind_the_inputs(digits, trained_network):
     report = evaluate_robustness(
         trained_network,
         tf.data.Dataset.from_tensor_slices((x, y)).batch(15),
-        ["pass"],
+        metrics=["pass"],
         bounds=data.bounds,
         misclassified="exclude",
         verbose=0,

@@ -7,6 +7,7 @@ from dd_keras.attacks.attack import (
     ascent,
     decide,
     inference_form,
+    margin,
     traced,
 )
 from dd_keras.attacks.carlini_wagner import CarliniWagnerL2
@@ -28,5 +29,6 @@ __all__ = [
     "ascent",
     "decide",
     "inference_form",
+    "margin",
     "traced",
 ]

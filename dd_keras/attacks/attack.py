@@ -1,6 +1,5 @@
 """What every attack shares: its face, and its compiled form."""
 
-import functools
 import reprlib
 from typing import NamedTuple
 
@@ -8,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dd_keras import numerics
+from dd_keras import compiled, numerics
 from dd_keras.attacks import kernels
 from dd_keras.classifier import graphs, logits
 from dd_keras.config import EqualByConfig
@@ -116,7 +115,8 @@ class Attack(EqualByConfig):
         """Attacks a batch.
 
         Outside of a `tf.function` the attack is compiled, once for each
-        model; inside one it becomes part of it.
+        model, and again when the model has changed (`compiled.function`);
+        inside one it becomes part of it.
 
         Args:
             model: a built Keras classifier, see `logits_model`.
@@ -148,7 +148,11 @@ class Attack(EqualByConfig):
             raise ValueError(
                 "x: expected finite inputs; received NaN or infinity."
             )
-        search, num_classes = _compiled(self, model, x.dtype, y is not None)
+        search, num_classes = compiled.function(
+            model,
+            (self, x.dtype, y is not None),
+            lambda: _traced(self, model, x.dtype, y is not None),
+        )
         batch = [x]
         if y is not None:
             batch.append(logits.sparse_labels(y, num_classes))
@@ -209,7 +213,8 @@ class Attack(EqualByConfig):
         low, high = (np.asarray(b, x.dtype.as_numpy_dtype) for b in self.bounds)
         sample = x.shape[1:]
         try:
-            both = tf.broadcast_static_shape(sample, tf.TensorShape(low.shape))
+            shape = np.broadcast_shapes(low.shape, high.shape)
+            both = tf.broadcast_static_shape(sample, tf.TensorShape(shape))
             fits = both.is_compatible_with(sample)
         except ValueError:
             fits = False
@@ -217,7 +222,7 @@ class Attack(EqualByConfig):
             raise ValueError(
                 "bounds: expected numbers, or arrays that broadcast against "
                 f"samples of shape {tuple(sample)}; received arrays of shape "
-                f"{low.shape}."
+                f"{np.broadcast_shapes(low.shape, high.shape)}."
             )
         return low, high
 
@@ -253,8 +258,7 @@ class Attack(EqualByConfig):
         return f"{type(self).__name__}({arguments})"
 
 
-@functools.lru_cache(maxsize=16)
-def _compiled(attack, model, dtype, labeled):
+def _traced(attack, model, dtype, labeled):
     """`attack.search` as one graph, and the number of classes of `model`."""
     network = logits.logits_model(model)
     signature = [tf.TensorSpec(logits.input_shape(model), dtype)]
@@ -265,6 +269,7 @@ def _compiled(attack, model, dtype, labeled):
     def search(*batch):
         return attack.search(network, *batch)
 
+    search.get_concrete_function()
     return search, logits.num_classes(model)
 
 

@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from dd_keras import numerics
-from dd_keras.attacks import attack
+from dd_keras.attacks import attack, draws
 from dd_keras.classifier.logits import sparse_labels
 
 
@@ -70,8 +70,9 @@ class MinimalFGSM(attack.Attack):
     The direction is FGSM's, the sign of the gradient at the clean input; eps
     grows from 0 in equal steps until the decision changes, and is then
     narrowed down by halving. Its l_inf length is what the Deep Defense
-    supplement's rho_inf (Eq. 2) averages. A sample whose label is not the
-    class predicted is fooled at eps 0; one that no eps fools gets the largest.
+    supplement's rho_inf (Eq. 2) averages, over that of the input. A sample
+    whose label is not the class predicted is fooled at eps 0; one that no eps
+    fools gets the largest.
 
     Args:
         eps_max: the largest eps tried, above 0; by default the width of
@@ -203,7 +204,7 @@ class _ProjectedGradient(attack.Attack):
             clean, y = tf.gather(x, rows), tf.gather(start.y, rows)
             perturbation = tf.cond(
                 i % looks == 0,
-                lambda: tf.gather(self._start(x, i // looks), rows),
+                lambda: self._start(clean, i // looks),
                 lambda: now.perturbation,
             )
             perturbation = self.within_bounds(clean, perturbation)
@@ -246,15 +247,13 @@ class _ProjectedGradient(attack.Attack):
         """Where a restart begins: within the ball, or at its centre."""
         if not self.random_start:
             return tf.zeros_like(x)
-        shape, seed = tf.shape(x), tf.stack([self.seed, restart])
+        stream = 3 * restart  # each start takes up to three
         if self.norm == math.inf:
-            return tf.random.stateless_uniform(
-                shape, seed, -self.eps, self.eps, x.dtype
-            )
+            return self.eps * (2 * draws.uniform(x, self.seed, stream) - 1)
         # Uniform in the l_2 ball of D dimensions: radius eps * u^(1/D).
-        way = tf.random.stateless_normal(shape, seed, dtype=x.dtype)
-        u = tf.random.stateless_uniform(shape[:1], seed + 1, dtype=x.dtype)
-        size = tf.cast(tf.size(x) // shape[0], x.dtype)
+        way = draws.normal(x, self.seed, stream)
+        u = draws.one_each(x, self.seed, stream + 2)
+        size = tf.cast(tf.reduce_prod(tf.shape(x)[1:]), x.dtype)
         radius = self.eps * u ** (1 / size)
         return numerics.expand_like(radius, x) * _steepest(way, self.norm)
 
@@ -335,8 +334,9 @@ class PGD(_ProjectedGradient):
         restarts: number of starts, at least 1; one if none is random.
         bounds: as in `FGSM`.
         targeted: whether `y` holds the classes to reach, not to leave.
-        seed: of the random starts, an integer of at least 0. XLA draws others
-            from the same seed.
+        seed: of the random starts, an integer of at least 0. A sample's
+            starts follow from it and from the sample itself, not from the
+            batch that it is in; equal samples have equal starts.
 
     Raises:
         ValueError: if an argument is outside of its range.

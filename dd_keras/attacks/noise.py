@@ -6,17 +6,19 @@ import keras
 import tensorflow as tf
 
 from dd_keras import numerics
-from dd_keras.attacks import attack
+from dd_keras.attacks import attack, draws
 from dd_keras.classifier.logits import sparse_labels
 
 
 @keras.saving.register_keras_serializable("dd_keras")
 class RandomNoise(attack.Attack):
-    """A random perturbation of l_p length eps, the same for each batch.
+    """A random perturbation of l_p length eps.
 
     For p = inf every entry is eps or -eps; for p = 2 the direction is
     uniform. An attack that fools fewer samples than this follows gradients
-    that lead nowhere.
+    that lead nowhere. A sample's noise follows from the seed and from the
+    sample itself, not from the batch that it is in; equal samples have equal
+    noise.
 
     Args:
         eps: the length, above 0, in units of the inputs.
@@ -52,12 +54,10 @@ class RandomNoise(attack.Attack):
         logits = forward.logits if forward else f(x)
         predictions = attack.decide(logits)
         y = predictions if y is None else sparse_labels(y, logits.shape[-1])
-        way = tf.random.stateless_normal(
-            tf.shape(x), [self.seed, 0], dtype=x.dtype
-        )
         if self.norm == math.inf:
-            way = tf.sign(way)
+            way = tf.sign(draws.uniform(x, self.seed, 0) - 0.5)  # never 0
         else:
+            way = draws.normal(x, self.seed, 0)
             way /= numerics.expand_like(numerics.sample_norm(way), way)
         perturbation = self.within_bounds(x, self.eps * way)
         return attack.AttackResult(

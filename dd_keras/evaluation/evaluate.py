@@ -1,15 +1,14 @@
 """Every number of the paper's tables, on any Keras classifier, in one call."""
 
-import functools
 import warnings
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from dd_keras import attacks, numerics
+from dd_keras import attacks, compiled, numerics
 from dd_keras.classifier import logits
-from dd_keras.evaluation import checkpoint
+from dd_keras.evaluation import checkpoint, naming, streams
 from dd_keras.evaluation import metrics as metrics_module
 from dd_keras.evaluation.report import RobustnessReport
 
@@ -22,9 +21,11 @@ _SUSPICIOUS = 0.01
 
 def evaluate_robustness(
     model,
-    dataset,
+    data,
+    y=None,
     metrics=("accuracy", "rho2"),
     *,
+    batch_size=None,
     bounds=None,
     misclassified="predicted",
     activation=None,
@@ -39,12 +40,18 @@ def evaluate_robustness(
 
     Args:
         model: a built Keras classifier, see `logits_model`.
-        dataset: batched `tf.data.Dataset` of (inputs, labels), in an order
-            that does not change, the inputs preprocessed as the model takes
-            them.
+        data: inputs and labels, as for `fit`, the inputs preprocessed as the
+            model takes them: an array of inputs (B, ...), with `y`; a tuple
+            of two arrays (inputs, labels); or, in an order that does not
+            change, a batched `tf.data.Dataset` of such tuples or a
+            `keras.utils.PyDataset`. Sample weights are left aside.
+        y: labels, see `sparse_labels`, where `data` is an array of inputs.
         metrics: what to measure: names, attacks or `Metric` objects, see
-            `evaluation.metrics.get` ("accuracy", "rho2", "rho_inf", "fgs",
-            "pgd", "cw", "pass", ...).
+            `evaluation.metrics.get` ("accuracy", "rho2", "fgsm_rho", "fgs",
+            "pgd", "cw", "pass", ...). Attacks that would have one name are
+            told apart by what differs, see `evaluation.naming.told_apart`.
+        batch_size: samples a batch, of arrays; None: 32, as in `fit`. Data
+            sets come in batches of their own.
         bounds: (low, high), the valid range of the inputs, numbers or arrays
             that broadcast against a sample, as `datasets.Data.bounds` gives
             it. Some metrics need it.
@@ -66,11 +73,13 @@ def evaluate_robustness(
         weaker one) is in its `warnings`, and warned of.
 
     Raises:
-        TypeError: if `dataset` is no `tf.data.Dataset`.
-        ValueError: if it is empty, has no labels or unfit ones, batches that
-            the model does not take or inputs outside of `bounds`; if outputs
-            of the model are not finite; if a metric is not known; if
-            `checkpoint_dir` is of another evaluation.
+        TypeError: if `data` is none of these, or `y` are names of metrics.
+        ValueError: if `y` is missing, is of another length, or is given beside
+            a data set, or so is `batch_size`; if `data` is empty, has no
+            labels or unfit ones, batches that the model does not take or
+            inputs outside of `bounds`; if outputs of the model are not finite;
+            if a metric is not known; if `checkpoint_dir` is of another
+            evaluation.
     """
     chosen = _chosen(metrics, bounds)
     if misclassified not in metrics_module.POLICIES:
@@ -78,25 +87,24 @@ def evaluate_robustness(
             f"misclassified: expected one of {metrics_module.POLICIES}; "
             f"received {misclassified!r}."
         )
-    if not isinstance(dataset, tf.data.Dataset):
-        raise TypeError(
-            "dataset: expected a batched tf.data.Dataset of (inputs, labels); "
-            f"received {type(dataset).__name__}."
-        )
+    stream = streams.of(data, y, batch_size)
     classes = logits.num_classes(model)  # traces the model: once
-    first = _checked(model, classes, next(iter(dataset.take(1)), None), 0)
+    first = _checked(model, classes, next(stream.starting_at(0), None), 0)
     progress = checkpoint.Checkpoint(
         checkpoint_dir,
         checkpoint.fingerprint(model, chosen, misclassified, first),
     )
-    total = int(dataset.cardinality())
     bar = keras.utils.Progbar(
-        total if total > 0 else None, verbose=verbose, unit_name="batch"
+        stream.batches, verbose=verbose, unit_name="batch"
     )
     if progress.parts:
         bar.update(len(progress.parts))
-    measure = _compiled(model, activation, chosen)
-    for batch in dataset.skip(len(progress.parts)):
+    measure = compiled.function(
+        model,
+        ("evaluate_robustness", activation, chosen),
+        lambda: _traced(model, activation, chosen),
+    )
+    for batch in stream.starting_at(len(progress.parts)):
         x, y = _checked(model, classes, batch, len(progress.parts))
         for metric in chosen:
             if metric.attack is not None:
@@ -109,7 +117,9 @@ def evaluate_robustness(
         name: np.concatenate([part[name] for part in progress.parts])
         for name in progress.parts[0]
     }
-    doubts = _doubts(model, chosen, values, misclassified, first[0])
+    # Missing in checkpoints of version 1.0, and then taken for False.
+    tied = values.pop("tied", np.zeros(len(values["labels"]), bool))
+    doubts = _doubts(model, chosen, values, tied, misclassified, first[0])
     for doubt in doubts:
         warnings.warn(doubt, stacklevel=2)
     return RobustnessReport(chosen, misclassified, values, tuple(doubts))
@@ -119,25 +129,19 @@ def _chosen(metrics, bounds):
     """The metrics asked for, each once: a tuple."""
     if isinstance(metrics, (str, attacks.Attack, metrics_module.Metric)):
         metrics = (metrics,)
-    found = {}
-    for metric in (metrics_module.get(m, bounds) for m in metrics):
-        if found.setdefault(metric.name, metric) != metric:
-            raise ValueError(
-                f"metrics: expected one of each name; received two that "
-                f"differ and are both named {metric.name!r}."
-            )
+    found = naming.told_apart(metrics, bounds)
     if not found:
         raise ValueError("metrics: expected at least one; received none.")
-    return tuple(found.values())
+    return tuple(found)
 
 
 def _checked(model, classes, batch, index):
     """A batch as tensors that the model takes: (inputs, labels)."""
     if batch is None:
-        raise ValueError("dataset: expected at least one batch; received none.")
+        raise ValueError("data: expected at least one batch; received none.")
     if not isinstance(batch, tuple) or len(batch) < 2:
         raise ValueError(
-            "dataset: expected batches of (inputs, labels); received "
+            "data: expected batches of (inputs, labels); received "
             f"{type(batch).__name__} of {len(batch)}."
         )
     try:
@@ -147,12 +151,11 @@ def _checked(model, classes, batch, index):
             raise ValueError(f"y: expected {len(x)} labels; received {len(y)}.")
     except (ValueError, tf.errors.InvalidArgumentError) as error:
         message = getattr(error, "message", str(error))
-        raise ValueError(f"dataset, batch {index}: {message}") from error
+        raise ValueError(f"data, batch {index}: {message}") from error
     return x, y
 
 
-@functools.lru_cache(maxsize=4)
-def _compiled(model, activation, metrics):
+def _traced(model, activation, metrics):
     """All metrics of a batch of inputs as one graph, which they share."""
     network = logits.logits_model(model, activation)
     spec = tf.TensorSpec(logits.input_shape(model), logits.working_dtype(model))
@@ -169,6 +172,7 @@ def _compiled(model, activation, metrics):
                 "predictions": predictions,
                 "zero_gradient": numerics.sample_norm(slope)
                 < numerics.ZERO_NORM,
+                "tied": attacks.margin(forward.logits, predictions) == 0,
                 # A ReLU may make zeros of inputs that are no numbers.
                 "finite": tf.reduce_all(
                     tf.math.is_finite(forward.logits), axis=1
@@ -185,6 +189,7 @@ def _compiled(model, activation, metrics):
                 found[metric.name] = metric.measure(network, x, forward)
         return list(found.values())
 
+    measure.get_concrete_function()
     return measure
 
 
@@ -208,8 +213,11 @@ def _measured(measure, metrics, x, y, index):
     return values
 
 
-def _doubts(model, metrics, values, misclassified, x):
-    """Why numbers are not to be trusted: list of str."""
+def _doubts(model, metrics, values, tied, misclassified, x):
+    """Why numbers are not to be trusted: list of str.
+
+    `tied`, (N,), is where two classes have the same logit: on the boundary.
+    """
     doubts = []
     one, other = (model(x, training=False).numpy() for _ in range(2))
     if np.max(np.abs(one - other)) > _SAME_OUTPUTS * np.max(np.abs(one)):
@@ -229,6 +237,24 @@ def _doubts(model, metrics, values, misclassified, x):
     samples = metrics_module.Samples(
         values, values["labels"] == values["predictions"], misclassified
     )
+    at_boundary = tied & ~values["zero_gradient"]
     for metric in metrics:
         doubts += metric.warnings(samples)
+        doubts += _stuck(metric, values, at_boundary)
     return doubts + metrics_module.contradictions(metrics, samples)
+
+
+def _stuck(metric, values, at_boundary):
+    """A warning, where an attack that looks for a distance did not move."""
+    if metric.length is None:
+        return []
+    stuck = np.mean((values[metric.length] == 0) & ~at_boundary)
+    if stuck <= _SUSPICIOUS:
+        return []
+    return [
+        f"{metric.name}: the attack could not move {100 * stuck:.1f} % of the "
+        "samples at all: it finds no way there (a gradient of zero, or steps "
+        "lost to rounding), and their distance counts as 0. This 0 does not "
+        "mean that the smallest perturbation fools the classifier, nor "
+        "anything else of how robust it is."
+    ]

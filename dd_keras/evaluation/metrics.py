@@ -95,10 +95,13 @@ class Metric(EqualByConfig):
     Attributes:
         name: what the metric is called; no two in one report are the same.
         attack: the attack it runs, or None.
+        length: name of the array that holds the lengths of perturbations,
+            where the attack looks for the smallest; or None.
     """
 
     name = None
     attack = None
+    length = None
 
     def measure(self, network, x, forward):
         """Measures a batch, in the graph at hand.
@@ -209,19 +212,22 @@ class Distance(Metric):
 
 @keras.saving.register_keras_serializable("dd_keras")
 class SmallestEps(Metric):
-    """The smallest eps at which FGS fools each sample (supplement, Eq. 2).
+    """The smallest eps at which FGS fools each sample.
 
-    Arrays: `rho_inf`, that eps in units of the inputs, and `rho_inf_fooled`.
-    Numbers: their mean `rho_inf`, and `eps_ref`, the smallest eps at which
-    half of all samples are misclassified; a sample that is misclassified
-    already counts there from eps 0 on, whatever the policy. Both are found to
-    the `tolerance` of the attack.
+    Arrays: `fgsm_eps`, that eps in units of the inputs; `fgsm_rho`, the
+    paper's rho_inf (supplement, Eq. 2), ||perturbation||_inf / ||x||_inf; and
+    `fgsm_rho_fooled`. Numbers: the means `fgsm_rho` and `fgsm_eps`, and
+    `eps_ref`, the smallest eps at which half of all samples are
+    misclassified; a sample that is misclassified already counts there from
+    eps 0 on, whatever the policy. All are found to the `tolerance` of the
+    attack.
 
     Args:
         attack: `attacks.MinimalFGSM()` by default.
     """
 
-    name = "rho_inf"
+    name = "fgsm_rho"
+    length = "fgsm_eps"
 
     def __init__(self, attack=None):
         self.attack = _validate_attack(attack or attacks.MinimalFGSM())
@@ -234,17 +240,21 @@ class SmallestEps(Metric):
         """Attacks a batch from the predicted classes."""
         found = self.attack.search(network, x, forward=forward)
         return {
-            "rho_inf": numerics.sample_norm(found.perturbation, math.inf),
-            "rho_inf_fooled": found.fooled,
+            "fgsm_rho": numerics.rho(found.perturbation, x, math.inf),
+            "fgsm_eps": numerics.sample_norm(found.perturbation, math.inf),
+            "fgsm_rho_fooled": found.fooled,
         }
 
     def estimates(self, samples):
-        """The mean `rho_inf`, and the median `eps_ref`."""
+        """The means `fgsm_rho` and `fgsm_eps`, and the median `eps_ref`."""
         eps = np.where(
-            samples.values["rho_inf_fooled"], samples.values["rho_inf"], np.inf
+            samples.values["fgsm_rho_fooled"],
+            samples.values["fgsm_eps"],
+            np.inf,
         )
         return {
-            "rho_inf": mean(samples.distances("rho_inf")),
+            "fgsm_rho": mean(samples.distances("fgsm_rho")),
+            "fgsm_eps": mean(samples.distances("fgsm_eps")),
             "eps_ref": median(np.where(samples.right, eps, 0)),
         }
 
@@ -433,7 +443,8 @@ def get(metric, bounds=None):
             - "accuracy";
             - "rho2", "l2": `Distance(DeepFool())`, and so for any norm, as
               "rho1", "rho1.5" or "rhoinf";
-            - "rho_inf", "eps_ref": `SmallestEps()`;
+            - "fgsm_rho" (the paper's rho_inf), "fgsm_eps", "eps_ref":
+              `SmallestEps()`;
             - "fgs": `EpsSweep` at 20 eps up to 0.4 of the valid range;
             - "pgd": `AccuracyUnder` PGD in l_inf with 40 steps, at eps a
               tenth of the valid range;
@@ -465,8 +476,7 @@ def get(metric, bounds=None):
     )
     known = {
         "accuracy": Accuracy,
-        "rho_inf": SmallestEps,
-        "eps_ref": SmallestEps,
+        **dict.fromkeys(("fgsm_rho", "fgsm_eps", "eps_ref"), SmallestEps),
         "fgs": lambda: EpsSweep(width * _SWEEP),
         "pgd": lambda: AccuracyUnder(
             attacks.PGD(_PGD_EPS * width, bounds=bounds)
@@ -476,6 +486,12 @@ def get(metric, bounds=None):
     }
     if isinstance(metric, str) and metric in known:
         return known[metric]()
+    if metric == "rho_inf":
+        raise ValueError(
+            "metrics: 'rho_inf' could be two things; expected 'fgsm_rho', the "
+            "paper's rho_inf: the smallest eps of FGS over ||x||_inf (its "
+            "length is 'fgsm_eps'), or 'rhoinf', DeepFool in l_inf."
+        )
     norm = re.fullmatch(r"(?:rho|l)(inf|\d+(?:\.\d+)?)", str(metric))
     if norm and float(norm[1]) >= 1:
         return Distance(attacks.DeepFool(float(norm[1])))
