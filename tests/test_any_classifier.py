@@ -73,6 +73,14 @@ def quantised():
     return model
 
 
+def told():
+    """Ends in a division, which could be anything."""
+    inputs = keras.Input((6,))
+    x = layers.Dense(3)(inputs)
+    length = keras.ops.sqrt(1 + keras.ops.sum(x**2, -1, keepdims=True))
+    return keras.Model(inputs, x / length)
+
+
 # Name: how it is made, what it ends in, what it takes.
 CLASSIFIERS = {
     "subclassed, softmax": (
@@ -97,6 +105,10 @@ CLASSIFIERS = {
         lambda: functional(layers.Dense(3), OwnSoftmax()), "softmax", X,
     ),
     "averaged ensemble": (averaged, "softmax", X),
+    "told, functional": (told, "told linear", X),
+    "told, below a softmax": (
+        lambda: functional(told(), layers.Softmax()), "softmax", X,
+    ),
     "of a dict": (lambda: of_structure("dict"), "softmax", {"image": X}),
     "of a list": (lambda: of_structure("list"), "softmax", [X]),
     "of a tensor, given a dict": (
@@ -137,8 +149,14 @@ def test_is_trained_evaluated_and_exported(name, tmp_path):
     keras.utils.set_random_seed(0)
     model = make()
     y = Y if model.predict(x, verbose=0).shape[-1] > 1 else Y % 2
+    activation = ending.removeprefix("told ") if "told " in ending else None
+    ending = activation or ending
     wrapped = dd_keras.DeepDefenseModel(
-        model, lam=1.0, c=3.0, attack=attacks.DeepFool(max_iter=2)
+        model,
+        lam=1.0,
+        c=3.0,
+        attack=attacks.DeepFool(max_iter=2),
+        activation=activation,
     )
     assert wrapped.activation == ending
     loss = "sparse_categorical_crossentropy"
@@ -161,11 +179,7 @@ def test_is_trained_evaluated_and_exported(name, tmp_path):
         "linear": lambda z: z,
     }[ending](scores)
     np.testing.assert_allclose(predicted, expected, atol=1e-6)
-    report = dd_keras.evaluate_robustness(
-        wrapped,
-        tf.data.Dataset.from_tensor_slices((flat, y)).batch(6),
-        verbose=0,
-    )
+    report = dd_keras.evaluate_robustness(wrapped, x, y, verbose=0)
     classes = (
         predicted.argmax(-1)
         if predicted.shape[-1] > 1
@@ -361,3 +375,18 @@ def test_a_loss_that_is_not_finite_ends_a_plain_fit():
         verbose=0,
         callbacks=[keras.callbacks.TerminateOnNaN()],
     )
+
+
+def test_a_model_that_makes_its_layers_in_each_call_is_refused():
+    class Anew(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.top = layers.Dense(3)
+
+        def call(self, inputs):
+            return self.top(layers.Dense(4)(inputs))
+
+    with pytest.raises(
+        ValueError, match=r"^model: expected one that makes its"
+    ):
+        dd_keras.DeepDefenseModel(built(Anew()))

@@ -446,7 +446,9 @@ def test_activation_can_be_told(build):
         centered(true_logits(model, batch())),
         atol=1e-5,
     )
-    assert logits_model(model, activation="linear") is model
+    told = logits_model(model, activation="linear")
+    np.testing.assert_array_equal(told(batch()), model(batch()))
+    assert logits_model(told) is told  # known from then on
 
 
 def test_told_softmax_does_not_strip_another_activation():

@@ -12,6 +12,7 @@ from dd_keras.attacks.attack import (
 )
 from dd_keras.attacks.carlini_wagner import CarliniWagnerL2
 from dd_keras.attacks.deepfool import DeepFool
+from dd_keras.attacks.derivatives import missing_named
 from dd_keras.attacks.gradient_sign import BIM, FGSM, PGD, MinimalFGSM
 from dd_keras.attacks.noise import RandomNoise
 
@@ -30,5 +31,6 @@ __all__ = [
     "decide",
     "inference_form",
     "margin",
+    "missing_named",
     "traced",
 ]

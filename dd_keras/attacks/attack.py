@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from dd_keras import compiled, numerics
-from dd_keras.attacks import kernels
+from dd_keras.attacks import derivatives, kernels
 from dd_keras.classifier import graphs, logits
 from dd_keras.config import EqualByConfig
 
@@ -269,7 +269,8 @@ def _traced(attack, model, dtype, labeled):
     def search(*batch):
         return attack.search(network, *batch)
 
-    search.get_concrete_function()
+    with derivatives.missing_named(network):
+        search.get_concrete_function()
     return search, logits.num_classes(model)
 
 

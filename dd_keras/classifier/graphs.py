@@ -43,8 +43,20 @@ def trace(call, spec):
 
     Returns:
         The concrete function; its `graph` and its `structured_outputs`.
+
+    Raises:
+        ValueError: if the call makes variables each time.
     """
-    return tf.function(call, autograph=False).get_concrete_function(spec)
+    try:
+        return tf.function(call, autograph=False).get_concrete_function(spec)
+    except ValueError as error:
+        if "singleton tf.Variable" not in str(error):
+            raise
+        raise ValueError(
+            "model: expected one that makes its layers and variables once, in "
+            "__init__ or build; it makes new ones each time it is called, "
+            "which no training would reach."
+        ) from error
 
 
 def ending(tensor):

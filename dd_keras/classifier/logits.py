@@ -57,13 +57,17 @@ def logits_model(model, activation=None):
     own = getattr(model, "logits_model", None)
     if callable(own):  # a wrapper that knows better than its graph tells
         return own()
-    activation = output_activation(model, activation)
+    told, activation = activation, output_activation(model, activation)
     model = _of_floating_tensor(model)
     if activation == "linear":
-        return model
-    return _without_activation(model, activation) or _recovered(
-        model, activation
-    )
+        known = told is None or _found_activation(model) == activation
+        return model if known else _marked(model)
+    network = _without_activation(model, activation)
+    if network is None:
+        return _recovered(model, activation)
+    # Below a softmax may be anything, which nobody should have to name again.
+    known = _activation_by_layer(network) == "linear"
+    return network if known else _marked(network)
 
 
 def output_activation(model, activation=None):
@@ -80,20 +84,16 @@ def output_activation(model, activation=None):
     if callable(own):  # a `DefenseModel`, which found out already
         activation = activation or getattr(model, "activation", None)
     _check_outputs(model)
-    activation = activation or _activation_by_layer(model)
-    if activation is not None:
-        return activation
-    output = _trace(model).structured_outputs
-    output = output[0] if isinstance(output, (list, tuple)) else output
-    found = graphs.ending(output)
-    if found is None:
+    activation = activation or _found_activation(model)
+    if activation is None:
+        last = graphs.last_operation(_traced_output(model))
         raise ValueError(
             "model: cannot tell whether the outputs of "
             f"{model.name!r} are logits or probabilities (its last operation "
-            f"is {graphs.last_operation(output)}). Say which: pass activation= "
-            f"with one of {ACTIVATIONS}."
+            f"is {last}). Say which: pass activation= with one of "
+            f"{ACTIVATIONS}."
         )
-    return found
+    return activation
 
 
 def num_outputs(model):
@@ -276,6 +276,18 @@ class WithoutActivation(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("dd_keras")
+class Logits(keras.layers.Layer):
+    """Says of what goes through it that it is logits; changes nothing."""
+
+    def __init__(self, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+
+    def call(self, inputs):
+        """Returns the inputs."""
+        return inputs
+
+
+@keras.saving.register_keras_serializable("dd_keras")
 class ProbabilitiesToLogits(keras.layers.Layer):
     """Recovers logits from probabilities.
 
@@ -340,6 +352,17 @@ def _trace(model, training=False):
     return graphs.trace(call, inputs.input_spec(model))
 
 
+def _traced_output(model):
+    """The output of a model in its graph."""
+    output = _trace(model).structured_outputs
+    return output[0] if isinstance(output, (list, tuple)) else output
+
+
+def _found_activation(model):
+    """What a model ends in, by its last layer or its graph; else None."""
+    return _activation_by_layer(model) or graphs.ending(_traced_output(model))
+
+
 def _last_layer(model):
     """The layer or model that a functional model ends in; None for others."""
     outputs = getattr(model, "outputs", None)
@@ -349,7 +372,7 @@ def _last_layer(model):
 def _activation_by_layer(model):
     """What a model ends in, if its last layer tells; else None."""
     layer = _last_layer(model)
-    if isinstance(layer, (WithoutActivation, ProbabilitiesToLogits)):
+    if isinstance(layer, (Logits, WithoutActivation, ProbabilitiesToLogits)):
         return "linear"
     if isinstance(layer, keras.Model):
         return _activation_by_layer(layer)
@@ -394,14 +417,25 @@ def _of_floating_tensor(model):
 
 def _recovered(model, activation):
     """The logits of a model, from its probabilities."""
-    dtype = working_dtype(model)
+    layer = ProbabilitiesToLogits(activation, dtype=working_dtype(model))
+    return _followed_by(layer, model)
+
+
+def _marked(model):
+    """A model that is known, from then on, to give logits."""
+    return _followed_by(Logits(), model)
+
+
+def _followed_by(layer, model):
+    """A functional model of a model and a layer on top of it."""
     if getattr(model, "inputs", None) is None:
-        x = keras.Input(inputs.input_spec(model).shape[1:], dtype=dtype)
-        probabilities = model(x)
+        x = keras.Input(
+            inputs.input_spec(model).shape[1:], dtype=working_dtype(model)
+        )
+        y = model(x)
     else:
-        x, probabilities = model.inputs[0], model.outputs[0]
-    logits = ProbabilitiesToLogits(activation, dtype=dtype)(probabilities)
-    return keras.Model(x, logits, name=f"{model.name}_logits")
+        x, y = model.inputs[0], model.outputs[0]
+    return keras.Model(x, layer(y), name=f"{model.name}_logits")
 
 
 def _without_activation(model, activation):

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from dd_keras import attacks, compiled, numerics
-from dd_keras.classifier import logits
+from dd_keras.classifier import inputs, logits
 from dd_keras.evaluation import checkpoint, naming, streams
 from dd_keras.evaluation import metrics as metrics_module
 from dd_keras.evaluation.report import RobustnessReport
@@ -145,7 +145,7 @@ def _checked(model, classes, batch, index):
             f"{type(batch).__name__} of {len(batch)}."
         )
     try:
-        x = logits.cast_inputs(model, batch[0])
+        x = logits.cast_inputs(model, _prepared(model, batch[0]))
         y = logits.sparse_labels(batch[1], classes)
         if len(y) != len(x):
             raise ValueError(f"y: expected {len(x)} labels; received {len(y)}.")
@@ -153,6 +153,23 @@ def _checked(model, classes, batch, index):
         message = getattr(error, "message", str(error))
         raise ValueError(f"data, batch {index}: {message}") from error
     return x, y
+
+
+def _prepared(model, x):
+    """Inputs as a model's own preprocessor makes them, if it has one."""
+    if not inputs.has_preprocessor(model):
+        return x
+    # Compiled, as in `predict`: eagerly some round to whole pixels.
+    prepare = compiled.function(
+        model,
+        "prepare",
+        lambda: tf.function(
+            lambda x: inputs.prepare(model, x)[0],
+            autograph=False,
+            reduce_retracing=True,
+        ),
+    )
+    return prepare(tf.convert_to_tensor(inputs.unpack(x)))
 
 
 def _traced(model, activation, metrics):
@@ -189,7 +206,8 @@ def _traced(model, activation, metrics):
                 found[metric.name] = metric.measure(network, x, forward)
         return list(found.values())
 
-    measure.get_concrete_function()
+    with attacks.missing_named(network):
+        measure.get_concrete_function()
     return measure
 
 

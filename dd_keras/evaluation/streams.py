@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from dd_keras import attacks, numerics
+from dd_keras.classifier.inputs import unpack
 from dd_keras.evaluation import metrics
 
 _BATCH_SIZE = 32  # of arrays, Keras' own
@@ -57,6 +58,8 @@ def of(data, y=None, batch_size=None):
                 f"one of {len(data)}{' beside y' if y is not None else ''}."
             )
         data, y = data
+    if isinstance(data, (dict, list)):
+        data = unpack(data)
     if not _is_array(data):
         raise TypeError(
             "data: expected an array of inputs, a tuple (inputs, labels), a "
