@@ -386,7 +386,5 @@ def test_a_model_that_makes_its_layers_in_each_call_is_refused():
         def call(self, inputs):
             return self.top(layers.Dense(4)(inputs))
 
-    with pytest.raises(
-        ValueError, match=r"^model: expected one that makes"
-    ):
+    with pytest.raises(ValueError, match=r"^model: expected one that makes"):
         dd_keras.DeepDefenseModel(built(Anew()))

@@ -59,6 +59,8 @@ class DeepDefenseModel(DefenseModel):
         classifier.save("robust.keras")  # the weights are shared
     """
 
+    needs_second_derivatives = True
+
     def __init__(
         self,
         model,
@@ -89,8 +91,6 @@ class DeepDefenseModel(DefenseModel):
         # What is in force. No weight: what saves the model need not have it.
         self._lam_now = tf.Variable(self._lam, False, dtype=tf.float64)
         self._regularizes = self._lam > 0
-
-    needs_second_derivatives = True
 
     @property
     def lam(self):

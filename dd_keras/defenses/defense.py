@@ -1,22 +1,18 @@
 """What all defences share: a classifier in, `fit` as ever, rho in the logs."""
 
-import contextlib
 import functools
 import inspect
-import re
-import warnings
 from typing import NamedTuple
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from dd_keras import distribution, losses, numerics
-from dd_keras.attacks import DeepFool, Forward, derivatives, traced
-from dd_keras.classifier import graphs, logits
+from dd_keras.attacks import DeepFool, Forward, missing_named
+from dd_keras.classifier import logits
 from dd_keras.classifier.inputs import input_spec, pack, prepare, unpack
 from dd_keras.defenses import batch_norm as batch_normalization
-from dd_keras.fitting import StopAtNaN
+from dd_keras.defenses import checks
 
 
 class Objective(NamedTuple):
@@ -75,6 +71,9 @@ class DefenseModel(keras.Model):
             a built classifier with one input and one output.
     """
 
+    # Whether training differentiates the gradient by the inputs once more.
+    needs_second_derivatives = False
+
     def __init__(
         self,
         model,
@@ -91,7 +90,9 @@ class DefenseModel(keras.Model):
                 f"received {batch_norm!r}."
             )
         network = logits.logits_model(model, activation)
-        self._inspect(model, network)
+        checks.check_model(
+            model, network, self.needs_second_derivatives, type(self).__name__
+        )
         kwargs.setdefault("dtype", model.dtype_policy)
         super().__init__(**kwargs)
         self.model = model
@@ -103,45 +104,6 @@ class DefenseModel(keras.Model):
         # In a closure: Keras would take an attribute for a second sublayer.
         self._network = lambda: network
         self.built = True
-
-    # Whether training differentiates the gradient by the inputs once more.
-    needs_second_derivatives = False
-
-    def _inspect(self, model, network):
-        """Refuses what cannot be right, and warns of what may surprise.
-
-        Args:
-            model: the classifier.
-            network: its logits model.
-        """
-        concrete = traced(network)
-        if not graphs.differentiable(concrete):
-            raise ValueError(
-                "model: expected logits that depend on the inputs in a "
-                f"differentiable way; those of {model.name!r} do not, as "
-                "behind an Embedding, a Discretization or an argmax. Wrap the "
-                "part behind it: keras.Model(embedded, model.output)."
-            )
-        layers = {layer.name for layer in network._flatten_layers()}
-        if self.needs_second_derivatives:
-            derivatives.require_second_derivatives(concrete.graph, layers)
-        random = graphs.random_operations(concrete)
-        if random:
-            names = {graphs.layer_at(op, layers) or op for op in random}
-            warnings.warn(
-                f"model: {model.name!r} is random in inference mode (layers "
-                f"{sorted(names)}): two calls differ, and attacks that do not "
-                "average over this make it look more robust than it is.",
-                stacklevel=4,
-            )
-        own = getattr(type(model), "train_step", None)
-        if own is not keras.Model.train_step:
-            warnings.warn(
-                f"model: the train_step of {type(model).__name__} is not "
-                f"called; {type(self).__name__} has its own, which minimises "
-                "the compiled loss. What it adds to that is lost.",
-                stacklevel=4,
-            )
 
     def logits_model(self):
         """The classifier up to its logits, see `dd_keras.logits_model`."""
@@ -261,34 +223,19 @@ class DefenseModel(keras.Model):
             DivergenceError: if the loss is not finite.
         """
         given = inspect.signature(super().fit).bind(*args, **kwargs).arguments
-        self._check(given.get("x"), given.get("y"))
+        checks.check_arrays(self.model, given.get("x"), given.get("y"))
         if isinstance(given.get("validation_data"), (list, tuple)):
-            self._check(*given["validation_data"][:2])
-        given["callbacks"] = _with_guard(given.get("callbacks"))
-        with _named_assertions():
+            checks.check_arrays(self.model, *given["validation_data"][:2])
+        given["callbacks"] = checks.with_guard(given.get("callbacks"))
+        with checks.named_assertions():
             return super().fit(**given)
 
     @functools.wraps(keras.Model.evaluate, assigned=())
     def evaluate(self, x=None, y=None, *args, **kwargs):
         """As `keras.Model.evaluate`. Raises: see `fit`."""
-        self._check(x, y)
-        with _named_assertions():
+        checks.check_arrays(self.model, x, y)
+        with checks.named_assertions():
             return super().evaluate(x, y, *args, **kwargs)
-
-    def _check(self, x=None, y=None):
-        """Checks inputs and labels that are arrays."""
-        x = unpack(x)
-        if isinstance(x, np.ndarray) and x.dtype.kind == "f":
-            finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
-            if not finite.all():
-                raise ValueError(
-                    "x: expected finite inputs; received NaN or infinity in "
-                    f"{np.sum(~finite)} of {len(x)}, the first of them input "
-                    f"{np.argmin(finite)}."
-                )
-        if isinstance(y, np.ndarray):
-            with _named_assertions():
-                logits.sparse_labels(y, logits.num_classes(self.model))
 
     def compile_from_config(self, config):
         """Compiles a loaded model as the saved one was."""
@@ -336,7 +283,7 @@ class DefenseModel(keras.Model):
             found = self._objective(x, y, sample_weight, True)
             total = self._share_of_batch(found)
             scaled_loss = self.optimizer.scale_loss(total)
-        with derivatives.missing_named(self.logits_model()):
+        with missing_named(self.logits_model()):
             gradients = tape.gradient(scaled_loss, self.trainable_weights)
         self.optimizer.apply(_together(gradients), self.trainable_weights)
         if found.rho is not None:
@@ -379,7 +326,7 @@ class DefenseModel(keras.Model):
         """
         x = logits.cast_inputs(self.model, x)
         network = self.logits_model()
-        with derivatives.missing_named(network):
+        with missing_named(network):
             found = attack.search(network, x, labels, forward=forward)
         return found, numerics.rho(found.perturbation, x, self.norm)
 
@@ -457,31 +404,6 @@ class DefenseModel(keras.Model):
         config.pop("dtype", None)  # the classifier's own
         config = keras.saving.deserialize_keras_object(config)
         return cls(config.pop("model"), **config)
-
-
-def _with_guard(callbacks):
-    """The callbacks, and one that ends a training whose loss is NaN."""
-    if isinstance(callbacks, keras.callbacks.CallbackList):
-        return callbacks
-    callbacks = keras.tree.flatten(callbacks or [])
-    guards = (StopAtNaN, keras.callbacks.TerminateOnNaN)
-    if any(isinstance(callback, guards) for callback in callbacks):
-        return callbacks
-    return [StopAtNaN(), *callbacks]
-
-
-@contextlib.contextmanager
-def _named_assertions():
-    """Raises what an assertion on a batch says, without the graph around it."""
-    try:
-        yield
-    except tf.errors.InvalidArgumentError as error:
-        said = re.search(
-            r"(?:\[|^)((?:x|y|batch): expected .*?)(?:\] |\n|$)", error.message
-        )
-        if said is None:
-            raise
-        raise ValueError(said[1]) from error
 
 
 def _together(gradients):

@@ -1,0 +1,116 @@
+"""What is refused, or warned of, before and while a defence trains."""
+
+import contextlib
+import re
+import warnings
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dd_keras.attacks import derivatives, traced
+from dd_keras.classifier import graphs, logits
+from dd_keras.classifier.inputs import unpack
+from dd_keras.fitting import StopAtNaN
+
+
+def check_model(model, network, needs_second_derivatives, defense):
+    """Refuses a model that cannot be right, and warns of what may surprise.
+
+    Args:
+        model: the classifier.
+        network: its logits model.
+        needs_second_derivatives: whether training differentiates the gradient
+            by the inputs once more.
+        defense: the name of the defence's class.
+
+    Raises:
+        ValueError: if the logits have no gradient by the inputs, or, where it
+            is needed, no right second derivative.
+    """
+    concrete = traced(network)
+    if not graphs.differentiable(concrete):
+        raise ValueError(
+            "model: expected logits that depend on the inputs in a "
+            f"differentiable way; those of {model.name!r} do not, as behind "
+            "an Embedding, a Discretization or an argmax. Wrap the part behind "
+            "it: keras.Model(embedded, model.output)."
+        )
+    layers = {layer.name for layer in network._flatten_layers()}
+    if needs_second_derivatives:
+        derivatives.require_second_derivatives(concrete.graph, layers)
+    random = graphs.random_operations(concrete)
+    if random:
+        names = {graphs.layer_at(op, layers) or op for op in random}
+        warnings.warn(
+            f"model: {model.name!r} is random in inference mode (layers "
+            f"{sorted(names)}): two calls differ, and attacks that do not "
+            "average over this make it look more robust than it is.",
+            stacklevel=4,  # where the model is wrapped
+        )
+    if getattr(type(model), "train_step", None) is not keras.Model.train_step:
+        warnings.warn(
+            f"model: the train_step of {type(model).__name__} is not called; "
+            f"{defense} has its own, which minimises the compiled loss. What "
+            "it adds to that is lost.",
+            stacklevel=4,
+        )
+
+
+def check_arrays(model, x=None, y=None, *_):
+    """Checks inputs and labels that are arrays, before anything is compiled.
+
+    Args:
+        model: the classifier.
+        x: what `fit` takes for inputs; only a NumPy array is looked at, also
+            one in a dict or list.
+        y: likewise.
+
+    Raises:
+        ValueError: if inputs are not finite, or labels no classes.
+    """
+    x = unpack(x)
+    if isinstance(x, np.ndarray) and x.dtype.kind == "f":
+        finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
+        if not finite.all():
+            raise ValueError(
+                "x: expected finite inputs; received NaN or infinity in "
+                f"{np.sum(~finite)} of {len(x)}, the first of them input "
+                f"{np.argmin(finite)}."
+            )
+    if isinstance(y, np.ndarray):
+        with named_assertions():
+            logits.sparse_labels(y, logits.num_classes(model))
+
+
+@contextlib.contextmanager
+def named_assertions():
+    """Says what an assertion on a batch says, without the graph around it.
+
+    Raises:
+        ValueError: in place of TensorFlow's `InvalidArgumentError`.
+    """
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        said = re.search(
+            r"(?:\[|^)((?:x|y|batch): expected .*?)(?:\] |\n|$)", error.message
+        )
+        if said is None:
+            raise
+        raise ValueError(said[1]) from error
+
+
+def with_guard(callbacks):
+    """The callbacks, and one that ends a training whose loss is not finite.
+
+    Args:
+        callbacks: what `fit` takes. One that looks for NaN itself is enough.
+    """
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        return callbacks
+    callbacks = keras.tree.flatten(callbacks or [])
+    guards = (StopAtNaN, keras.callbacks.TerminateOnNaN)
+    if any(isinstance(callback, guards) for callback in callbacks):
+        return callbacks
+    return [StopAtNaN(), *callbacks]
