@@ -24,7 +24,8 @@ import numpy as np
 import tensorflow as tf
 
 import dd_keras
-from dd_keras import datasets, distribution, files, logits, tables
+from dd_keras import datasets, distribution, files, tables
+from dd_keras.classifier import logits
 from dd_keras.serving import endpoints
 
 FLAGS = flags.FLAGS

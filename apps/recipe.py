@@ -20,7 +20,8 @@ import training
 from absl import flags
 from training import REFERENCE, TITLES
 
-from dd_keras import distribution, files, logits, tables
+from dd_keras import distribution, files, tables
+from dd_keras.classifier import logits
 from dd_keras.defenses import METHODS
 from dd_keras.evaluation import figures, metrics
 

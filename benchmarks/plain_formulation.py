@@ -9,7 +9,8 @@ import math
 
 import tensorflow as tf
 
-from dd_keras import attacks, logits
+from dd_keras import attacks
+from dd_keras.classifier import logits
 
 
 class PlainDeepFool(attacks.DeepFool):

@@ -37,7 +37,8 @@ from absl import app, flags, logging
 from tensorflow.core.protobuf import saved_model_pb2
 
 import dd_keras
-from dd_keras import attacks, datasets, logits
+from dd_keras import attacks, datasets
+from dd_keras.classifier import logits
 from dd_keras.serving import warm_up
 
 FLAGS = flags.FLAGS

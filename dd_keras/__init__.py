@@ -11,6 +11,7 @@ from dd_keras import (
     networks,
     serving,
 )
+from dd_keras.classifier.logits import logits_model
 from dd_keras.defenses import (
     AdversarialTrainingModel,
     CombinedModel,
@@ -24,7 +25,6 @@ from dd_keras.defenses import (
 )
 from dd_keras.evaluation import RobustnessReport, evaluate_robustness
 from dd_keras.fitting import KeepBest, resumable_fit
-from dd_keras.logits import logits_model
 from dd_keras.optimizers import CoupledSGD
 from dd_keras.serving import export
 from dd_keras.version import __version__ as __version__

@@ -35,7 +35,7 @@ def classification_loss(loss, activation):
         loss: what `keras.Model.compile` takes for one output: a name, a
             function, a `keras.losses.Loss`, or None.
         activation: what the model ends in, `"softmax"`, `"sigmoid"` or
-            `"linear"`, see `dd_keras.logits.output_activation`.
+            `"linear"`, see `dd_keras.classifier.logits.output_activation`.
 
     Returns:
         A loss for `compile`: a named cross-entropy with the right

@@ -21,11 +21,11 @@ FLOORS = {
     "dd_keras.serving": 2,
     "dd_keras.attacks": 1,
     "dd_keras.applications": 0,
+    "dd_keras.classifier": 0,
     "dd_keras.config": 0,
     "dd_keras.datasets": 0,
     "dd_keras.distribution": 0,
     "dd_keras.files": 0,
-    "dd_keras.logits": 0,
     "dd_keras.losses": 0,
     "dd_keras.networks": 0,
     "dd_keras.numerics": 0,
@@ -127,22 +127,22 @@ def write_tree(root, files):
     """A clean tree of all parts, with some files in the place of its own."""
     clean = {
         "dd_keras/__init__.py": """
-            from dd_keras import attacks, logits
+            from dd_keras import attacks, losses
             from dd_keras.defenses import Defense
             from dd_keras.serving import export
             """,
-        "dd_keras/logits.py": "import tensorflow as tf",
+        "dd_keras/losses.py": "import tensorflow as tf",
         "dd_keras/numerics.py": "from absl import logging",
         "dd_keras/datasets/tfds_sets.py": """
             def load():
                 import tensorflow_datasets as tfds
             """,
         "dd_keras/attacks/__init__.py": "from .deepfool import DeepFool",
-        "dd_keras/attacks/base.py": "from dd_keras.logits import logits_model",
+        "dd_keras/attacks/base.py": "from dd_keras.losses import loss",
         "dd_keras/attacks/deepfool.py": """
             from dd_keras import numerics
             from dd_keras.attacks import base
-            from .. import logits
+            from .. import losses
             """,
         "dd_keras/defenses/__init__.py": """
             from dd_keras.defenses.deep_defense import Defense
@@ -154,7 +154,7 @@ def write_tree(root, files):
         "dd_keras/evaluation/figures.py": """
             from matplotlib.figure import Figure
             """,
-        "dd_keras/serving.py": "import dd_keras.logits",
+        "dd_keras/serving.py": "import dd_keras.losses",
         "apps/mnist.py": """
             from absl import app, flags
             import dd_keras
@@ -240,13 +240,13 @@ def test_clean_tree_passes(tmp_path):
         ),
         (
             "dd_keras/numerics.py",
-            "from . import logits",
-            "dd_keras.numerics imports dd_keras.logits: it points sideways",
+            "from . import losses",
+            "dd_keras.numerics imports dd_keras.losses: it points sideways",
         ),
         (
-            "dd_keras/logits.py",
+            "dd_keras/losses.py",
             "from dd_keras.attacks.base import Attack",
-            "dd_keras.logits imports dd_keras.attacks.base: it points up",
+            "dd_keras.losses imports dd_keras.attacks.base: it points up",
         ),
         (
             "dd_keras/serving.py",

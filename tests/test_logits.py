@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dd_keras import logits, logits_model
-from dd_keras.logits import class_logits, num_classes, sparse_labels
+from dd_keras import logits_model
+from dd_keras.classifier import logits
+from dd_keras.classifier.logits import class_logits, num_classes, sparse_labels
 
 INPUTS, HIDDEN = 4, 5
 WEIGHTS = 4  # two kernels, two biases

@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dd_keras import attacks, defenses, evaluation, logits, numerics
+from dd_keras import attacks, defenses, evaluation, numerics
+from dd_keras.classifier import logits
 from dd_keras.defenses import split_exponential
 from dd_keras.evaluation import metrics
 

@@ -8,8 +8,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dd_keras import logits, numerics
+from dd_keras import numerics
 from dd_keras.attacks import kernels
+from dd_keras.classifier import graphs, logits
 from dd_keras.config import EqualByConfig
 
 # Share of the valid range by which an input may leave it: what preprocessing
@@ -70,8 +71,20 @@ class Forward(NamedTuple):
         return outputs, cls(x, class_logits, tape)
 
     def gradient(self, upstream):
-        """The gradient of sum(upstream * logits) by `x`, of its shape."""
-        return self.tape.gradient(self.logits, self.x, upstream)
+        """The gradient of sum(upstream * logits) by `x`, of its shape.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        gradient = self.tape.gradient(self.logits, self.x, upstream)
+        if gradient is None:
+            raise ValueError(
+                "model: expected logits that depend on the inputs in a "
+                "differentiable way; received one whose gradient is none, as "
+                "behind an Embedding, an argmax or any rounding to integers. "
+                "Wrap the part behind it."
+            )
+        return gradient
 
 
 class Attack(EqualByConfig):
@@ -280,6 +293,22 @@ def functional_form(network):
             return logits.class_logits(network(x, training=False))
 
     return f, [tf.convert_to_tensor(v.value) for v in variables]
+
+
+def traced(network):
+    """A network in inference mode, as attacks see it, as a graph.
+
+    Args:
+        network: a built `keras.Model` that gives logits.
+
+    Returns:
+        A concrete function of the inputs.
+    """
+    spec = tf.TensorSpec(
+        logits.input_shape(network), logits.working_dtype(network)
+    )
+    with kernels.better_gradients(network):
+        return graphs.trace(lambda x: network(x, training=False), spec)
 
 
 def inference_form(network):

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from dd_keras import numerics
 from dd_keras.attacks import attack
-from dd_keras.logits import sparse_labels
+from dd_keras.classifier.logits import sparse_labels
 
 # Adam's constants, as in its paper.
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8

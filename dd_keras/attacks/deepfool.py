@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from dd_keras import numerics
 from dd_keras.attacks import attack
-from dd_keras.logits import sparse_labels
+from dd_keras.classifier.logits import sparse_labels
 
 # Up to this many target classes, their gradients are written out one after
 # the other; beyond, and under XLA, a loop keeps graph and memory small.
@@ -133,8 +133,11 @@ class DeepFool(attack.Attack):
             def gradient(*upstream, variables=None):
                 if variables:  # not Keras', so that they were not handed in
                     raise ValueError(
-                        "model: expected a network of Keras layers; DeepFool "
-                        "has no gradient by the weights of a SavedModel."
+                        "model: expected all weights to be those of Keras "
+                        "layers, made by add_weight; received variables that "
+                        "Keras does not know of (a bare tf.Variable, a loaded "
+                        "SavedModel), by which DeepFool has no gradient: "
+                        f"{sorted(v.name for v in variables)[:5]}."
                     )
                 adjoint = _State(*upstream).total
                 return self._pull_back(f, weights, path, adjoint)

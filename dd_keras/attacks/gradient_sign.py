@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from dd_keras import numerics
 from dd_keras.attacks import attack
-from dd_keras.logits import sparse_labels
+from dd_keras.classifier.logits import sparse_labels
 
 
 @keras.saving.register_keras_serializable("dd_keras")

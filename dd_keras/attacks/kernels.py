@@ -27,6 +27,7 @@ import numpy as np
 import tensorflow as tf
 
 from dd_keras import numerics
+from dd_keras.attacks import derivatives
 
 # Image channels up to which, and kernel sizes from which, `convolution` is
 # faster than the stock gradient (measured: benchmarks/NOTES.md).
@@ -60,7 +61,8 @@ def better_gradients(network):
             layer.call = _max_pooling_of(layer)
             replaced.append((layer, "call"))
     try:
-        yield
+        with derivatives.exact_moments():
+            yield
     finally:
         for layer, name in replaced:
             # Another replica's thread may have been here meanwhile.

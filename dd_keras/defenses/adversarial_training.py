@@ -4,8 +4,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dd_keras import logits, numerics
+from dd_keras import numerics
 from dd_keras.attacks import Attack, DeepFool
+from dd_keras.classifier import logits
 from dd_keras.defenses.deep_defense import DeepDefenseModel
 from dd_keras.defenses.defense import DefenseModel
 

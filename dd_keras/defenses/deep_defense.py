@@ -5,8 +5,9 @@ import contextlib
 import keras
 import tensorflow as tf
 
-from dd_keras import logits, numerics
+from dd_keras import numerics
 from dd_keras.attacks import DeepFool
+from dd_keras.classifier import logits
 from dd_keras.defenses.defense import DefenseModel
 from dd_keras.defenses.split_exponential import SplitExponential
 

@@ -1,12 +1,14 @@
 """What all defences share: a classifier in, `fit` as ever, rho in the logs."""
 
+import warnings
 from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
-from dd_keras import distribution, logits, losses, numerics
+from dd_keras import distribution, losses, numerics
 from dd_keras.attacks import DeepFool, Forward
+from dd_keras.classifier import logits
 from dd_keras.defenses import batch_norm as batch_normalization
 
 

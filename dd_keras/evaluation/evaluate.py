@@ -7,7 +7,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dd_keras import attacks, logits, numerics
+from dd_keras import attacks, numerics
+from dd_keras.classifier import logits
 from dd_keras.evaluation import checkpoint
 from dd_keras.evaluation import metrics as metrics_module
 from dd_keras.evaluation.report import RobustnessReport

@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from dd_keras import logits, numerics
+from dd_keras import numerics
 from dd_keras.attacks import attack as attacks
+from dd_keras.classifier import logits
 from dd_keras.serving import encoded_images
 from dd_keras.serving.checks import require_finite, require_shape
 

@@ -8,7 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dd_keras import attacks, files, logits, numerics
+from dd_keras import attacks, files, numerics
+from dd_keras.classifier import logits
 from dd_keras.datasets import images
 from dd_keras.serving import endpoints as server_endpoints
 from dd_keras.serving import model_card, warm_up

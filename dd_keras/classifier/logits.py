@@ -7,22 +7,17 @@ softmax saturates, its gradients vanish, and the class it favours is the same.
 import keras
 import tensorflow as tf
 
+from dd_keras.classifier import graphs, inputs
+
 ACTIVATIONS = ("softmax", "sigmoid", "linear")
 
-# Operations that hand their first input on unchanged, up to shape and dtype.
-_TRANSPARENT = {"Identity", "Cast", "Reshape", "Squeeze", "ExpandDims"}
-_SATURATING = {"Softmax", "Sigmoid"}
-# Operations that classifiers end in when their outputs are logits. A
-# log-softmax counts: differences of log-probabilities are those of logits.
-_LINEAR = {
-    "MatMul", "BatchMatMulV2", "BatchMatMulV3", "Einsum", "Conv2D", "BiasAdd",
-    "Add", "AddV2", "Mean", "LogSoftmax",
-}  # fmt: skip
 # Smallest probability told from zero. The logarithm of less is -inf in
 # float32 arithmetic that flushes denormal numbers.
 _SMALLEST_PROBABILITY = 1e-37
 # Largest distance of a sigmoid's value from 1 that float32 cannot resolve.
 _SIGMOID_MARGIN = 6e-8
+# By how much the entries of a one-hot row may miss a sum of 1.
+_ROUNDING = 1e-2
 
 
 def logits_model(model, activation=None):
@@ -31,35 +26,42 @@ def logits_model(model, activation=None):
     The softmax or sigmoid at the end of a `Sequential` or functional model,
     as a layer or as the last layer's activation, also inside a nested model,
     is left out. A model with a method `logits_model()` is asked for its own.
-    In other subclassed models the logits are recovered from the
-    probabilities: log p after a softmax (equal to the logits up to one
-    constant a sample, so that differences are the same) and log p -
-    log(1 - p) after a sigmoid. In float32 these lose their gradient where
-    p < 1e-37, and a sigmoid's also where p rounds to 1.
+    In others (subclassed models, own softmax layers, averaged ensembles) the
+    logits are recovered from the probabilities: log p after a softmax (equal
+    to the logits up to one constant a sample, so that differences are the
+    same) and log p - log(1 - p) after a sigmoid. In float32 these lose their
+    gradient where p < 1e-37, and a sigmoid's also where p rounds to 1.
 
     Args:
-        model: a built Keras classifier with one input and one output of shape
-            (B, n), n classes, or (B, 1), one logit or probability.
+        model: a built Keras classifier with one input of numbers (a tensor,
+            or a dict or list with one) and one output of shape (B, n), n
+            classes, or (B, 1), one logit or probability.
         activation: what the model ends in, `"softmax"`, `"sigmoid"` or
             `"linear"` (its outputs are logits). By default read off the
-            graph of the model.
+            model or its graph.
 
     Returns:
-        A `keras.Model` from the same input to logits, (B, n) or (B, 1); the
-        model itself if it already gives logits.
+        A `keras.Model` from one floating tensor of the same shape to logits,
+        (B, n) or (B, 1); the model itself if it is that already.
 
     Raises:
         TypeError: if `model` is not a `keras.Model`.
         ValueError: if it is not built, has several inputs or outputs, outputs
-            of another rank, or an ending that cannot be told.
+            of another rank, an ending that cannot be told, or no gradient by
+            its input.
+
+    Example:
+        logits = dd_keras.logits_model(classifier)
+        probabilities = keras.ops.softmax(logits(x_test))
     """
     own = getattr(model, "logits_model", None)
     if callable(own):  # a wrapper that knows better than its graph tells
         return own()
     activation = output_activation(model, activation)
+    model = _of_floating_tensor(model)
     if activation == "linear":
         return model
-    return _without_activation(model, activation) or ProbabilitiesToLogits(
+    return _without_activation(model, activation) or _recovered(
         model, activation
     )
 
@@ -74,34 +76,29 @@ def output_activation(model, activation=None):
             f"activation: expected one of {ACTIVATIONS} or None; received "
             f"{activation!r}."
         )
-    output = _trace(model)
+    own = getattr(model, "logits_model", None)
+    if callable(own):  # a `DefenseModel`, which found out already
+        activation = activation or getattr(model, "activation", None)
+    _check_outputs(model)
+    activation = activation or _activation_by_layer(model)
     if activation is not None:
         return activation
-    op = _origin(output)
-    if op.type in _SATURATING:
-        return op.type.lower()
-    # A mean or a sum of probabilities is no logit.
-    mixes = any(_origin(tensor).type in _SATURATING for tensor in op.inputs)
-    if op.type in _LINEAR and not mixes:
-        return "linear"
-    raise ValueError(
-        f"model: cannot tell whether the outputs of {model.name!r} are logits "
-        f"or probabilities (its last operation is {op.type}). Say which: pass "
-        f"activation= with one of {ACTIVATIONS}."
-    )
-
-
-def _origin(tensor):
-    """The operation a tensor comes from, but for shape and dtype."""
-    op = tensor.op
-    while op.type in _TRANSPARENT:
-        op = op.inputs[0].op
-    return op
+    output = _trace(model).structured_outputs
+    output = output[0] if isinstance(output, (list, tuple)) else output
+    found = graphs.ending(output)
+    if found is None:
+        raise ValueError(
+            "model: cannot tell whether the outputs of "
+            f"{model.name!r} are logits or probabilities (its last operation "
+            f"is {graphs.last_operation(output)}). Say which: pass activation= "
+            f"with one of {ACTIVATIONS}."
+        )
+    return found
 
 
 def num_classes(model):
     """The number of classes a classifier tells apart; 2 for one output."""
-    return max(2, _trace(model).shape[-1])
+    return max(2, _check_outputs(model)[-1])
 
 
 def same_in_training(model):
@@ -113,17 +110,18 @@ def same_in_training(model):
     Args:
         model: a built Keras classifier.
     """
-    graphs = [_trace(model, training).graph for training in (True, False)]
     one, other = (
-        graph.as_graph_def().SerializeToString(deterministic=True)
-        for graph in graphs
+        _trace(model, training)
+        .graph.as_graph_def()
+        .SerializeToString(deterministic=True)
+        for training in (True, False)
     )
     return one == other
 
 
 def input_shape(model):
     """The shape of a batch of inputs, (None, ...)."""
-    return _input_spec(model).shape
+    return inputs.input_spec(model).shape
 
 
 def working_dtype(model):
@@ -140,7 +138,8 @@ def cast_inputs(model, x):
 
     Args:
         model: a built Keras classifier.
-        x: (B, ...) tensor or array of any number dtype.
+        x: (B, ...) tensor or array of any number dtype, or a dict or list
+            with one.
 
     Returns:
         `x` as a tensor of the model's `working_dtype`.
@@ -148,7 +147,7 @@ def cast_inputs(model, x):
     Raises:
         ValueError: if `x` does not have the shape that the model takes.
     """
-    x = tf.convert_to_tensor(x)
+    x = tf.convert_to_tensor(inputs.unpack(x))
     expected = input_shape(model)
     if not expected.is_compatible_with(x.shape):
         raise ValueError(
@@ -189,8 +188,9 @@ def sparse_labels(y, num_classes):
     Raises:
         ValueError: if the shape is another.
         tf.errors.InvalidArgumentError: if a label is outside [0, n), no
-            whole number, or not finite. XLA has no assertions: there this is
-            not checked.
+            whole number, or not finite, or if a row does not sum to 1, as
+            those of several labels a sample do not. XLA has no assertions:
+            there this is not checked.
     """
     y = tf.convert_to_tensor(y)
     width = y.shape[-1] if y.shape.rank == 2 else 1
@@ -204,7 +204,16 @@ def sparse_labels(y, num_classes):
     if width == num_classes and num_classes > 1:
         if y.dtype.is_floating:
             y = tf.debugging.assert_all_finite(y, "y: expected finite labels.")
-        return tf.argmax(y, axis=-1, output_type=tf.int32)
+        total = tf.reduce_sum(tf.cast(y, tf.float32), axis=-1)
+        one = tf.debugging.assert_less(
+            tf.abs(total - 1.0),
+            _ROUNDING,
+            "y: expected one-hot rows, or shares of classes that sum to 1; "
+            "several labels a sample are not supported, as a perturbation "
+            "changes the one class decided for.",
+        )
+        with tf.control_dependencies([one]):
+            return tf.argmax(y, axis=-1, output_type=tf.int32)
     labels = tf.cast(tf.reshape(y, [-1]), tf.int64)
     limit = tf.constant(num_classes, tf.int64)
     message = f"y: expected labels in [0, {num_classes})."
@@ -234,7 +243,9 @@ class WithoutActivation(keras.layers.Layer):
     """
 
     def __init__(self, layer, **kwargs):
-        super().__init__(dtype=layer.dtype_policy, **kwargs)
+        # Of a quantised layer the precision, not the way of computing: that
+        # is the inner layer's.
+        super().__init__(dtype=layer.compute_dtype, **kwargs)
         self.layer = layer
 
     def call(self, inputs):
@@ -260,23 +271,20 @@ class WithoutActivation(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("dd_keras")
-class ProbabilitiesToLogits(keras.Model):
-    """A classifier's logits, recovered from its probabilities.
+class ProbabilitiesToLogits(keras.layers.Layer):
+    """Recovers logits from probabilities.
 
     Args:
-        model: a built Keras classifier that gives probabilities.
-        activation: `"softmax"` or `"sigmoid"`.
+        activation: what made the probabilities, `"softmax"` or `"sigmoid"`.
     """
 
-    def __init__(self, model, activation, **kwargs):
+    def __init__(self, activation, **kwargs):
         super().__init__(**kwargs)
-        self.model = model
         self.activation = activation
-        self.built = True
 
-    def call(self, inputs, training=None):
-        """Maps inputs to log p (softmax) or log p - log(1 - p) (sigmoid)."""
-        p = self.model(inputs, training=training)
+    def call(self, inputs):
+        """Maps p, (B, n), to log p (softmax) or log p - log(1 - p)."""
+        p = inputs
         if p.dtype != tf.float64:
             p = tf.cast(p, tf.float32)
         log_p = tf.math.log(tf.maximum(p, _SMALLEST_PROBABILITY))
@@ -286,58 +294,22 @@ class ProbabilitiesToLogits(keras.Model):
 
     def get_config(self):
         """Returns the constructor's arguments."""
-        return {
-            **super().get_config(),
-            "model": keras.saving.serialize_keras_object(self.model),
-            "activation": self.activation,
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        """Builds the model from what `get_config` returned."""
-        model = keras.saving.deserialize_keras_object(config.pop("model"))
-        return cls(model, **config)
+        return {**super().get_config(), "activation": self.activation}
 
 
-def _input_spec(model):
-    """Shape, with a free batch size, and dtype of a model's one input."""
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            "model: expected a keras.Model; received "
-            f"{type(model).__name__} {model!r}."
-        )
-    if not model.built:
-        raise ValueError(
-            f"model: expected a built model; {model.name!r} has no weights "
-            "yet. Call it on a batch, or model.build((None, ...)), first."
-        )
-    own = getattr(model, "logits_model", None)
-    if callable(own):
-        return _input_spec(own())
-    inputs = getattr(model, "inputs", None)
-    if inputs is None:
-        config = model.get_build_config() or {}
-        shape = config.get("input_shape", config.get("shapes_dict"))
-        shapes = [shape] if _is_shape(shape) else list((shape or {}).values())
-        specs = [tf.TensorSpec(s, keras.config.floatx()) for s in shapes]
-    else:
-        specs = [tf.TensorSpec(s.shape, s.dtype) for s in inputs]
-    if len(specs) != 1:
-        raise ValueError(
-            "model: expected a classifier with one input tensor; "
-            f"{model.name!r} has {len(specs)}."
-        )
-    return tf.TensorSpec((None, *specs[0].shape[1:]), specs[0].dtype)
+def _check_outputs(model):
+    """The shape of a model's one output, (None, n).
 
-
-def _trace(model, training=False):
-    """The symbolic output of a model; checks its form."""
-    call = tf.function(lambda x: model(x, training=training), autograph=False)
-    spec = _input_spec(model)
-    outputs = call.get_concrete_function(spec).structured_outputs
+    Raises:
+        ValueError: if it has several, or one of another form.
+    """
+    inputs.input_spec(model)  # checks the model, too
+    outputs = getattr(model, "outputs", None)
+    if outputs is None:
+        outputs = _trace(model).structured_outputs
     if isinstance(outputs, (list, tuple)) and len(outputs) == 1:
         outputs = outputs[0]
-    if not tf.is_tensor(outputs):
+    if not hasattr(outputs, "shape"):
         is_list = isinstance(outputs, (list, tuple))
         found = len(outputs) if is_list else f"a {type(outputs).__name__}"
         raise ValueError(
@@ -345,42 +317,113 @@ def _trace(model, training=False):
             f"{model.name!r} has {found}. Wrap the one to defend: "
             "keras.Model(model.input, model.outputs[0])."
         )
-    if outputs.shape.rank != 2 or outputs.shape[-1] is None:
+    shape = tf.TensorShape(outputs.shape)
+    if shape.rank != 2 or shape[-1] is None:
         raise ValueError(
             "model: expected outputs of shape (batch, classes); those of "
-            f"{model.name!r} are {tuple(outputs.shape)}."
+            f"{model.name!r} are {tuple(shape)}."
         )
-    return outputs
+    return shape
 
 
-def _is_shape(spec):
-    return isinstance(spec, (tuple, list)) and all(
-        size is None or isinstance(size, int) for size in spec
-    )
+def _trace(model, training=False):
+    """A model's call, with its input in a tensor alone, as a graph."""
+
+    def call(x):
+        return model(inputs.pack(model, x), training=training)
+
+    return graphs.trace(call, inputs.input_spec(model))
+
+
+def _last_layer(model):
+    """The layer or model that a functional model ends in; None for others."""
+    outputs = getattr(model, "outputs", None)
+    return outputs[0]._keras_history.operation if outputs else None
+
+
+def _activation_by_layer(model):
+    """What a model ends in, if its last layer tells; else None."""
+    layer = _last_layer(model)
+    if isinstance(layer, (WithoutActivation, ProbabilitiesToLogits)):
+        return "linear"
+    if isinstance(layer, keras.Model):
+        return _activation_by_layer(layer)
+    if not _is_keras(layer):
+        return None
+    if isinstance(layer, keras.layers.Softmax):
+        return "softmax"
+    name = getattr(getattr(layer, "activation", None), "__name__", None)
+    # What goes into an `Activation("linear")` may be anything.
+    affine = isinstance(layer, (keras.layers.Dense, keras.layers.EinsumDense))
+    if name == "linear" and affine:
+        return name
+    is_activation = affine or isinstance(layer, keras.layers.Activation)
+    return name if name in ("softmax", "sigmoid") and is_activation else None
+
+
+def _is_keras(layer):
+    """Whether a layer is one of Keras' own, whose call is known."""
+    return type(layer).__module__.startswith("keras.")
+
+
+def _of_floating_tensor(model):
+    """The same model, from one floating tensor that is in no dict or list."""
+    dtype = inputs.input_spec(model).dtype
+    functional = getattr(model, "inputs", None) is not None
+    if functional and not dtype.is_floating:
+        floating = keras.Input(
+            model.inputs[0].shape[1:], dtype=working_dtype(model)
+        )
+        model = keras.models.clone_model(
+            keras.Model(model.inputs[0], model.outputs[0], name=model.name),
+            input_tensors=floating,
+            clone_function=lambda layer: layer,  # shared, not copied
+        )
+    if inputs.takes_plain_tensor(model):
+        return model
+    if functional:
+        return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    x = keras.Input(inputs.input_spec(model).shape[1:], dtype=dtype)
+    return keras.Model(x, model(inputs.pack(model, x)), name=model.name)
+
+
+def _recovered(model, activation):
+    """The logits of a model, from its probabilities."""
+    dtype = working_dtype(model)
+    if getattr(model, "inputs", None) is None:
+        x = keras.Input(inputs.input_spec(model).shape[1:], dtype=dtype)
+        probabilities = model(x)
+    else:
+        x, probabilities = model.inputs[0], model.outputs[0]
+    logits = ProbabilitiesToLogits(activation, dtype=dtype)(probabilities)
+    return keras.Model(x, logits, name=f"{model.name}_logits")
 
 
 def _without_activation(model, activation):
     """A functional model without its last activation, or None."""
-    if getattr(model, "outputs", None) is None:
+    layer = _last_layer(model)
+    if layer is None:
         return None  # subclassed: its call is opaque
-    operation, node_index, _ = model.outputs[0]._keras_history
-    inputs = operation._inbound_nodes[node_index].input_tensors
+    history = model.outputs[0]._keras_history
+    given = layer._inbound_nodes[history.node_index].input_tensors
+    if len(given) != 1:
+        return None
     # The activation must be the one meant, and the layer one of Keras': only
     # there is it known to be the last thing that happens.
-    ends_in_it = getattr(operation, "activation", None) is getattr(
+    ends_in_it = getattr(layer, "activation", None) is getattr(
         keras.activations, activation
-    ) and type(operation).__module__.startswith("keras.")
+    ) and _is_keras(layer)
     nothing_else = (
-        activation == "softmax" and isinstance(operation, keras.layers.Softmax)
-    ) or (ends_in_it and isinstance(operation, keras.layers.Activation))
-    if len(inputs) != 1:
-        return None
-    if isinstance(operation, keras.Model):
-        logits = logits_model(operation, activation)(inputs[0])
+        activation == "softmax" and isinstance(layer, keras.layers.Softmax)
+    ) or (ends_in_it and isinstance(layer, keras.layers.Activation))
+    if isinstance(layer, keras.Model):
+        if getattr(layer, "outputs", None) is None:
+            return None
+        logits = logits_model(layer, activation)(given[0])
     elif nothing_else:
-        logits = inputs[0]
+        logits = given[0]
     elif ends_in_it:
-        logits = WithoutActivation(operation)(inputs[0])
+        logits = WithoutActivation(layer)(given[0])
     else:
         return None
     return keras.Model(model.inputs[0], logits, name=f"{model.name}_logits")

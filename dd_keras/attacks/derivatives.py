@@ -1,0 +1,260 @@
+"""Second derivatives that TensorFlow gets wrong, or does not have.
+
+Deep Defense differentiates gradients by the inputs once more. TensorFlow's
+first derivatives are right; three things about its second ones are not:
+
+- `tf.nn.moments`, behind LayerNormalization and GroupNormalization, takes the
+  mean inside the variance for a constant. The first derivative is the same,
+  as the term left out is zero; its derivative is not. `exact_moments` leaves
+  the mean what it is.
+- The gradient of bilinear resizing is declared to have none itself, so that
+  what depends on it is silently left out; those of other resizings and of
+  softsign have none. Their gradients are replaced here by ones that have.
+- Some operations have none and get none here. `require_second_derivatives`
+  refuses them when a model is wrapped; what it does not know by name,
+  `missing_named` tells of in the first step.
+"""
+
+import contextlib
+import re
+import threading
+
+import tensorflow as tf
+from tensorflow.python.framework import ops
+from tensorflow.python.ops import nn_impl
+
+# Operations without a second derivative, or with one that is silently zero
+# (those that imitate quantisation).
+WITHOUT = {
+    "BatchNormWithGlobalNormalization",
+    "CropAndResize",
+    "Dilation2D",
+    "FakeQuantWithMinMaxArgs",
+    "FakeQuantWithMinMaxVars",
+    "FakeQuantWithMinMaxVarsPerChannel",
+    "FractionalAvgPool",
+    "FractionalMaxPool",
+    "LRN",
+    "MaxPoolWithArgmax",
+}
+_FROZEN_MEAN = "tf.nn.moments"
+_WHAT_TO_DO = (
+    "Deep Defense differentiates the gradient by the inputs once more. Build "
+    "the layer from other operations, or choose a defence that needs no "
+    "second derivative, such as AdversarialTrainingModel."
+)
+_TRACED_BEFORE = (
+    "As it was traced before, in a tf.function of the model's own, it takes "
+    "the mean for a constant. Call `call` without that tf.function (Keras "
+    "compiles it anyway), and tf.nn.moments by this name."
+)
+
+_lock = threading.RLock()
+_depth = 0
+
+
+@contextlib.contextmanager
+def exact_moments():
+    """While it is open, `tf.nn.moments` has a right second derivative.
+
+    Values and first derivatives are the same up to rounding. What a
+    `tf.function` traced earlier stays as it was.
+    """
+    global _depth
+    with _lock:  # replicas trace in threads of their own
+        if _depth == 0:
+            _patched["moments"] = nn_impl.moments
+            nn_impl.moments = _moments
+        _depth += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _depth -= 1
+            if _depth == 0:
+                nn_impl.moments = _patched.pop("moments")
+
+
+_patched = {}
+
+
+def _moments(x, axes, shift=None, name=None, keep_dims=None, keepdims=None):
+    """As `tf.compat.v1.nn.moments`, the mean being no constant."""
+    del shift  # not used by TensorFlow's either
+    keep = bool(keep_dims or keepdims)
+    with tf.name_scope(name or "moments"):
+        x = tf.convert_to_tensor(x)
+        # Half precision does not hold the squares.
+        y = tf.cast(x, tf.float32) if x.dtype == tf.float16 else x
+        mean = tf.reduce_mean(y, axes, keepdims=True)
+        variance = tf.reduce_mean(
+            tf.math.squared_difference(y, mean), axes, keepdims=True
+        )
+        if not keep:
+            mean, variance = tf.squeeze(mean, axes), tf.squeeze(variance, axes)
+        return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)
+
+
+def require_second_derivatives(graph, layers):
+    """Refuses what has no second derivative, or a wrong one.
+
+    Args:
+        graph: `tf.Graph`, a forward pass traced inside of `exact_moments`.
+        layers: names of the layers that may be found in it.
+
+    Raises:
+        ValueError: names the layer, the operation, and what to do.
+    """
+    definition = graph.as_graph_def()
+    bodies = [definition.node]
+    bodies += [body.node_def for body in definition.library.function]
+    for nodes in bodies:
+        for node in nodes:
+            if node.op in WITHOUT:
+                raise _refusal(node.op, node.name, layers)
+        for name in _frozen_means(nodes):
+            raise _refusal(_FROZEN_MEAN, name, layers, _TRACED_BEFORE)
+
+
+def _frozen_means(nodes):
+    """Names of the `stop_gradient`s inside of moments, in nodes of a graph."""
+    by_name = {node.name: node for node in nodes}
+
+    def inputs(node):
+        return [re.sub("^\\^|:.*$", "", name) for name in node.input]
+
+    for node in nodes:
+        if node.op == "SquaredDifference":
+            for name in inputs(node):
+                stop = by_name.get(name)
+                if stop is None or stop.op != "StopGradient":
+                    continue
+                mean = by_name.get(inputs(stop)[0])
+                if mean is not None and mean.op == "Mean":
+                    yield stop.name
+
+
+@contextlib.contextmanager
+def missing_named(trace, layers):
+    """Names the layer where TensorFlow misses a gradient.
+
+    Args:
+        trace: function without arguments that traces the forward pass and
+            its gradient by the inputs into a graph, and returns that; called
+            only to find the layer.
+        layers: names of the layers that may be found in it.
+
+    Raises:
+        ValueError: in place of TensorFlow's LookupError; names the layer, the
+            operation, and what to do.
+    """
+    try:
+        yield
+    except LookupError as error:
+        missing = re.search(r"registry has no entry for: (\w+)", str(error))
+        if missing is None:
+            raise
+        found = [
+            op.name for op in trace().get_operations() if op.type == missing[1]
+        ]
+        scope = found[0] if found else ""
+        raise _refusal(missing[1], scope, layers) from error
+
+
+def _refusal(op, scope, layers, advice=_WHAT_TO_DO):
+    """The error for an operation, found at this place of a graph."""
+    inside = [name for name in scope.split("/") if name in layers]
+    layer = f"layer {inside[-1]!r}" if inside else "a layer"
+    return ValueError(
+        f"model: {layer}: TensorFlow has no second derivative of {op}, or a "
+        f"wrong one. {advice}"
+    )
+
+
+def _replace_gradient(op_type):
+    """Makes a function the gradient of an operation that has one already.
+
+    TensorFlow has no public way to do this. Values are the same; it is the
+    derivative of the gradient that is mended.
+    """
+
+    def decorate(function):
+        ops.gradient_registry._registry[op_type]["type"] = function
+        return function
+
+    return decorate
+
+
+@_replace_gradient("Softsign")
+def _softsign(op, upstream):
+    """The slope of x / (1 + |x|) is 1 / (1 + |x|)^2."""
+    return upstream / tf.square(1.0 + tf.abs(op.inputs[0]))
+
+
+# Resizing is linear: its gradient is its adjoint, whose gradient is the
+# resizing itself. Images of any dtype become float32, and so do upstreams.
+
+
+def _resizing(op, upstream):
+    """The gradient of nearest, bilinear and bicubic resizing."""
+    image, size = op.inputs[0], tf.shape(upstream)[1:3]
+    resize = getattr(tf.raw_ops, op.type)
+    adjoint = getattr(tf.raw_ops, f"{op.type}Grad")
+    settings = {
+        name: op.get_attr(name)
+        for name in ("align_corners", "half_pixel_centers")
+    }
+    if op.type == "ResizeNearestNeighbor":
+        like = {"size": tf.shape(image)[1:3]}
+    else:
+        like = {"original_image": image}
+    pull_back = _adjoint_pair(
+        lambda values: adjoint(grads=values, **like, **settings),
+        lambda images: resize(images=images, size=size, **settings),
+    )
+    return pull_back(upstream), None
+
+
+for _op_type in ("ResizeNearestNeighbor", "ResizeBilinear", "ResizeBicubic"):
+    _replace_gradient(_op_type)(_resizing)
+
+
+@_replace_gradient("ScaleAndTranslate")
+def _scale_and_translate(op, upstream):
+    """The gradient of resizing with antialiasing."""
+    image, size = op.inputs[0], tf.shape(upstream)[1:3]
+    settings = {
+        "scale": op.inputs[2],
+        "translation": op.inputs[3],
+        "kernel_type": op.get_attr("kernel_type"),
+        "antialias": op.get_attr("antialias"),
+    }
+
+    def adjoint(values):
+        by_image = tf.raw_ops.ScaleAndTranslateGrad(
+            grads=values,
+            original_image=tf.cast(image, tf.float32),  # it takes no other
+            **settings,
+        )
+        return tf.cast(by_image, image.dtype)
+
+    pull_back = _adjoint_pair(
+        adjoint,
+        lambda images: tf.raw_ops.ScaleAndTranslate(
+            images=images, size=size, **settings
+        ),
+    )
+    return pull_back(upstream), None, None, None
+
+
+def _adjoint_pair(adjoint, forward):
+    """The adjoint of a linear function, whose gradient is the function."""
+
+    @tf.custom_gradient
+    def pull_back(values):
+        def gradient(images):
+            return tf.cast(forward(images), values.dtype)
+
+        return adjoint(values), gradient
+
+    return pull_back

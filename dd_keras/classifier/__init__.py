@@ -1,0 +1,1 @@
+"""What any Keras classifier is: one tensor in, logits out."""
