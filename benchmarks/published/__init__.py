@@ -6,7 +6,6 @@ what "any Keras classifier" is measured by: see `check`.
 """
 
 from published import (
-    applications,
     attention,
     convolutions,
     ensembles,
@@ -21,7 +20,6 @@ from published.registry import CLASSIFIERS, Published
 __all__ = [
     "CLASSIFIERS",
     "Published",
-    "applications",
     "attention",
     "convolutions",
     "ensembles",

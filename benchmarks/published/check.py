@@ -16,8 +16,8 @@ from dd_keras import attacks
 STAGES = ("wraps", "predicts", "trains", "evaluates", "saves", "exports")
 BATCH_SIZE = 8
 # Two iterations: the second is differentiated by a way of its own.
-ATTACK = attacks.DeepFool(max_iter=2, candidates=2)
-EVALUATION_ATTACK = attacks.DeepFool(max_iter=10, candidates=2)
+ATTACK = attacks.DeepFool(max_iter=2)
+EVALUATION_ATTACK = attacks.DeepFool(max_iter=10)
 LEARNING_RATE = 1e-2
 # Random networks have gradients of any size.
 LONGEST_GRADIENT = 1.0
