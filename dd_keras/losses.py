@@ -1,4 +1,4 @@
-"""Classification losses that fit what a model puts out."""
+"""Classification losses and metrics that fit what a model puts out."""
 
 import keras
 
@@ -16,6 +16,29 @@ _CROSSENTROPIES = {
     keras.losses.binary_focal_crossentropy: (
         keras.losses.BinaryFocalCrossentropy
     ),
+}
+_CROSSENTROPY_METRICS = {
+    keras.losses.sparse_categorical_crossentropy: (
+        keras.metrics.SparseCategoricalCrossentropy
+    ),
+    keras.losses.categorical_crossentropy: (
+        keras.metrics.CategoricalCrossentropy
+    ),
+    keras.losses.binary_crossentropy: keras.metrics.BinaryCrossentropy,
+}
+# Metrics of two classes by name, with the threshold of one logit.
+_AT_THRESHOLD = {
+    **dict.fromkeys(
+        ("accuracy", "acc", "binary_accuracy", "BinaryAccuracy"),
+        (keras.metrics.BinaryAccuracy, {"threshold": 0.0}),
+    ),
+    **dict.fromkeys(
+        ("precision", "Precision"), (keras.metrics.Precision, {"thresholds": 0})
+    ),
+    **dict.fromkeys(
+        ("recall", "Recall"), (keras.metrics.Recall, {"thresholds": 0})
+    ),
+    **dict.fromkeys(("auc", "AUC"), (keras.metrics.AUC, {"from_logits": True})),
 }
 _REGRESSION = {
     "cosinesimilarity", "huber", "logcosh", "meanabsoluteerror",
@@ -67,3 +90,45 @@ def classification_loss(loss, activation):
             f"(from_logits={not from_logits})."
         )
     return loss
+
+
+def classification_metrics(metrics, activation, one_output):
+    """The metrics a user means, fit to logits or to probabilities.
+
+    By name, a cross-entropy does not say which of the two it takes, and what
+    decides between two classes takes 0.5 for the threshold, which for one
+    logit is 0.
+
+    Args:
+        metrics: what `keras.Model.compile` takes for one output: names,
+            functions, `keras.metrics.Metric`s, in lists or dicts; or None.
+        activation: what the model ends in, as in `classification_loss`.
+        one_output: whether the model has one output, of two classes.
+
+    Returns:
+        The same, of the same structure, with metrics in the place of the
+        names concerned. Anything else is as it came.
+    """
+    if isinstance(metrics, dict):
+        return {
+            key: classification_metrics(value, activation, one_output)
+            for key, value in metrics.items()
+        }
+    if isinstance(metrics, (list, tuple)):
+        return [
+            classification_metrics(metric, activation, one_output)
+            for metric in metrics
+        ]
+    if not isinstance(metrics, str) or activation != "linear":
+        return metrics
+    if one_output and metrics in _AT_THRESHOLD:
+        make, setting = _AT_THRESHOLD[metrics]
+        return make(name=metrics, **setting)
+    try:
+        found = keras.metrics.get(metrics)
+    except ValueError:
+        return metrics  # for Keras to complain of
+    crossentropy = _CROSSENTROPY_METRICS.get(found, type(found))
+    if crossentropy in _CROSSENTROPY_METRICS.values():
+        return crossentropy(name=metrics, from_logits=True)
+    return metrics

@@ -872,22 +872,37 @@ def test_losses_that_do_not_fit():
         )
 
 
+@pytest.mark.parametrize("as_arrays", [True, False])
 @pytest.mark.parametrize(
-    ("change", "error", "message"),
+    ("change", "message"),
     [
         (
             lambda x, y: (x, np.zeros((24, 3, 3))),
-            ValueError,
-            r"y: expected labels of shape.*\(None, 3, 3\)",
+            r"y: expected labels of shape.*\(\w+, 3, 3\)",
         ),
+        (lambda x, y: (x, y + 1), r"^y: expected labels in \[0, 3\)\.$"),
         (
-            lambda x, y: (x, y + 1),
-            tf.errors.InvalidArgumentError,
-            r"y: expected labels in \[0, 3\)",
+            lambda x, y: (x, np.eye(3)[y] + np.eye(3)[(y + 1) % 3]),
+            "^y: expected one-hot rows.*several labels a sample",
         ),
-        (lambda x, y: (x[:, :3], y), ValueError, r"shape.*\(None, 3\)"),
+        (lambda x, y: (x[:, :3], y), r"shape.*\(None, 3\)"),
     ],
 )
-def test_bad_batches_are_named(change, error, message):
-    with pytest.raises(error, match=message):
-        defended().fit(*change(*flowers()), verbose=0)
+def test_bad_batches_are_named(change, message, as_arrays):
+    data = change(*flowers())
+    if not as_arrays:
+        data = (tf.data.Dataset.from_tensor_slices(data).batch(12),)
+    with pytest.raises(ValueError, match=message):
+        defended().fit(*data, verbose=0)
+
+
+def test_inputs_that_are_not_finite_are_named():
+    model, (x, y) = defended(), flowers()
+    broken = np.array(x)
+    broken[[5, 7], 1] = np.nan, np.inf
+    message = "x: expected finite inputs; .* in 2 of 24, .* input 5"
+    for call in (model.fit, model.evaluate):
+        with pytest.raises(ValueError, match=message):
+            call(broken, y, verbose=0)
+    with pytest.raises(ValueError, match=message):
+        model.fit(x, y, validation_data=(broken, y), verbose=0)

@@ -7,6 +7,7 @@ from dd_keras.attacks.attack import (
     ascent,
     decide,
     inference_form,
+    traced,
 )
 from dd_keras.attacks.carlini_wagner import CarliniWagnerL2
 from dd_keras.attacks.deepfool import DeepFool
@@ -27,4 +28,5 @@ __all__ = [
     "ascent",
     "decide",
     "inference_form",
+    "traced",
 ]

@@ -11,7 +11,7 @@ first derivatives are right; three things about its second ones are not:
   what depends on it is silently left out; those of other resizings and of
   softsign have none. Their gradients are replaced here by ones that have.
 - Some operations have none and get none here. `require_second_derivatives`
-  refuses them when a model is wrapped; what it does not know by name,
+  refuses them when a model is wrapped; what it does not know by name
   `missing_named` tells of in the first step.
 """
 
@@ -22,6 +22,8 @@ import threading
 import tensorflow as tf
 from tensorflow.python.framework import ops
 from tensorflow.python.ops import nn_impl
+
+from dd_keras.classifier import graphs, logits
 
 # Operations without a second derivative, or with one that is silently zero
 # (those that imitate quantisation).
@@ -37,6 +39,7 @@ WITHOUT = {
     "LRN",
     "MaxPoolWithArgmax",
 }
+_SECOND = "second derivative"
 _FROZEN_MEAN = "tf.nn.moments"
 _WHAT_TO_DO = (
     "Deep Defense differentiates the gradient by the inputs once more. Build "
@@ -135,14 +138,11 @@ def _frozen_means(nodes):
 
 
 @contextlib.contextmanager
-def missing_named(trace, layers):
+def missing_named(network):
     """Names the layer where TensorFlow misses a gradient.
 
     Args:
-        trace: function without arguments that traces the forward pass and
-            its gradient by the inputs into a graph, and returns that; called
-            only to find the layer.
-        layers: names of the layers that may be found in it.
+        network: the `keras.Model` that is differentiated.
 
     Raises:
         ValueError: in place of TensorFlow's LookupError; names the layer, the
@@ -154,20 +154,49 @@ def missing_named(trace, layers):
         missing = re.search(r"registry has no entry for: (\w+)", str(error))
         if missing is None:
             raise
-        found = [
-            op.name for op in trace().get_operations() if op.type == missing[1]
-        ]
-        scope = found[0] if found else ""
-        raise _refusal(missing[1], scope, layers) from error
+        layers = {layer.name for layer in network._flatten_layers()}
+        scope, order = _place_of(missing[1], network)
+        raise _refusal(missing[1], scope, layers, order=order) from error
 
 
-def _refusal(op, scope, layers, advice=_WHAT_TO_DO):
+def _place_of(op_type, network):
+    """The name of an operation in a network, and which derivative it lacks.
+
+    Args:
+        op_type: the type of the operation.
+        network: a `keras.Model`.
+
+    Returns:
+        (str, empty if it is not found; `"derivative"` if it is in the forward
+        pass, `"second derivative"` if it is in its gradient).
+    """
+
+    def forward(x):
+        return network(x, training=False)
+
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = forward(x)
+        return tape.gradient(y, x)
+
+    spec = tf.TensorSpec(
+        logits.input_shape(network), logits.working_dtype(network)
+    )
+    for call, order in ((forward, "derivative"), (gradient, _SECOND)):
+        for op in graphs.trace(call, spec).graph.get_operations():
+            if op.type == op_type:
+                return op.name, order
+    return "", _SECOND
+
+
+def _refusal(op, scope, layers, advice=_WHAT_TO_DO, order=_SECOND):
     """The error for an operation, found at this place of a graph."""
-    inside = [name for name in scope.split("/") if name in layers]
-    layer = f"layer {inside[-1]!r}" if inside else "a layer"
+    layer = graphs.layer_at(scope, layers)
+    named = f"layer {layer!r}" if layer else "a layer"
     return ValueError(
-        f"model: {layer}: TensorFlow has no second derivative of {op}, or a "
-        f"wrong one. {advice}"
+        f"model: {named} computes {op}, which has no {order} in TensorFlow, "
+        f"or a wrong one. {advice}"
     )
 
 

@@ -5,6 +5,8 @@ it ends in, whether it is random, whether its output depends on its input in
 a way that can be differentiated.
 """
 
+import re
+
 import tensorflow as tf
 
 # Operations that hand their first input on unchanged, up to shape and dtype.
@@ -108,7 +110,7 @@ def differentiable(concrete):
     """
     graph = concrete.graph
     wanted = {tensor.op.name for tensor in graph.inputs[:1]}
-    ways = [t for t in graph.outputs if t.dtype.is_floating]
+    ways = list(graph.outputs)
     seen = set()
     while ways:
         op = ways.pop().op
@@ -117,8 +119,13 @@ def differentiable(concrete):
         if op.name in seen or op.type in _STEPS:
             continue
         seen.add(op.name)
-        ways += [t for t in op.inputs if t.dtype.is_floating]
+        ways += [t for t in op.inputs if _has_gradient(t.dtype)]
     return False
+
+
+def _has_gradient(dtype):
+    """Whether tensors of a dtype, or lists of them, can have a gradient."""
+    return dtype.is_floating or dtype.is_complex or dtype == tf.variant
 
 
 def random_operations(concrete):
@@ -166,5 +173,8 @@ def layer_at(scope, layers):
         scope: the operation's name, parts divided by "/".
         layers: names of the layers that may be in it.
     """
-    inside = [part for part in scope.split("/") if part in layers]
-    return inside[-1] if inside else None
+    for part in reversed(scope.split("/")):
+        for name in (part, re.sub(r"_\d+$", "", part)):  # called once more
+            if name in layers:
+                return name
+    return None

@@ -95,16 +95,49 @@ def unpack(x):
     return leaves[0]
 
 
+def has_preprocessor(model):
+    """Whether a model's `fit` and `predict` prepare their inputs first.
+
+    KerasHub's tasks do, by a `preprocessor` that is no part of their `call`.
+    """
+    return (
+        callable(getattr(model, "preprocess_samples", None))
+        and getattr(model, "preprocessor", None) is not None
+    )
+
+
+def prepare(model, x, y=None, sample_weight=None):
+    """A batch as `fit` and `predict` of a model hand it to its `call`.
+
+    To be called in a graph: eagerly, KerasHub rounds resized uint8 images,
+    and `predict` does not.
+
+    Args:
+        model: a Keras classifier, see `has_preprocessor`.
+        x: (B, ...), or a dict or list with one tensor.
+        y: labels, or None.
+        sample_weight: (B,), or None.
+
+    Returns:
+        (x, y, sample_weight), x being a tensor.
+    """
+    if has_preprocessor(model):
+        batch = model.preprocess_samples(x, y, sample_weight)
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+    return unpack(x), y, sample_weight
+
+
 def _structure(model):
     """The structure of a model's input, its leaves being anything."""
+    if callable(getattr(model, "logits_model", None)):
+        return None  # a `DefenseModel`, which packs them itself
     if getattr(model, "inputs", None) is None:
         built_with = _built_with(model)
         if not isinstance(built_with, dict):
             return None
-        return dict.fromkeys(built_with)
+        return dict.fromkeys(built_with, 0)  # None would be no leaf
     if isinstance(model, keras.Sequential):
         return None
-    # `DefenseModel` and other wrappers have the inputs of what they hold.
     return getattr(model, "input", None)
 
 

@@ -96,9 +96,14 @@ def output_activation(model, activation=None):
     return found
 
 
+def num_outputs(model):
+    """The number of columns of a classifier's output."""
+    return _check_outputs(model)[-1]
+
+
 def num_classes(model):
     """The number of classes a classifier tells apart; 2 for one output."""
-    return max(2, _check_outputs(model)[-1])
+    return max(2, num_outputs(model))
 
 
 def same_in_training(model):

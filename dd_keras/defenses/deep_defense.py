@@ -81,14 +81,60 @@ class DeepDefenseModel(DefenseModel):
                 f"{norm:g}; received {evaluation_attack!r}."
             )
         super().__init__(model, evaluation_attack=evaluation_attack, **kwargs)
-        self.lam = numerics.validate_number("lam", lam, at_least=0)
         self.penalty = SplitExponential(c, d, dtype=logits.working_dtype(model))
-        self.attack = attack
+        self._attack = attack
         self.regularized_layers = _layer_names(model, regularized_layers)
         self.regularization_tracker = keras.metrics.Mean("regularization")
-        # The share of lam in force. No weight: what saves the model need not.
-        self._lam_share = tf.Variable(1.0, trainable=False)
-        self._regularizes = self.lam > 0
+        self._lam = numerics.validate_number("lam", lam, at_least=0)
+        self._lam_share = 1.0
+        # What is in force. No weight: what saves the model need not have it.
+        self._lam_now = tf.Variable(self._lam, False, dtype=tf.float64)
+        self._regularizes = self._lam > 0
+
+    needs_second_derivatives = True
+
+    @property
+    def lam(self):
+        """Weight of the regulariser; a new one is in force from then on."""
+        return self._lam
+
+    @lam.setter
+    def lam(self, value):
+        self._lam = numerics.validate_number("lam", value, at_least=0)
+        self._put_in_force()
+
+    @property
+    def c(self):
+        """Steepness for correctly classified samples; may be changed."""
+        return self.penalty.c
+
+    @c.setter
+    def c(self, value):
+        self._set_penalty(value, self.d)
+
+    @property
+    def d(self):
+        """Steepness for misclassified samples; may be changed."""
+        return self.penalty.d
+
+    @d.setter
+    def d(self, value):
+        self._set_penalty(self.c, value)
+
+    @property
+    def attack(self):
+        """The attack in training; one of the same norm may replace it."""
+        return self._attack
+
+    @attack.setter
+    def attack(self, value):
+        if getattr(value, "norm", self.norm) != self.norm:
+            raise ValueError(
+                f"attack: expected one of the norm {self.norm:g}, as before; "
+                f"received {value!r}."
+            )
+        self._attack = value
+        self._make_functions_anew()
 
     def scale_lam(self, share):
         """Lets a share of `lam` be in force from the next step on.
@@ -102,14 +148,30 @@ class DeepDefenseModel(DefenseModel):
         Raises:
             ValueError: if `share` is outside of its range.
         """
-        share = numerics.validate_number("share", share, at_least=0, at_most=1)
-        self._lam_share.assign(share)
-        regularizes = self.lam > 0 and share > 0
-        if regularizes != self._regularizes:  # another graph
-            self._regularizes = regularizes
-            self.test_function = None
-            if self.train_function is not None:
-                self.make_train_function(force=True)
+        self._lam_share = numerics.validate_number(
+            "share", share, at_least=0, at_most=1
+        )
+        self._put_in_force()
+
+    def _put_in_force(self):
+        """Lets `lam` and its share count from the next step on."""
+        now = self._lam * self._lam_share
+        self._lam_now.assign(now)
+        if (now > 0) != self._regularizes:  # another graph
+            self._regularizes = now > 0
+            self._make_functions_anew()
+
+    def _set_penalty(self, c, d):
+        """Replaces the penalty of Eq. 6."""
+        dtype = logits.working_dtype(self.model)
+        self.penalty = SplitExponential(c, d, dtype=dtype)
+        self._make_functions_anew()
+
+    def _make_functions_anew(self):
+        """Has what is compiled traced again, with the settings of now."""
+        self.test_function = None
+        if self.train_function is not None:
+            self.make_train_function(force=True)
 
     def attacks_in_training(self):
         """Whether a `Forward` of the clean inputs is of use in training."""
@@ -131,8 +193,7 @@ class DeepDefenseModel(DefenseModel):
         self.regularization_tracker.update_state(
             self.unscaled(penalty), tf.size(labels)
         )
-        share = tf.cast(self._lam_share, penalty.dtype)
-        return self.lam * share * penalty, rho
+        return tf.cast(self._lam_now, penalty.dtype) * penalty, rho
 
     def _held(self):
         """A scope in which all weights but those regularised are constants."""
@@ -155,8 +216,8 @@ class DeepDefenseModel(DefenseModel):
         return {
             **super().get_config(),
             "lam": self.lam,
-            "c": self.penalty.c,
-            "d": self.penalty.d,
+            "c": self.c,
+            "d": self.d,
             "attack": keras.saving.serialize_keras_object(self.attack),
             "regularized_layers": self.regularized_layers,
         }

@@ -1,14 +1,18 @@
 """What all defences share: a classifier in, `fit` as ever, rho in the logs."""
 
+import contextlib
+import re
 import warnings
 from typing import NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from dd_keras import distribution, losses, numerics
-from dd_keras.attacks import DeepFool, Forward
-from dd_keras.classifier import logits
+from dd_keras.attacks import DeepFool, Forward, derivatives, traced
+from dd_keras.classifier import graphs, logits
+from dd_keras.classifier.inputs import input_spec, pack, prepare, unpack
 from dd_keras.defenses import batch_norm as batch_normalization
 
 
@@ -83,6 +87,8 @@ class DefenseModel(keras.Model):
                 f"batch_norm: expected one of {batch_normalization.MODES}; "
                 f"received {batch_norm!r}."
             )
+        network = logits.logits_model(model, activation)
+        self._inspect(model, network)
         kwargs.setdefault("dtype", model.dtype_policy)
         super().__init__(**kwargs)
         self.model = model
@@ -92,9 +98,47 @@ class DefenseModel(keras.Model):
         self.activation = activation
         self.rho_tracker = keras.metrics.Mean(name=f"rho{self.norm:g}")
         # In a closure: Keras would take an attribute for a second sublayer.
-        network = logits.logits_model(model, activation)
         self._network = lambda: network
         self.built = True
+
+    # Whether training differentiates the gradient by the inputs once more.
+    needs_second_derivatives = False
+
+    def _inspect(self, model, network):
+        """Refuses what cannot be right, and warns of what may surprise.
+
+        Args:
+            model: the classifier.
+            network: its logits model.
+        """
+        concrete = traced(network)
+        if not graphs.differentiable(concrete):
+            raise ValueError(
+                "model: expected logits that depend on the inputs in a "
+                f"differentiable way; those of {model.name!r} do not, as "
+                "behind an Embedding, a Discretization or an argmax. Wrap the "
+                "part behind it: keras.Model(embedded, model.output)."
+            )
+        layers = {layer.name for layer in network._flatten_layers()}
+        if self.needs_second_derivatives:
+            derivatives.require_second_derivatives(concrete.graph, layers)
+        random = graphs.random_operations(concrete)
+        if random:
+            names = {graphs.layer_at(op, layers) or op for op in random}
+            warnings.warn(
+                f"model: {model.name!r} is random in inference mode (layers "
+                f"{sorted(names)}): two calls differ, and attacks that do not "
+                "average over this make it look more robust than it is.",
+                stacklevel=4,
+            )
+        own = getattr(type(model), "train_step", None)
+        if own is not keras.Model.train_step:
+            warnings.warn(
+                f"model: the train_step of {type(model).__name__} is not "
+                f"called; {type(self).__name__} has its own, which minimises "
+                "the compiled loss. What it adds to that is lost.",
+                stacklevel=4,
+            )
 
     def logits_model(self):
         """The classifier up to its logits, see `dd_keras.logits_model`."""
@@ -102,8 +146,33 @@ class DefenseModel(keras.Model):
 
     def call(self, inputs, training=None):
         """The classifier's own outputs."""
+        inputs = pack(self.model, unpack(inputs))
         with batch_normalization.statistics_of(self.model, self.batch_norm):
             return self.model(inputs, training=training)
+
+    @property
+    def input(self):
+        """The classifier's own, for tools that take networks apart."""
+        return self.model.input
+
+    @property
+    def output(self):
+        """The classifier's own."""
+        return self.model.output
+
+    @property
+    def inputs(self):
+        """The classifier's own."""
+        return self.model.inputs
+
+    @property
+    def outputs(self):
+        """The classifier's own."""
+        return self.model.outputs
+
+    def get_layer(self, name=None, index=None):
+        """The classifier's layer of this name or index."""
+        return self.model.get_layer(name, index)
 
     @property
     def trainable_weights(self):
@@ -124,22 +193,80 @@ class DefenseModel(keras.Model):
         """
         self.model.export(*args, **kwargs)
 
-    def compile(self, optimizer="rmsprop", loss=None, **kwargs):
+    def compile(
+        self,
+        optimizer="rmsprop",
+        loss=None,
+        *,
+        metrics=None,
+        weighted_metrics=None,
+        **kwargs,
+    ):
         """As `keras.Model.compile`, with any classification loss.
 
         A cross-entropy given by name learns from the model whether its
-        outputs are logits.
+        outputs are logits, and so do metrics given by name.
 
         Raises:
             ValueError: if `loss` is for regression, or takes logits for
                 probabilities or the reverse.
         """
         loss = losses.classification_loss(loss, self.activation)
-        super().compile(optimizer, loss, **kwargs)
-        self._gives_logits = self.activation == "linear"
+        one_output = logits.num_outputs(self.model) == 1
+        super().compile(
+            optimizer,
+            loss,
+            metrics=losses.classification_metrics(
+                metrics, self.activation, one_output
+            ),
+            weighted_metrics=losses.classification_metrics(
+                weighted_metrics, self.activation, one_output
+            ),
+            **kwargs,
+        )
+        # Of integers there is no gradient: the network casts them elsewhere.
+        self._gives_logits = (
+            self.activation == "linear"
+            and input_spec(self.model).dtype.is_floating
+        )
         self._same_in_training = self._gives_logits and logits.same_in_training(
             self
         )
+
+    def fit(self, x=None, y=None, *args, **kwargs):
+        """As `keras.Model.fit`.
+
+        Raises:
+            ValueError: if inputs are not finite, or labels no classes of the
+                model; of arrays before anything is compiled, of data sets by
+                the batch at hand.
+        """
+        self._check(x, y)
+        if isinstance(kwargs.get("validation_data"), (list, tuple)):
+            self._check(*kwargs["validation_data"][:2])
+        with _named_assertions():
+            return super().fit(x, y, *args, **kwargs)
+
+    def evaluate(self, x=None, y=None, *args, **kwargs):
+        """As `keras.Model.evaluate`. Raises: see `fit`."""
+        self._check(x, y)
+        with _named_assertions():
+            return super().evaluate(x, y, *args, **kwargs)
+
+    def _check(self, x=None, y=None):
+        """Checks inputs and labels that are arrays."""
+        x = unpack(x)
+        if isinstance(x, np.ndarray) and x.dtype.kind == "f":
+            finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
+            if not finite.all():
+                raise ValueError(
+                    "x: expected finite inputs; received NaN or infinity in "
+                    f"{np.sum(~finite)} of {len(x)}, the first of them input "
+                    f"{np.argmin(finite)}."
+                )
+        if isinstance(y, np.ndarray):
+            with _named_assertions():
+                logits.sparse_labels(y, logits.num_classes(self.model))
 
     def compile_from_config(self, config):
         """Compiles a loaded model as the saved one was."""
@@ -182,12 +309,13 @@ class DefenseModel(keras.Model):
 
     def train_step(self, data):
         """One step down the gradient of the objective; returns the logs."""
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        x, y, sample_weight = self._batch(data)
         with tf.GradientTape() as tape:
             found = self._objective(x, y, sample_weight, True)
             total = self._share_of_batch(found)
             scaled_loss = self.optimizer.scale_loss(total)
-        gradients = tape.gradient(scaled_loss, self.trainable_weights)
+        with derivatives.missing_named(self.logits_model()):
+            gradients = tape.gradient(scaled_loss, self.trainable_weights)
         self.optimizer.apply(_together(gradients), self.trainable_weights)
         if found.rho is not None:
             self.rho_tracker.update_state(found.rho)
@@ -198,13 +326,22 @@ class DefenseModel(keras.Model):
 
     def test_step(self, data):
         """Evaluates the objective, and rho from the predicted classes."""
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        x, y, sample_weight = self._batch(data)
         found = self._objective(x, y, sample_weight, False)
         _, rho = self.attack_batch(
             self.evaluation_attack, x, None, found.forward
         )
         self.rho_tracker.update_state(rho)
         return self.compute_metrics(x, y, found.y_pred, sample_weight)
+
+    def predict_step(self, data):
+        """The outputs for a batch, prepared as the classifier does it."""
+        x, _, _ = self._batch(data)
+        return self(x, training=False)
+
+    def _batch(self, data):
+        """A batch as (x, y, sample_weight), x being what `call` takes."""
+        return prepare(self.model, *keras.utils.unpack_x_y_sample_weight(data))
 
     def attack_batch(self, attack, x, labels, forward=None):
         """Attacks a batch in the graph at hand.
@@ -219,7 +356,9 @@ class DefenseModel(keras.Model):
             (`AttackResult`, rho of its perturbations, (B,)).
         """
         x = logits.cast_inputs(self.model, x)
-        found = attack.search(self.logits_model(), x, labels, forward=forward)
+        network = self.logits_model()
+        with derivatives.missing_named(network):
+            found = attack.search(network, x, labels, forward=forward)
         return found, numerics.rho(found.perturbation, x, self.norm)
 
     def _objective(self, x, y, sample_weight, training):
@@ -296,6 +435,20 @@ class DefenseModel(keras.Model):
         config.pop("dtype", None)  # the classifier's own
         config = keras.saving.deserialize_keras_object(config)
         return cls(config.pop("model"), **config)
+
+
+@contextlib.contextmanager
+def _named_assertions():
+    """Raises what an assertion on a batch says, without the graph around it."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        said = re.search(
+            r"(?:\[|^)((?:x|y|batch): expected .*?)(?:\] |\n|$)", error.message
+        )
+        if said is None:
+            raise
+        raise ValueError(said[1]) from error
 
 
 def _together(gradients):
