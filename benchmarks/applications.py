@@ -12,7 +12,6 @@ By default the smallest network of every family: about 15 minutes on 2 cores.
 """
 
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,6 @@ from pathlib import Path
 import harness
 import keras
 import numpy as np
-import tensorflow as tf
 from absl import app, flags
 
 import dd_keras
@@ -89,7 +87,9 @@ def check(name):
     harness.settle(classifier, pixels.astype("float32"))
     model = dd_keras.DeepDefenseModel(classifier, attack=ATTACK)
     loss = harness.WeighedCrossentropy(from_logits=True)
-    optimizer = harness.RecordingSGD(LEARNING_RATE, global_clipnorm=LONGEST_GRADIENT)
+    optimizer = harness.RecordingSGD(
+        LEARNING_RATE, global_clipnorm=LONGEST_GRADIENT
+    )
     model.compile(optimizer, loss, jit_compile=False)
     optimizer.build(model.trainable_variables)
     row = {
@@ -124,18 +124,12 @@ def same_after_saving(classifier, x):
     return bool(np.allclose(loaded(x), classifier(x), rtol=1e-5, atol=1e-6))
 
 
-def without_paths(text):
-    """The first line of a message, files without their folders, cut short."""
-    line = str(text).strip().partition("\n")[0]
-    return re.sub(r"(?:/[\w.+-]+)+/", "", line)[:300]
-
-
 def work(name):
     """One process' work: its row, with an error if there was one."""
     try:
         row = {**check(name), "error": None}
     except Exception as error:  # whatever it is, the next network is to run
-        row = {"error": f"{type(error).__name__}: {without_paths(error)}"}
+        row = {"error": harness.one_line(error)}
     return {**row, "peak_mib": harness.peak_mib()}
 
 

@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import platform
+import re
 import resource
 import shlex
 import statistics
@@ -225,6 +226,16 @@ def settle(classifier, x):
     classifier(x, training=True)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
+
+
+def one_line(error):
+    """An error's type and the first line of its message, cut short.
+
+    Files are named without their folders.
+    """
+    line = str(error).strip().partition("\n")[0]
+    line = re.sub(r"(?:/[\w.+-]+)+/", "", line)[:300]
+    return f"{type(error).__name__}: {line}"
 
 
 def in_own_process(*flags):

@@ -76,7 +76,6 @@ def efficientnet(shape):
         stackwise_block_types=["v1"],
         stackwise_force_input_filters=[0],
         stackwise_nores_option=[False],
-        num_features=16,
         input_shape=shape,
     )
 

@@ -110,7 +110,9 @@ class WindowAttention(layers.Layer):
         x = ops.reshape(x, (-1, w * w, self.width))
         qkv = ops.reshape(self.qkv(x), (-1, w * w, 3, heads, depth))
         q, k, v = ops.unstack(ops.transpose(qkv, (2, 0, 3, 1, 4)), num=3)
-        bias = ops.reshape(ops.take(self.bias, self.index, axis=0), (w * w, w * w, heads))
+        bias = ops.reshape(
+            ops.take(self.bias, self.index, axis=0), (w * w, w * w, heads)
+        )
         scores = ops.matmul(q * depth**-0.5, ops.swapaxes(k, -1, -2))
         shares = ops.softmax(scores + ops.transpose(bias, (2, 0, 1)))
         x = ops.transpose(ops.matmul(shares, v), (0, 2, 1, 3))
@@ -235,9 +237,7 @@ class ExternalAttention(layers.Layer):
         x = ops.softmax(self.keys(ops.swapaxes(x, 1, 2)), axis=2)
         x = x / (1e-9 + ops.sum(x, axis=-1, keepdims=True))
         x = self.values(self.dropout(x, training=training))
-        x = ops.reshape(
-            ops.swapaxes(x, 1, 2), (-1, patches, 2 * self.width)
-        )
+        x = ops.reshape(ops.swapaxes(x, 1, 2), (-1, patches, 2 * self.width))
         return self.project(x)
 
     def get_config(self):

@@ -8,10 +8,10 @@ import harness
 import keras
 import numpy as np
 import tensorflow as tf
-from published.registry import CLASSIFIERS
 
 import dd_keras
 from dd_keras import attacks
+from published.registry import CLASSIFIERS
 
 STAGES = ("wraps", "predicts", "trains", "evaluates", "saves", "exports")
 BATCH_SIZE = 8
@@ -24,7 +24,6 @@ LONGEST_GRADIENT = 1.0
 # Of the longest gradient: what is below comes from rounding, as that of an
 # attention's key bias, which a softmax does not see.
 ROUNDING = 1e-5
-TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 
 
 def check(name, folder, row):
@@ -43,19 +42,18 @@ def check(name, folder, row):
     """
     published = CLASSIFIERS[name]
     keras.utils.set_random_seed(0)
-    classifier = published.build()
-    x = published.inputs(BATCH_SIZE)
-    outputs = classifier(x[:1]).shape[-1]
-    y = np.arange(BATCH_SIZE) % max(2, outputs)
-    harness.settle(classifier, published.inputs(32, seed=1))
+    classifier, x, y = problem(name)
     row |= {
         "source": published.source,
         "kind": published.kind,
+        "told": published.activation,
         "parameters": classifier.count_params(),
         "worked": [],
     }
 
-    model = dd_keras.DeepDefenseModel(classifier, attack=ATTACK)
+    model = dd_keras.DeepDefenseModel(
+        classifier, attack=ATTACK, activation=published.activation
+    )
     row["ends_in"] = model.activation
     row["worked"].append("wraps")
 
@@ -78,7 +76,7 @@ def check(name, folder, row):
     assert row["rho2"] > 0, report.warnings
     row["worked"].append("evaluates")
 
-    model.compile("sgd", _loss(outputs))
+    model.compile("sgd", loss_by_name(expected.shape[-1]))
     model.save(os.path.join(folder, f"{name}.keras"))
     expected = classifier.predict(x, verbose=0)
     np.savez(
@@ -98,7 +96,18 @@ def check(name, folder, row):
     row["worked"].append("exports")
 
 
-def _loss(outputs):
+def problem(name):
+    """A classifier, inputs, and labels: (model, (B, ...), (B,))."""
+    published = CLASSIFIERS[name]
+    classifier = published.build()
+    harness.settle(classifier, published.inputs(32, seed=1))
+    x = published.inputs(BATCH_SIZE)
+    y = np.arange(BATCH_SIZE) % max(2, classifier(x[:1]).shape[-1])
+    return classifier, x, y
+
+
+def loss_by_name(outputs):
+    """The name of the loss of a classifier with so many outputs."""
     if outputs == 1:
         return "binary_crossentropy"
     return "sparse_categorical_crossentropy"

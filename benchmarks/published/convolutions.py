@@ -207,7 +207,9 @@ def supervised_contrastive():
 def learnable_resizer():
     inputs = keras.Input((20, 20, 3))
     resize = layers.Resizing(12, 12, interpolation="bilinear")
-    x = layers.LeakyReLU(negative_slope=0.2)(layers.Conv2D(8, 5, padding="same")(inputs))
+    x = layers.LeakyReLU(negative_slope=0.2)(
+        layers.Conv2D(8, 5, padding="same")(inputs)
+    )
     x = layers.BatchNormalization()(layers.Conv2D(8, 1, padding="same")(x))
     x = bottleneck = resize(x)
     x = layers.Conv2D(8, 3, padding="same", use_bias=False)(x)

@@ -51,6 +51,7 @@ class TemperedSoftmax(layers.Layer):
     "Guo et al., ICML 2017: Temperature scaling",
     "nested, own softmax layer at the end",
     (8, 8, 1),
+    activation="softmax",
 )
 def tempered():
     inputs = keras.Input((8, 8, 1))
@@ -120,6 +121,7 @@ class RandomFeatureGaussianProcess(layers.Layer):
     "functional, own layer, spectral normalisation",
     (6,),
     low=-1.0,
+    activation="linear",
 )
 def sngp():
     inputs = keras.Input((6,))

@@ -63,9 +63,7 @@ class SpatialGate(layers.Layer):
 
     def build(self, shape):
         self.norm.build((*shape[:-1], shape[-1] // 2))
-        self.mix = layers.Dense(
-            shape[1], bias_initializer="ones", name="mix"
-        )
+        self.mix = layers.Dense(shape[1], bias_initializer="ones", name="mix")
         self.mix.build((None, shape[-1] // 2, shape[1]))
 
     def call(self, x):
@@ -187,9 +185,7 @@ class TokenLearner(layers.Layer):
 
     def call(self, x):
         maps = self.maps(x)
-        return ops.einsum("bhwn,bhwc->bnc", maps, x) / (
-            x.shape[1] * x.shape[2]
-        )
+        return ops.einsum("bhwn,bhwc->bnc", maps, x) / (x.shape[1] * x.shape[2])
 
     def get_config(self):
         return {**super().get_config(), "count": self.count}

@@ -21,6 +21,7 @@ class Published:
             "nested", each with what is special about its end or its layers.
         shape: of one input.
         low, high: inputs are drawn uniformly between these.
+        activation: what it ends in, where a user has to tell; else None.
     """
 
     build: Callable
@@ -29,6 +30,7 @@ class Published:
     shape: tuple
     low: float
     high: float
+    activation: str | None
 
     def inputs(self, count, seed=0):
         """Random inputs, float32, (count, *shape)."""
@@ -38,12 +40,12 @@ class Published:
         return x.astype("float32")
 
 
-def classifier(source, kind, shape, low=0.0, high=1.0):
+def classifier(source, kind, shape, low=0.0, high=1.0, activation=None):
     """Puts the function that builds a classifier into `CLASSIFIERS`."""
 
     def add(build):
         CLASSIFIERS[build.__name__] = Published(
-            build, source, kind, shape, low, high
+            build, source, kind, shape, low, high, activation
         )
         return build
 

@@ -161,6 +161,7 @@ class DecisionTree(keras.Model):
     "functional, own layers, a mean of probabilities",
     (10,),
     low=-1.0,
+    activation="softmax",
 )
 def decision_forest():
     inputs = keras.Input((10,))
