@@ -7,6 +7,7 @@ import tensorflow as tf
 from dd_keras import numerics
 from dd_keras.attacks import Attack, DeepFool
 from dd_keras.classifier import logits
+from dd_keras.classifier.inputs import has_preprocessor
 from dd_keras.defenses.deep_defense import DeepDefenseModel
 from dd_keras.defenses.defense import DefenseModel
 
@@ -38,6 +39,12 @@ def deepfool_dataset(
         TypeError, ValueError: if `model` is no built classifier, `dataset`
             is empty or infinite, or a batch is no pair of inputs and labels.
     """
+    if has_preprocessor(model):
+        raise ValueError(
+            f"model: expected one without a preprocessor; {model.name!r} has "
+            "one, which would be applied to the adversarial inputs once more. "
+            "Set its preprocessor to None and preprocess the data set."
+        )
     attack = attack or DeepFool()
     batches = _length(dataset)
     bar = keras.utils.Progbar(batches, verbose=verbose, unit_name="batch")

@@ -170,6 +170,15 @@ class DefenseModel(keras.Model):
         """The classifier's own."""
         return self.model.outputs
 
+    @property
+    def preprocessor(self):
+        """The classifier's own, of a KerasHub task; else None."""
+        return getattr(self.model, "preprocessor", None)
+
+    def preprocess_samples(self, x, y=None, sample_weight=None):
+        """A batch as the classifier's own preprocessor makes it."""
+        return self.model.preprocess_samples(x, y, sample_weight)
+
     def get_layer(self, name=None, index=None):
         """The classifier's layer of this name or index."""
         return self.model.get_layer(name, index)

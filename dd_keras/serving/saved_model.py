@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from dd_keras import attacks, files, numerics
 from dd_keras.classifier import logits
+from dd_keras.classifier.inputs import has_preprocessor, prepare
 from dd_keras.datasets import images
 from dd_keras.serving import endpoints as server_endpoints
 from dd_keras.serving import model_card, warm_up
@@ -73,7 +74,7 @@ def export(
             `DefenseModel` its classifier is exported.
         path: local directory of the model, its versions inside.
         preprocessing: Keras layer or model from raw images to what `model`
-            takes; None for none.
+            takes; None for none, or for the `preprocessor` of a KerasHub task.
         version: positive integer; None for the next one.
         class_names: names of all classes, in order; None: no `labels`.
         image_shape: sizes of one raw image, None for any; by default what
@@ -112,7 +113,7 @@ def export(
     path = _validate_path(path)
     version = _validate_version(version, path)
     network = logits.logits_model(model, activation)
-    _validate_preprocessing(preprocessing)
+    preprocessing = _preprocessing(preprocessing, model)
     image_shape = _image_shape(image_shape, preprocessing, network)
     if image_dtype not in _DTYPES:
         raise ValueError(
@@ -229,12 +230,38 @@ def _taken(version, path):
     )
 
 
-def _validate_preprocessing(preprocessing):
+def _preprocessing(preprocessing, model):
+    """What prepares raw images: what was given, or the model's own."""
     if not isinstance(preprocessing, (keras.layers.Layer, type(None))):
         raise TypeError(
             "preprocessing: expected a Keras layer or model, or None; "
             f"received {preprocessing!r}."
         )
+    if not has_preprocessor(model):
+        return preprocessing
+    if preprocessing is not None:
+        raise ValueError(
+            f"preprocessing: expected None, as {model.name!r} has a "
+            "preprocessor of its own, which is exported with it; received "
+            f"{preprocessing!r}."
+        )
+    return _OwnPreprocessing(model)
+
+
+class _OwnPreprocessing(keras.layers.Layer):
+    """The preprocessor of a KerasHub task as a layer.
+
+    Args:
+        model: the task, or a `DefenseModel` of it.
+    """
+
+    def __init__(self, model):
+        super().__init__(name="preprocessing")
+        self._prepare = lambda images: prepare(model, images)[0]
+
+    def call(self, images):
+        """Raw images to what the model's `call` takes."""
+        return self._prepare(images)
 
 
 def _validate_interfaces(resize, report):
