@@ -7,7 +7,8 @@ written small (benchmarks/published/). Each is wrapped, predicts as it did,
 takes two steps of `fit` (every weight that the loss depends on has a gradient,
 of the whole objective and of the regulariser alone), is evaluated, saved, and
 exported; in the end all are loaded in a new process, and the exported ones in
-one without Keras and dd_keras. What fails is a row with an error.
+one without Keras and dd_keras. What fails is a row with an error. Rows in
+which all worked are kept (--rerun measures them again).
 
 About 10 minutes on 2 cores.
 """
@@ -28,6 +29,7 @@ from published.check import BATCH_SIZE, STAGES, check, loss_by_name, problem
 FLAGS = flags.FLAGS
 flags.DEFINE_string("output_dir", "results", "Where classifiers.json goes.")
 flags.DEFINE_list("only", None, "Names of classifiers. Default: all.")
+flags.DEFINE_bool("rerun", False, "Measures finished rows again.")
 
 # What is known only at the end, from other processes, by what does it.
 LOADED = {"loads": "keras", "is served": "savedmodel"}
@@ -96,16 +98,22 @@ def main(argv):
     if unknown:
         sys.exit(f"--only: expected of {list(CLASSIFIERS)}; got {unknown}.")
     names = FLAGS.only or list(CLASSIFIERS)
+    path = Path(FLAGS.output_dir, "classifiers.json")
     rows = {}
+    if path.is_file():
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    if not FLAGS.rerun:
+        names = [n for n in names if n not in rows or not passed(rows[n])]
     with tempfile.TemporaryDirectory() as folder:
         for number, name in enumerate(names, start=1):
             print(f"{number} of {len(names)}: {name}", flush=True)
             rows[name] = measure(name, folder)
         add_loaded(rows, folder)
+    rows = dict(sorted(rows.items()))
     harness.save(
-        Path(FLAGS.output_dir, "classifiers.json"),
+        path,
         "classifiers",
-        dict(sorted(rows.items())),
+        rows,
         batch_size=BATCH_SIZE,
         stages=[*STAGES, *LOADED],
     )
