@@ -240,7 +240,7 @@ def test_a_preprocessor_is_taken_along_or_refused(name, shape):
         )
 
 
-def test_a_preprocessor_is_fitted_evaluated_saved_and_exported(tmp_path):
+def test_fit_prepares_raw_images():
     classifier = task("ResNet", preprocessor("ResNet"))
     raw, y = images(6, 24, 20), np.arange(6) % 3
     model = wrapped_or_refused(classifier)
@@ -268,18 +268,50 @@ def test_a_preprocessor_is_fitted_evaluated_saved_and_exported(tmp_path):
     ):
         np.testing.assert_allclose(ours, other, rtol=1e-3, atol=1e-5)
 
-    expected = classifier.predict(raw, verbose=0)
+
+@pytest.fixture
+def prepared():
+    """(a task, the wrapper or None, raw images, predictions)."""
+    classifier = task("ResNet", preprocessor("ResNet"))
+    raw = images(6, 24, 20)
+    model = wrapped_or_refused(classifier)
+    if model is None:
+        pytest.skip("refused: see test_a_preprocessor_is_taken_along")
+    return classifier, model, raw, classifier.predict(raw, verbose=0)
+
+
+def test_evaluation_prepares_raw_images(prepared):
+    classifier, model, raw, expected = prepared
+    y = np.arange(6) % 3
     data = tf.data.Dataset.from_tensor_slices((raw, y)).batch(3)
     report = dd_keras.evaluate_robustness(model, data, [ATTACK], verbose=0)
     np.testing.assert_array_equal(
         report.values["predictions"], expected.argmax(axis=-1)
     )
+    bare = task("ResNet")
+    x = tf.function(classifier.preprocessor)(tf.constant(raw))
+    by_hand = dd_keras.evaluate_robustness(
+        bare,
+        tf.data.Dataset.from_tensor_slices((x, y)).batch(3),
+        [ATTACK],
+        verbose=0,
+    )
+    np.testing.assert_allclose(
+        report.values["rho2"], by_hand.values["rho2"], rtol=1e-3
+    )
 
+
+def test_a_saved_task_prepares_raw_images(prepared, tmp_path):
+    _, model, raw, expected = prepared
     model.save(tmp_path / "task.keras")
     loaded = keras.saving.load_model(tmp_path / "task.keras")
     np.testing.assert_allclose(
         loaded.predict(raw, verbose=0), expected, rtol=1e-4, atol=1e-5
     )
+
+
+def test_a_server_prepares_raw_images(prepared, tmp_path):
+    _, model, raw, expected = prepared
     path = dd_keras.export(
         model, tmp_path / "served", attack=ATTACK, warm_up_requests=False
     )
