@@ -313,7 +313,11 @@ def test_a_saved_task_prepares_raw_images(prepared, tmp_path):
 def test_a_server_prepares_raw_images(prepared, tmp_path):
     _, model, raw, expected = prepared
     path = dd_keras.export(
-        model, tmp_path / "served", attack=ATTACK, warm_up_requests=False
+        model,
+        tmp_path / "served",
+        image_shape=raw.shape[1:],
+        attack=ATTACK,
+        warm_up_requests=False,
     )
     served = tf.saved_model.load(path).signatures["serving_default"]
     np.testing.assert_allclose(
