@@ -43,7 +43,7 @@ class Run:
             common.at_end(self._leave_no_trace)
         told = distribution.from_chief(told)
         self.starts = told["starts"]
-        if _read(self._path) != told:
+        if self._told() != told:
             common.fail(
                 "--output_dir: expected a directory that all workers share; "
                 f"worker {distribution.worker_index()} does not find in "
@@ -81,9 +81,13 @@ class Run:
     def _result_path(self, stage):
         return os.path.join(self.checkpoints(stage), _RESULT)
 
+    def _told(self):
+        """What is noted of the run; None if there is none."""
+        return _read(self._path, "identity", "command", "starts")
+
     def _claim(self, identity, finished, overwrite):
         """Makes the directory this run's; returns what is noted there."""
-        told = _read(self._path)
+        told = self._told()
         if told is not None and told["identity"] == identity:
             told["starts"] += 1
             print(f"Going on with the unfinished run in {self._directory}.")
@@ -113,18 +117,22 @@ class Run:
         return told
 
 
-def _read(path):
-    """What a JSON file holds; None if there is none."""
+def _read(path, *names):
+    """What a JSON file holds, these names among it; None if there is none."""
     try:
         with open(path, encoding="utf-8") as file:
-            return json.load(file)
+            told = json.load(file)
+        for name in names:
+            told[name]
+        return told
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (LookupError, TypeError, ValueError) as error:
         common.fail(
             f"{path}: expected the notes of a run; they cannot be read: "
-            f"{error}. Remove {os.path.dirname(path)}, and the same command "
-            "does again what they were about."
+            f"{type(error).__name__}: {error}. Remove "
+            f"{os.path.dirname(path)}, and the same command does again what "
+            "they were about."
         )
 
 

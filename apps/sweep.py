@@ -333,7 +333,7 @@ def _write_all(finished, first, output_dir):
     """Writes sweep.json, unless it holds these runs already; its path."""
     path = os.path.join(output_dir, "sweep.json")
     with (
-        contextlib.suppress(FileNotFoundError, ValueError),
+        contextlib.suppress(*files.DAMAGED),
         open(path, encoding="utf-8") as file,
     ):
         if json.load(file).get("runs") == finished:

@@ -564,7 +564,7 @@ def _fit(
     if validation is not None and FLAGS.keep == "best":
         best = dd_keras.KeepBest(rho, FLAGS.accuracy_weight)
     try:
-        epoch_logs, seconds = dd_keras.resumable_fit(
+        history = dd_keras.resumable_fit(
             model,
             train,
             epochs,
@@ -584,17 +584,15 @@ def _fit(
         ) from error
     _agree(name, model)
 
-    def curve_of(key):
-        return [entry[key] for entry in epoch_logs if key in entry]
-
+    logged = history.history
     curve = {
-        "accuracy": curve_of("val_accuracy"),
-        "rho": curve_of(rho),
-        "training_loss": curve_of("loss"),
+        "accuracy": logged.get("val_accuracy", []),
+        "rho": logged.get(rho, []),
+        "training_loss": logged.get("loss", []),
     }
     if best is not None:
         curve["best"] = best.best
-    return curve, seconds
+    return curve, history.seconds
 
 
 def _agree(name, model):

@@ -4,7 +4,29 @@ import contextlib
 import errno
 import os
 import shutil
+import tokenize
 import uuid
+import zipfile
+import zlib
+
+# What a damaged npz or JSON file provokes in those who read it. NumPy, zipfile
+# and json have no error of their own for it; changing each byte of some files,
+# and cutting them off at each, showed these. To be caught around the reading
+# alone.
+DAMAGED = (
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 _PART = ".part-"  # what directories begin with that are not finished
 

@@ -93,10 +93,9 @@ def main(
         train = datasets.batches(data.train, data.preprocessing, BATCH)
         history = trained.fit(
             train, epochs=epochs, validation_data=test, verbose=0, shuffle=False
-        ).history
-        logs = {f"log/{key}": values for key, values in history.items()}
+        )
     else:
-        epoch_logs, _ = dd_keras.resumable_fit(
+        history = dd_keras.resumable_fit(
             trained,
             datasets.Epochs.of(data, BATCH, 1),
             epochs,
@@ -106,7 +105,7 @@ def main(
             callbacks=[Slowly(sleep)],
             verbose=0,
         )
-        logs = {f"log/{k}": [e[k] for e in epoch_logs] for k in epoch_logs[0]}
+    logs = {f"log/{key}": values for key, values in history.history.items()}
     weights = [
         tf.convert_to_tensor(weight.value).numpy() for weight in trained.weights
     ]

@@ -338,5 +338,26 @@ def test_settings_may_be_changed_after_compile(compiled):
     for name, value in (("lam", -1), ("c", 0), ("d", "5")):
         with pytest.raises(ValueError, match=f"^{name}: expected"):
             setattr(model, name, value)
-    with pytest.raises(ValueError, match=r"^attack: expected one of the norm 2"):
+    with pytest.raises(
+        ValueError, match=r"^attack: expected one of the norm 2"
+    ):
         model.attack = attacks.DeepFool(norm=1)
+
+
+def test_a_loss_that_is_not_finite_ends_a_plain_fit():
+    model = dd_keras.DefenseModel(functional(layers.Dense(3)))
+    model.compile(keras.optimizers.SGD(1e38), "sparse_categorical_crossentropy")
+    with pytest.raises(
+        dd_keras.fitting.DivergenceError,
+        match=r"epoch \d, step \d: the loss is (nan|inf).*too large.*Or an input",
+    ):
+        model.fit(X, Y, batch_size=2, epochs=9, verbose=0)
+    # Keras' own callback for this is left to do it its way.
+    model.fit(
+        X,
+        Y,
+        batch_size=2,
+        epochs=9,
+        verbose=0,
+        callbacks=[keras.callbacks.TerminateOnNaN()],
+    )

@@ -17,9 +17,9 @@ FLOORS = {
     "dd_keras": 3,  # __init__.py, which shows everything to the outside
     "dd_keras.defenses": 2,
     "dd_keras.evaluation": 2,
-    "dd_keras.fitting": 2,
     "dd_keras.serving": 2,
     "dd_keras.attacks": 1,
+    "dd_keras.fitting": 1,
     "dd_keras.applications": 0,
     "dd_keras.classifier": 0,
     "dd_keras.config": 0,

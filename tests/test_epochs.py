@@ -94,6 +94,21 @@ def test_augmented_images_come_again():
     assert np.any(x.numpy() != y.numpy())  # mirrored anew
 
 
+def test_arrays_are_samples_in_memory():
+    x, y = np.arange(23.0)[:, None], np.arange(23)
+    train = datasets.Epochs.of_arrays(x, y.tolist(), -y, batch_size=5, seed=2)
+    found = list(train.starting_at(1, 2).take(8))
+    assert [len(batch[0]) for batch in found] == [5, 5, 3, 5, 5, 5, 5, 3]
+    for values, label, weight in found:
+        np.testing.assert_array_equal(values[:, 0], label)
+        np.testing.assert_array_equal(weight, -label)
+    assert sorted(np.concatenate([b[1] for b in found[3:]])) == y.tolist()
+    same = datasets.Epochs(images(), None, 5, seed=2)
+    for one, other in zip(found, same.starting_at(1, 2), strict=False):
+        np.testing.assert_array_equal(one[0], other[0])
+    assert len(next(iter(datasets.Epochs.of_arrays(x, y)))) == 2
+
+
 @pytest.mark.parametrize("number", [0, None])
 def test_number_of_images_must_be_known(number):
     source = images(3)

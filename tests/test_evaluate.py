@@ -1,6 +1,10 @@
 """Robustness reports against closed forms: an affine classifier has one."""
 
+import io
+import json
 import re
+import shutil
+import warnings
 
 import keras
 import numpy as np
@@ -669,17 +673,183 @@ def test_interrupted_evaluation_goes_on_to_the_identical_report(
     ]
 
 
-def test_damaged_batch_is_measured_again(convolutional, tmp_path):
-    model, x, y = convolutional
-    dataset = batched(x, y, 5)
-    settings = {"verbose": 0, "checkpoint_dir": tmp_path}
-    first = evaluate_robustness(model, dataset, **settings)
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """An evaluation that is all on disk: its settings, and its values."""
+    settings = {
+        "model": affine(5),
+        "dataset": batched(*samples(5), 5).take(3),
+        "verbose": 0,
+        "checkpoint_dir": tmp_path_factory.mktemp("measured"),
+    }
+    return settings, evaluate_robustness(**settings).values
+
+
+@pytest.fixture
+def interrupted(measured, tmp_path):
+    """A copy of it, to be damaged."""
+    settings, values = measured
+    shutil.copytree(settings["checkpoint_dir"], tmp_path, dirs_exist_ok=True)
+    return {**settings, "checkpoint_dir": tmp_path}, values
+
+
+def assert_damage_is_mended(interrupted, path, damage, again=()):
+    """It is warned of, and the next time nothing is left of it.
+
+    Args:
+        interrupted: the fixture.
+        path: of the damaged file.
+        damage: what it holds: bytes.
+        again: numbers of batches that are measured again.
+    """
+    settings, expected = interrupted
+    batches = sorted(settings["checkpoint_dir"].glob("batch_*.npz"))
+    path.write_bytes(damage)
+    stamps = [batch.stat().st_mtime_ns for batch in batches]
+    with pytest.warns(
+        UserWarning, match=rf"^{re.escape(str(path))}: expected .* is damaged"
+    ) as caught:
+        found = evaluate_robustness(**settings).values
+    (warned,) = [w for w in caught if str(path) in str(w.message)]
+    assert warned.filename == __file__  # it names who called
+    written = [
+        number
+        for number, (batch, stamp) in enumerate(
+            zip(batches, stamps, strict=True)
+        )
+        if batch.stat().st_mtime_ns != stamp
+    ]
+    assert written == list(again)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*is damaged")
+        repeated = evaluate_robustness(**settings).values
+    for values in (found, repeated):
+        assert values.keys() == expected.keys()
+        for name, array in expected.items():
+            np.testing.assert_array_equal(values[name], array)
+
+
+def _rewritten(data, change):
+    """The npz with other arrays in it."""
+    with np.load(io.BytesIO(data)) as arrays:
+        arrays = dict(arrays)
+    change(arrays)
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def _cut(arrays, name):
+    arrays[name] = arrays[name][:-1]
+
+
+def _cut_all(arrays):
+    for name in arrays:
+        if arrays[name].ndim:
+            _cut(arrays, name)
+
+
+def _in_directory(data, offset, value):
+    """Changes a byte of what an archive tells of its first member."""
+    changed = bytearray(data)
+    changed[data.index(b"PK\x01\x02") + offset] = value
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[:1],
+        lambda data: data[:4],
+        lambda data: data[:100],
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:-10],
+        lambda data: data[:-1],
+        lambda data: bytes(len(data)),
+        lambda data: b"not a batch",
+        lambda data: b"[1, 2]",
+        lambda data: _in_directory(data, 6, 255),  # of a later version
+        lambda data: _in_directory(data, 8, 1),  # encrypted
+        lambda data: _in_directory(data, 10, 99),  # compressed, but how?
+        lambda data: _rewritten(data, lambda a: a.pop("rho2")),
+        lambda data: _rewritten(data, lambda a: a.pop("checkpoint_notes")),
+        lambda data: _rewritten(data, lambda a: _cut(a, "rho2")),
+        lambda data: _rewritten(data, _cut_all),
+        lambda data: _rewritten(data, lambda a: a.update(more=np.zeros(5))),
+    ],
+)  # fmt: skip
+def test_damaged_batch_is_measured_again(interrupted, tmp_path, damage):
+    path = tmp_path / "batch_000001.npz"
+    assert_damage_is_mended(
+        interrupted, path, damage(path.read_bytes()), again=[1, 2]
+    )
+
+
+def test_no_damage_to_a_batch_goes_unnoticed(interrupted, tmp_path):
+    """A byte of each file is changed, then it is cut off, in many places."""
+    _, expected = interrupted
     path = tmp_path / "batch_000002.npz"
-    path.write_bytes(path.read_bytes()[:100])
-    second = evaluate_robustness(model, dataset, **settings)
-    for name, values in first.values.items():
-        np.testing.assert_array_equal(second.values[name], values)
-    assert len(np.load(path)["rho2"]) == 5
+    data = path.read_bytes()
+    told = json.loads((tmp_path / "evaluation.json").read_text())
+    rng = np.random.default_rng(0)
+    damages = [data[:length] for length in range(0, len(data), 40)]
+    for place in rng.integers(0, len(data), 400):
+        flipped = bytearray(data)
+        flipped[place] ^= int(rng.integers(1, 256))
+        damages.append(flipped)
+    noticed = 0
+    for damage in damages:
+        path.write_bytes(damage)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            parts = evaluation.checkpoint.Checkpoint(tmp_path, told).parts
+        if len(parts) == 2:
+            assert any(str(path) in str(w.message) for w in caught)
+            noticed += 1
+            continue
+        for name, array in parts[2].items():
+            np.testing.assert_array_equal(array, expected[name][10:])
+    assert noticed > 0.8 * len(damages)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[:-3],
+        lambda data: b"\xff\xfe" + data,
+        lambda data: b"[]x",
+        lambda data: b"[1]",
+        lambda data: b"7",
+        lambda data: b"null",
+    ],
+)
+def test_damaged_fingerprint_is_written_again(interrupted, tmp_path, damage):
+    """The batches tell themselves what they are of."""
+    path = tmp_path / "evaluation.json"
+    data = path.read_bytes()
+    assert_damage_is_mended(interrupted, path, damage(data))
+    assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize("fingerprint", ["missing", "damaged"])
+def test_batches_of_another_evaluation_are_never_taken(
+    interrupted, tmp_path, fingerprint
+):
+    settings, _ = interrupted
+    path = tmp_path / "evaluation.json"
+    path.unlink() if fingerprint == "missing" else path.write_bytes(b"")
+    settings["model"] = affine(5, seed=9)
+    expected = evaluate_robustness(
+        settings["model"], settings["dataset"], verbose=0
+    )
+    for _ in range(2):  # the second time it is all of this evaluation
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = evaluate_robustness(**settings)
+        for name, values in expected.values.items():
+            np.testing.assert_array_equal(found.values[name], values)
 
 
 @pytest.mark.parametrize(

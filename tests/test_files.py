@@ -1,7 +1,11 @@
+import io
 import json
 import os
 import pathlib
+import tokenize
+import zipfile
 
+import numpy as np
 import pytest
 from conftest import shell
 
@@ -53,6 +57,28 @@ def test_name_alone_is_in_the_working_directory(tmp_path, monkeypatch):
     with files.whole("results.txt") as part:
         pathlib.Path(part).write_text("new")
     assert names(tmp_path) == ["results.txt"]
+
+
+def test_damaged_npz_provokes_what_is_listed(tmp_path):
+    """One that is larger than what is read at once, so checked at its end."""
+    path = tmp_path / "whole.npz"
+    np.savez(path, big=np.zeros((100, 3000), np.float32), small=np.arange(3))
+    whole, provoked = path.read_bytes(), set()
+    rng = np.random.default_rng(0)
+    start, end = whole.index(b"PK\x01\x02"), len(whole)  # its directory
+    places = [*range(200), *range(start, end)]
+    damages = [(whole[:place], None) for place in places]
+    damages += [(whole, p) for p in places for _ in range(4)]
+    for data, place in damages:
+        data = bytearray(data)
+        if place is not None:
+            data[place] ^= int(rng.integers(1, 256))
+        try:
+            with np.load(io.BytesIO(data)) as arrays:
+                dict(arrays)
+        except files.DAMAGED as error:
+            provoked.add(type(error))
+    assert {tokenize.TokenError, zipfile.BadZipFile, EOFError} < provoked
 
 
 def break_off(path, error, started):

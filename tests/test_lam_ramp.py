@@ -223,6 +223,26 @@ def test_length_zero_is_a_switch():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("eagerly", [True, False])
+@pytest.mark.parametrize("before", [1.0, 0.5])
+def test_interrupted_fit_leaves_the_share_as_it_was(eagerly, before):
+    """A later one without a ramp would else train on nothing but the loss."""
+
+    def interrupt(batch, logs):
+        raise KeyboardInterrupt
+
+    defended = model(run_eagerly=eagerly)
+    defended.scale_lam(before)
+    stop = keras.callbacks.LambdaCallback(on_train_batch_end=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        defended.fit(DATA, verbose=0, callbacks=[LamRamp(1, 1), stop])
+    assert 0.0 in defended.in_force
+    assert defended.in_force[-1] == before
+    history, watch = fit(defended, epochs=1)
+    assert watch.shares == [before] * 4
+    assert history["rho2"][0] > 0
+
+
 def test_lam_zero_stays_zero():
     _, watch = fit(model(lam=0.0), 0, 1, epochs=2)
     assert watch.runs[-1] == 0

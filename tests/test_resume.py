@@ -253,8 +253,9 @@ def test_unfinished_run_with_other_settings_is_named(tmp_path):
     )
     damaged = checkpoints / "run.json"
     told = damaged.read_text()
-    damaged.write_text(told[:-5])
-    assert "run.json: expected the notes of a run" in refused(*TINY, out)
+    for damage in (told[:-5], "", "[]", "{}", "null"):
+        damaged.write_text(damage)
+        assert "run.json: expected the notes of a run" in refused(*TINY, out)
     damaged.write_text(told)
     run("digits", *TINY, out)
     assert not checkpoints.exists()

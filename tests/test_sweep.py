@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 
 import keras
 import matplotlib.image
@@ -127,6 +128,18 @@ def test_json_holds_all_once_all_are_done(stopped_and_gone_on):
         run["seconds"] for run in found["runs"].values()
     )
     assert found["command"].startswith("python ")
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"runs": '])
+def test_damaged_json_of_all_is_written_again(
+    reference, stopped_and_gone_on, tmp_path, damage
+):
+    directory, _ = stopped_and_gone_on
+    shutil.copytree(directory, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "sweep.json").write_text(damage)
+    sweep(reference, tmp_path)
+    found = json.loads((tmp_path / "sweep.json").read_text("utf-8"))
+    assert list(found["runs"]) == NAMES
 
 
 @pytest.mark.parametrize("figure", ["figure3.png", "figure4.png"])

@@ -1,5 +1,6 @@
 """Training batches in an order that can be taken up anywhere."""
 
+import numbers
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -33,10 +34,16 @@ class Epochs:
             function. As in `batches`.
 
     Raises:
-        ValueError: if the number of images is not known, or zero.
+        ValueError: if the number of images is not known, or zero, or
+            `batch_size` is not a positive integer.
     """
 
     def __init__(self, images, preprocessing, batch_size, seed=0, cache=True):
+        if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
+            raise ValueError(
+                "batch_size: expected a positive integer; received "
+                f"{batch_size!r}."
+            )
         self.batch_size = batch_size
         self.seed = seed
         if isinstance(images, Callable):
@@ -67,6 +74,41 @@ class Epochs:
             seed,
             data.cache,
         )
+
+    @classmethod
+    def of_arrays(cls, x, y, sample_weight=None, batch_size=32, seed=0):
+        """Samples that are in memory, as NumPy or TensorFlow has them.
+
+        Args:
+            x: (N, ...), the inputs as the model takes them.
+            y: (N, ...), their labels.
+            sample_weight: (N,), or None. Batches are then triples.
+            batch_size: samples a batch.
+            seed: see `Epochs`.
+
+        Raises:
+            TypeError: if one of them is no array.
+            ValueError: if they are not of one length, or empty.
+        """
+        arrays = {"x": x, "y": y}
+        if sample_weight is not None:
+            arrays["sample_weight"] = sample_weight
+        for name, array in arrays.items():
+            try:
+                arrays[name] = tf.convert_to_tensor(array)
+            except (TypeError, ValueError) as error:
+                raise TypeError(
+                    f"{name}: expected an array; received a "
+                    f"{type(array).__name__}."
+                ) from error
+        shapes = {name: tuple(a.shape) for name, a in arrays.items()}
+        if not all(shapes.values()) or len({s[0] for s in shapes.values()}) > 1:
+            raise ValueError(
+                f"{', '.join(shapes)}: expected arrays of one length; received "
+                f"shapes {', '.join(map(str, shapes.values()))}."
+            )
+        samples = tf.data.Dataset.from_tensor_slices(tuple(arrays.values()))
+        return cls(samples, None, batch_size, seed, cache=False)  # they are
 
     def __len__(self):
         return self._steps

@@ -41,6 +41,11 @@ def trained(model, weights, mode):
     return [w for w in weights if id(w) not in held]
 
 
+def differs_in_training(model, mode):
+    """Whether training normalises by each batch's own statistics."""
+    return mode == TRAINED and any(layer.trainable for layer in _layers(model))
+
+
 def _layers(model):
     return [
         layer

@@ -1,6 +1,7 @@
 """Deep Defense (Yan, Guo, Zhang, NeurIPS 2018) as a Keras model."""
 
 import contextlib
+import functools
 
 import keras
 import tensorflow as tf
@@ -172,6 +173,19 @@ class DeepDefenseModel(DefenseModel):
         self.test_function = None
         if self.train_function is not None:
             self.make_train_function(force=True)
+
+    @functools.wraps(keras.Model.fit, assigned=())  # the same signature
+    def fit(self, *args, **kwargs):
+        """As `keras.Model.fit`; after an error, `lam` is as it was before.
+
+        Callbacks that scale it are not told of errors.
+        """
+        share = self._lam_share
+        try:
+            return super().fit(*args, **kwargs)
+        except BaseException:
+            self.scale_lam(share)
+            raise
 
     def attacks_in_training(self):
         """Whether a `Forward` of the clean inputs is of use in training."""

@@ -1,6 +1,8 @@
 """What all defences share: a classifier in, `fit` as ever, rho in the logs."""
 
 import contextlib
+import functools
+import inspect
 import re
 import warnings
 from typing import NamedTuple
@@ -14,6 +16,7 @@ from dd_keras.attacks import DeepFool, Forward, derivatives, traced
 from dd_keras.classifier import graphs, logits
 from dd_keras.classifier.inputs import input_spec, pack, prepare, unpack
 from dd_keras.defenses import batch_norm as batch_normalization
+from dd_keras.fitting import StopAtNaN
 
 
 class Objective(NamedTuple):
@@ -238,24 +241,34 @@ class DefenseModel(keras.Model):
             self.activation == "linear"
             and input_spec(self.model).dtype.is_floating
         )
-        self._same_in_training = self._gives_logits and logits.same_in_training(
-            self
+        self._same_in_training = (
+            self._gives_logits
+            # Known without two traces, which are seconds of a large network.
+            and not batch_normalization.differs_in_training(
+                self.model, self.batch_norm
+            )
+            and logits.same_in_training(self)
         )
 
-    def fit(self, x=None, y=None, *args, **kwargs):
+    @functools.wraps(keras.Model.fit, assigned=())  # the same signature
+    def fit(self, *args, **kwargs):
         """As `keras.Model.fit`.
 
         Raises:
             ValueError: if inputs are not finite, or labels no classes of the
                 model; of arrays before anything is compiled, of data sets by
                 the batch at hand.
+            DivergenceError: if the loss is not finite.
         """
-        self._check(x, y)
-        if isinstance(kwargs.get("validation_data"), (list, tuple)):
-            self._check(*kwargs["validation_data"][:2])
+        given = inspect.signature(super().fit).bind(*args, **kwargs).arguments
+        self._check(given.get("x"), given.get("y"))
+        if isinstance(given.get("validation_data"), (list, tuple)):
+            self._check(*given["validation_data"][:2])
+        given["callbacks"] = _with_guard(given.get("callbacks"))
         with _named_assertions():
-            return super().fit(x, y, *args, **kwargs)
+            return super().fit(**given)
 
+    @functools.wraps(keras.Model.evaluate, assigned=())
     def evaluate(self, x=None, y=None, *args, **kwargs):
         """As `keras.Model.evaluate`. Raises: see `fit`."""
         self._check(x, y)
@@ -444,6 +457,17 @@ class DefenseModel(keras.Model):
         config.pop("dtype", None)  # the classifier's own
         config = keras.saving.deserialize_keras_object(config)
         return cls(config.pop("model"), **config)
+
+
+def _with_guard(callbacks):
+    """The callbacks, and one that ends a training whose loss is NaN."""
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        return callbacks
+    callbacks = keras.tree.flatten(callbacks or [])
+    guards = (StopAtNaN, keras.callbacks.TerminateOnNaN)
+    if any(isinstance(callback, guards) for callback in callbacks):
+        return callbacks
+    return [StopAtNaN(), *callbacks]
 
 
 @contextlib.contextmanager

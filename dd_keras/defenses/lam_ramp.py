@@ -15,7 +15,8 @@ class LamRamp(keras.callbacks.Callback):
     know how many batches an epoch has, in its first epoch, before the epoch.
 
     A training that is taken up again with `fit(initial_epoch=...)` goes on
-    where it was. At its end the share is 1 again.
+    where it was. At its end the share is 1 again; after an error, what it was
+    before.
 
     Args:
         start: epochs without the regulariser, at least 0, also in fractions.

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-import zipfile
+import warnings
 
 import keras
 import numpy as np
@@ -11,10 +11,13 @@ import numpy as np
 from dd_keras import files
 
 _FINGERPRINT = "evaluation.json"
+_NOTES = "checkpoint_notes"  # in the file of a batch, beside its arrays
 
 
 class Checkpoint:
     """The batches already measured, in order.
+
+    What is damaged is skipped with a warning, and measured again.
 
     Args:
         directory: where they are kept, made if missing; None: nowhere.
@@ -33,10 +36,12 @@ class Checkpoint:
         self.parts = []
         if directory is None:
             return
+        self._fingerprint = fingerprint
         path = os.path.join(directory, _FINGERPRINT)
-        if os.path.exists(path):
-            with open(path, encoding="utf-8") as file:
-                found = json.load(file)
+        found = _read_fingerprint(path)
+        if found is None:
+            files.write_text(json.dumps(fingerprint, indent=2), path)
+        else:
             changed = [k for k in fingerprint if found.get(k) != fingerprint[k]]
             if changed:
                 raise ValueError(
@@ -44,31 +49,75 @@ class Checkpoint:
                     f"this evaluation; the {', '.join(changed)} of the one it "
                     "holds differs. Remove it, or name another."
                 )
-            self._read()
-        else:
-            files.write_text(json.dumps(fingerprint, indent=2), path)
+        self._read()
 
     def add(self, values):
         """Keeps the arrays of the next batch."""
         if self.directory is not None:
+            notes = np.array(json.dumps(self._notes(values)))
             with (
                 files.whole(self._path(len(self.parts))) as part,
                 open(part, "wb") as file,
             ):
-                np.savez(file, **values)
+                np.savez(file, **values, **{_NOTES: notes})
         self.parts.append(values)
 
     def _path(self, index):
         return os.path.join(self.directory, f"batch_{index:06d}.npz")
+
+    def _notes(self, values):
+        """What tells that arrays are all of a batch of this evaluation."""
+        return {
+            "fingerprint": self._fingerprint,
+            "arrays": {
+                name: [array.dtype.str, list(array.shape)]
+                for name, array in values.items()
+            },
+        }
 
     def _read(self):
         """Reads batches up to the first that is missing or damaged."""
         while os.path.exists(path := self._path(len(self.parts))):
             try:
                 with open(path, "rb") as file, np.load(file) as arrays:
-                    self.parts.append(dict(arrays))
-            except (OSError, ValueError, zipfile.BadZipFile):
-                return  # measured, and written, once more
+                    values = dict(arrays)
+                notes = json.loads(str(values.pop(_NOTES)))
+                if notes != self._notes(values):
+                    raise ValueError("it holds other arrays than it tells of")
+            except files.DAMAGED as error:
+                _warn(
+                    path,
+                    "a whole batch of this evaluation",
+                    error,
+                    "It is measured again, and those after it.",
+                )
+                return
+            self.parts.append(values)
+
+
+def _read_fingerprint(path):
+    """What the directory is of; None if that is not known."""
+    if not os.path.exists(path):
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            return dict(json.load(file))
+    except files.DAMAGED as error:
+        _warn(
+            path,
+            "what an evaluation depends on",
+            error,
+            "It is written again; the batches tell themselves what they are.",
+        )
+        return None
+
+
+def _warn(path, expected, error, remedy):
+    warnings.warn(
+        f"{path}: expected {expected}; it is damaged "
+        f"({type(error).__name__}: {error}). {remedy}",
+        stacklevel=5,
+    )
 
 
 def fingerprint(model, metrics, misclassified, batch):

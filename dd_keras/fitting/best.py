@@ -18,6 +18,9 @@ class KeepBest(keras.callbacks.Callback):
     training images that is not trained on, never on the test set: what is
     chosen by the test set is not measured by it.
 
+    Each `fit` begins anew. Only in `resumable_fit(best=...)` it goes on from
+    the best of earlier processes.
+
     Args:
         monitor: name of the robustness in the logs; of a `DefenseModel` it is
             `"val_rho2"`, `"val_rhoinf"`, ... by its norm.
@@ -41,6 +44,10 @@ class KeepBest(keras.callbacks.Callback):
         )
         self.best = None
         self.weights = []
+
+    def on_train_begin(self, logs=None):
+        """Forgets an earlier `fit`, maybe of another model."""
+        self.best, self.weights = None, []
 
     def on_epoch_end(self, epoch, logs=None):
         """Keeps the weights, if they are better than those before."""

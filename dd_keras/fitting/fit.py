@@ -8,8 +8,12 @@ import time
 import keras
 import tensorflow as tf
 
-from dd_keras import distribution, files
+from dd_keras import datasets, distribution, files
 from dd_keras.fitting import checkpoint, guards
+from dd_keras.fitting.best import KeepBest
+from dd_keras.fitting.executions import Executions
+
+_BATCH_SIZE = 32  # of arrays, as Keras has it
 
 
 class Interrupted(KeyboardInterrupt):
@@ -30,6 +34,8 @@ def resumable_fit(
     epochs,
     checkpoint_dir,
     *,
+    batch_size=None,
+    class_weight=None,
     checkpoint_steps=None,
     validation_data=None,
     validation_freq=1,
@@ -47,16 +53,27 @@ def resumable_fit(
     with the weights, to the bit, and the logs of a training that was never
     interrupted.
 
+    Steps are counted as such, whatever the model's `steps_per_execution` is;
+    it may be another one each time. Callbacks are called, states written and
+    signals heeded between executions.
+
     Ctrl-C or SIGTERM end it after the step at hand, with a checkpoint (of
     several workers, without one).
 
     Args:
         model: a compiled `keras.Model`, made anew as it was at first (the
             same seed, the same arguments).
-        train: `datasets.Epochs`.
+        train: `datasets.Epochs`, or arrays, (x, y) or (x, y, sample_weight),
+            of which `Epochs.of_arrays` makes one. Not a batched data set: it
+            cannot be taken up in the middle of an epoch. Of an unbatched one,
+            give `datasets.Epochs(dataset, None, batch_size)`.
         epochs: number of epochs in all.
         checkpoint_dir: where the states of this training are kept, the two
             newest. Remove it when it is no longer needed.
+        batch_size: samples a batch, where `train` is arrays; None for 32.
+        class_weight: as for `keras.Model.fit`: dict of class to the weight of
+            its samples in the loss, 1 where it has none. None for none. Not
+            with sample weights.
         checkpoint_steps: steps from one state to the next within an epoch;
             None for none.
         validation_data: as for `keras.Model.fit`.
@@ -64,21 +81,25 @@ def resumable_fit(
         best: `KeepBest`, or None to end with the last weights.
         log: CSV file of what each epoch logged, whole at any time; None for
             none.
-        callbacks: further ones. They must not keep anything from step to step
-            that training depends on, as it would be lost.
+        callbacks: further ones, or None. They must not keep anything from step
+            to step that training depends on, as it would be lost.
         verbose: as for `keras.Model.fit`.
 
     Returns:
-        (list of dict, what each epoch logged; seconds that training took, over
-        all processes).
+        `keras.callbacks.History`, of all epochs, also of those of earlier
+        processes: `history` is a dict of name to list of what the epochs
+        logged, `epoch` the list of their numbers. Its attribute `seconds` is
+        what training took, over all processes.
 
     Raises:
         DivergenceError: if loss or weights are no longer finite. The last
             state before it is kept.
         OutOfMemoryError: if a step does not fit into memory.
         Interrupted: after Ctrl-C, or SIGTERM.
-        ValueError: if `checkpoint_dir` is of another training, or
-            `checkpoint_steps` not positive.
+        TypeError: if `train` is something else.
+        ValueError: if `checkpoint_dir` is of another training,
+            `checkpoint_steps` or `batch_size` not positive, arrays are not of
+            one length, or `callbacks` hold a `KeepBest`.
         RuntimeError: if another worker is gone.
         OSError: if a state cannot be written. Those before are kept.
     """
@@ -89,6 +110,13 @@ def resumable_fit(
             "checkpoint_steps: expected a positive integer or None; received "
             f"{checkpoint_steps!r}."
         )
+    callbacks = list(callbacks or ())
+    if any(isinstance(callback, KeepBest) for callback in callbacks):
+        raise ValueError(
+            "callbacks: expected none that forget what they know when the "
+            "process ends; received a KeepBest. Give it as `best`."
+        )
+    train = _epochs_of(train, batch_size)
     with (
         model.distribute_strategy.scope(),
         distribution.lost_workers_named(),
@@ -103,24 +131,65 @@ def resumable_fit(
         if progress.position != (0, 0):
             print(f"Going on from epoch {epoch + 1}, step {step}.")
         steps = len(train)
-        model.fit(
-            train.starting_at(epoch + step // steps, step % steps),
-            steps_per_epoch=steps,
-            epochs=epochs,
-            initial_epoch=epoch,
-            validation_data=validation_data,
-            validation_freq=validation_freq,
-            shuffle=False,  # the data set shuffles itself
-            # Errors before states: none is written of a loss of NaN.
-            callbacks=[
-                guards.StopAtNaN(progress.batch),
-                *callbacks,
-                *([] if best is None else [best]),
-                progress,
-            ],
-            verbose=verbose if distribution.is_chief() else 0,
-        )
-    return progress.logs, progress.seconds
+        with progress.executions:
+            history = model.fit(
+                train.starting_at(epoch + step // steps, step % steps),
+                steps_per_epoch=steps,
+                epochs=epochs,
+                initial_epoch=epoch,
+                class_weight=class_weight,
+                validation_data=validation_data,
+                validation_freq=validation_freq,
+                shuffle=False,  # the data set shuffles itself
+                # Errors before states: none is written of a loss of NaN.
+                callbacks=[
+                    guards.StopAtNaN(progress.batch),
+                    *callbacks,
+                    *([] if best is None else [best]),
+                    progress,
+                ],
+                verbose=verbose if distribution.is_chief() else 0,
+            )
+    # Keras knows of this process' epochs only.
+    history.epoch = list(range(len(progress.logs)))
+    history.history = _by_name(progress.logs)
+    history.seconds = progress.seconds
+    return history
+
+
+def _epochs_of(train, batch_size):
+    """What `train` is, or is made into: `datasets.Epochs`."""
+    if isinstance(train, datasets.Epochs):
+        if batch_size is not None:
+            raise ValueError(
+                "batch_size: expected None with datasets.Epochs, which have "
+                f"one of their own, {train.batch_size}; received "
+                f"{batch_size!r}."
+            )
+        return train
+    if isinstance(train, tuple) and len(train) in (2, 3):
+        if batch_size is None:
+            batch_size = _BATCH_SIZE
+        return datasets.Epochs.of_arrays(*train, batch_size=batch_size)
+    what = type(train).__name__
+    if isinstance(train, tf.data.Dataset):
+        what = "tf.data.Dataset, which cannot begin in the middle of an epoch"
+    elif isinstance(train, tuple):
+        what += f" of {len(train)}"
+    raise TypeError(
+        "train: expected datasets.Epochs, or a tuple of arrays, (x, y) or "
+        f"(x, y, sample_weight); received a {what}. Of an unbatched data set "
+        "give datasets.Epochs(dataset, None, batch_size)."
+    )
+
+
+def _by_name(logs):
+    """What each epoch logged, as dict of name to list."""
+    found = {}
+    for entry in logs:
+        for name, value in entry.items():
+            found.setdefault(name, []).append(value)
+    return found
 
 
 def _build(model, train):
@@ -153,6 +222,7 @@ class _Progress(keras.callbacks.Callback):
         self._train, self._every, self._log = train, every, log
         self._best, self._signals = best, signals
         self._checkpoints = checkpoint.Checkpoints(directory)
+        self.executions = Executions(model, len(train))
         self._epoch, self._done = 0, 0  # where it is
         self._last_logs = {}  # of the last step
         self._validating = False
@@ -183,13 +253,13 @@ class _Progress(keras.callbacks.Callback):
         self.position = state.epoch, state.step
         self.logs, self._seconds = notes["logs"], notes["seconds"]
         self._last_logs = notes["last_logs"]
-        if self._best is not None:
-            self._best.best = notes["best"]
-            self._best.weights = state.arrays["best"]
 
     def on_train_begin(self, logs=None):
-        """Restores the weights."""
+        """Restores the weights, and the best, which has just been reset."""
         self._restore()
+        if self._best is not None and self._state is not None:
+            self._best.best = self._state.notes["best"]
+            self._best.weights = self._state.arrays["best"]
         self._write_log()
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -200,23 +270,19 @@ class _Progress(keras.callbacks.Callback):
         self._state = None  # as large as the model: no longer needed
 
     def on_train_batch_begin(self, batch, logs=None):
-        """Lets a step that is done already do nothing."""
-        if not self._replays():
-            return
-        if batch < self.position[1]:
-            self.model.train_function = lambda iterator: dict(self._last_logs)
-        elif batch == self.position[1]:
-            self.model.make_train_function(force=True)
+        """Lets steps that are done already do nothing."""
+        done = self.position[1] if self._replays() else 0
+        self.executions.begin(batch, done, self._last_logs)
 
     def on_train_batch_end(self, batch, logs=None):
         """Writes a state, if it is time."""
-        self._done = batch + 1
+        before, self._done = self._done, self.executions.end()
         if self._replays() and self._done <= self.position[1]:
             return
         self._last_logs = logs
         if self._signals.received is not None:
             self._stop()
-        if self._every and self._done % self._every == 0:
+        if self._every and self._done // self._every > before // self._every:
             self._save(self._epoch, self._done)
 
     def on_test_begin(self, logs=None):
@@ -236,8 +302,6 @@ class _Progress(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         """Writes the log and a state."""
-        if self._replays() and self._done <= self.position[1]:
-            self.model.make_train_function(force=True)  # all was done
         self.logs.append(_numbers(logs))
         self._write_log()
         self._save(epoch + 1, 0)

@@ -31,32 +31,56 @@ class StopAtNaN(keras.callbacks.Callback):
         super().__init__()
         self.batch_of = batch_of
         self._epoch = 0
-        self._last = math.nan
+        self._first = 0  # step of the execution at hand
+        self._last = None
+
+    def on_train_begin(self, logs=None):
+        """Forgets the loss of an earlier `fit`."""
+        self._last = None
 
     def on_epoch_begin(self, epoch, logs=None):
         """Notes the epoch."""
         self._epoch = epoch
 
+    def on_train_batch_begin(self, batch, logs=None):
+        """Notes the step."""
+        self._first = batch
+
     def on_train_batch_end(self, batch, logs=None):
         """Looks at the loss, the mean over the epoch so far."""
         loss = float((logs or {}).get("loss", 0.0))
         if not math.isfinite(loss):
+            steps = self._steps()
+            number = f"step {steps[0] + 1}"
+            if len(steps) > 1:
+                number = f"steps {steps[0] + 1} to {steps[-1] + 1}"
+            before = ""
+            if self._last is not None:
+                before = f" (it was {self._last:.4g} before)"
             raise DivergenceError(
-                f"epoch {self._epoch + 1}, step {batch + 1}: the loss is "
-                f"{loss} (it was {self._last:.4g} before). "
-                f"{self._cause(batch)}"
+                f"epoch {self._epoch + 1}, {number}: the loss is {loss}"
+                f"{before}. {self._cause(steps)}"
             )
         self._last = loss
 
-    def _cause(self, step):
-        if self.batch_of is not None:
+    def _steps(self):
+        """Those of the execution at hand."""
+        end = self._first + self.model.steps_per_execution
+        steps = self.params.get("steps")
+        return range(self._first, end if steps is None else min(end, steps))
+
+    def _cause(self, steps):
+        for step in steps if self.batch_of is not None else ():
             inputs = np.asarray(self.batch_of(self._epoch, step)[0])
             finite = np.isfinite(inputs).reshape(len(inputs), -1).all(axis=1)
             if not finite.all():
+                batch = "this batch"
+                if len(steps) > 1:
+                    batch = f"the batch of step {step + 1}"
                 return (
-                    f"The likely cause: of the {len(inputs)} inputs of this "
-                    f"batch {np.sum(~finite)} hold NaN or infinity, the first "
-                    f"of them input {np.argmin(finite)}."
+                    f"The likely cause: of the {len(inputs)} inputs of "
+                    f"{batch} {np.sum(~finite)} hold NaN or infinity, the "
+                    f"first of them input {np.argmin(finite)}."
                 )
         weight = first_not_finite(self.model)
         diverged = (
@@ -64,10 +88,16 @@ class StopAtNaN(keras.callbacks.Callback):
             if weight
             else "the weights are still finite"
         )
-        return (
-            f"Its inputs are finite; {diverged}. The likely cause: the "
-            "updates are too large. A smaller learning rate or lam may help."
+        cause = (
+            "The likely cause: the updates are too large. A smaller learning "
+            "rate or lam may help."
         )
+        if self.batch_of is None:
+            return (
+                f"After the step {diverged}. {cause} Or an input of the batch "
+                "is NaN or infinity."
+            )
+        return f"Its inputs are finite; {diverged}. {cause}"
 
 
 @contextlib.contextmanager
@@ -112,6 +142,7 @@ class StopSignals:
         self._before = {}
 
     def __enter__(self):
+        self.received = None
         if threading.current_thread() is threading.main_thread():
             self._before = {
                 number: signal.signal(number, self._note)
