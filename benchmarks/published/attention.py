@@ -325,7 +325,7 @@ class Perceiver(keras.Model):
 
     def call(self, images):
         data = self.norms[0](self.encode(self.cut(images)))
-        x = ops.tile(self.memory, (ops.shape(images)[0], 1, 1))
+        x = self.memory + ops.zeros_like(data[:, :1, :1])  # one a sample
         for _ in range(self.rounds):
             x += self.read(self.norms[1](x), data)
             y = self.norms[2](x)

@@ -253,7 +253,7 @@ class AttentionPooling(layers.Layer):
         self.mlp.build((None, self.width))
 
     def call(self, x):
-        token = ops.tile(self.token, (ops.shape(x)[0], 1, 1))
+        token = self.token + ops.zeros_like(x[:, :1])  # one a sample
         out = self.norms[0](ops.concatenate([token, x], axis=1))
         token = self.norms[1](token + self.attention(token, out))[:, 0]
         return token + self.mlp(self.norms[2](token))
