@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(
     r'__version__ = "(.+)"', (ROOT / "dd_keras/version.py").read_text()
 )[1]
-SERVING = ["tensorflow-serving-api>=2.21"]
+SERVING = ["tensorflow-serving-api>=2.18"]
 EVALUATION = ["opencv-python-headless>=4.10", "scikit-image>=0.24"]
 
 setuptools.setup(
@@ -27,20 +27,22 @@ setuptools.setup(
         "absl-py>=2.1",
         "adjustText>=1.3",
         "importlib_resources>=5.12",
-        "keras>=3.15",
+        "keras>=3.8",
         "matplotlib>=3.8",
         "numpy>=1.26",
         "scikit-learn>=1.4",
         "tensorboard>=2.18",
         "tensorflow-datasets>=4.9.8",
-        "tensorflow>=2.21",
+        "tensorflow>=2.18",
     ],
     extras_require={
-        "cuda": ["tensorflow[and-cuda]>=2.21"],
+        "cuda": ["tensorflow[and-cuda]>=2.18"],
         # PASS, the similarity of images.
         "evaluation": EVALUATION,
         # Warm-up requests, and the client's gRPC.
         "serving": SERVING,
+        # Their classifiers are tested, `make test-hub`.
+        "kerashub": ["keras-hub>=0.32"],
         # The libraries that benchmarks/ compare with.
         "benchmark": [
             "adversarial-robustness-toolbox>=1.20",

@@ -12,7 +12,6 @@ By default the smallest network of every family: about 15 minutes on 2 cores.
 """
 
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,6 @@ from pathlib import Path
 import harness
 import keras
 import numpy as np
-import tensorflow as tf
 from absl import app, flags
 
 import dd_keras
@@ -60,38 +58,6 @@ COLUMNS = {
 }
 
 
-class RecordingSGD(keras.optimizers.SGD):
-    """SGD that remembers how large the last gradients were.
-
-    Attributes:
-        sizes: the sum of each gradient's absolute values; NaN for no gradient.
-    """
-
-    def build(self, variables):
-        """Makes room for the sizes; to be called before the first step."""
-        super().build(variables)
-        self.sizes = [tf.Variable(np.nan, dtype="float32") for _ in variables]
-
-    def apply(self, grads, trainable_variables=None):
-        """Notes the gradients down, and steps."""
-        for size, gradient in zip(self.sizes, grads, strict=True):
-            if gradient is not None:
-                size.assign(tf.reduce_sum(tf.abs(gradient)))
-        return super().apply(grads, trainable_variables)
-
-
-class WeighedCrossentropy(keras.losses.SparseCategoricalCrossentropy):
-    """Cross-entropy of logits times `weight`, a variable."""
-
-    def __init__(self):
-        super().__init__(from_logits=True)
-        self.weight = tf.Variable(1.0)
-
-    def call(self, y_true, y_pred):
-        """The loss of each sample."""
-        return self.weight * super().call(y_true, y_pred)
-
-
 def smallest_input(name):
     """A network of random weights on the smallest input, and its size."""
     for size in SIZES:
@@ -100,26 +66,6 @@ def smallest_input(name):
         except ValueError as error:
             reason = error
     raise reason
-
-
-def settle(classifier, size):
-    """Gives batch normalisation the statistics of random pixels.
-
-    With those it starts from, what a network of random weights puts out in
-    inference hardly depends on its inputs: nothing for an attack to find.
-    """
-    layers = [
-        layer
-        for layer in classifier._flatten_layers()
-        if isinstance(layer, keras.layers.BatchNormalization)
-    ]
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.momentum = 0.0
-    pixels = np.random.default_rng(1).uniform(0, 255, (16, size, size, 3))
-    classifier(pixels.astype("float32"), training=True)
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
 
 
 def check(name):
@@ -137,10 +83,13 @@ def check(name):
         0, 255, (BATCH_SIZE, size, size, 3)
     ).astype("float32")  # fmt: skip
     y = np.arange(BATCH_SIZE)
-    settle(classifier, size)
+    pixels = np.random.default_rng(1).uniform(0, 255, (16, size, size, 3))
+    harness.settle(classifier, pixels.astype("float32"))
     model = dd_keras.DeepDefenseModel(classifier, attack=ATTACK)
-    loss = WeighedCrossentropy()
-    optimizer = RecordingSGD(LEARNING_RATE, global_clipnorm=LONGEST_GRADIENT)
+    loss = harness.WeighedCrossentropy(from_logits=True)
+    optimizer = harness.RecordingSGD(
+        LEARNING_RATE, global_clipnorm=LONGEST_GRADIENT
+    )
     model.compile(optimizer, loss, jit_compile=False)
     optimizer.build(model.trainable_variables)
     row = {
@@ -175,18 +124,12 @@ def same_after_saving(classifier, x):
     return bool(np.allclose(loaded(x), classifier(x), rtol=1e-5, atol=1e-6))
 
 
-def without_paths(text):
-    """The first line of a message, files without their folders, cut short."""
-    line = str(text).strip().partition("\n")[0]
-    return re.sub(r"(?:/[\w.+-]+)+/", "", line)[:300]
-
-
 def work(name):
     """One process' work: its row, with an error if there was one."""
     try:
         row = {**check(name), "error": None}
     except Exception as error:  # whatever it is, the next network is to run
-        row = {"error": f"{type(error).__name__}: {without_paths(error)}"}
+        row = {"error": harness.one_line(error)}
     return {**row, "peak_mib": harness.peak_mib()}
 
 

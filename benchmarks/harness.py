@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import platform
+import re
 import resource
 import shlex
 import statistics
@@ -20,6 +21,7 @@ from importlib import metadata
 from typing import NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 import dd_keras
@@ -164,6 +166,76 @@ def compiled(model, metrics=None):
     model.compile(optimizer, loss, metrics=metrics, jit_compile=False)
     optimizer.build(model.trainable_variables)
     return model
+
+
+class RecordingSGD(keras.optimizers.SGD):
+    """SGD that remembers how large the last gradients were.
+
+    Attributes:
+        sizes: the sum of each gradient's absolute values; NaN for no gradient.
+    """
+
+    def build(self, variables):
+        """Makes room for the sizes; to be called before the first step."""
+        super().build(variables)
+        self.sizes = [tf.Variable(np.nan, dtype="float32") for _ in variables]
+
+    def apply(self, grads, trainable_variables=None):
+        """Notes the gradients down, and steps."""
+        for size, gradient in zip(self.sizes, grads, strict=True):
+            if gradient is not None:
+                size.assign(tf.reduce_sum(tf.abs(gradient)))
+        return super().apply(grads, trainable_variables)
+
+
+class WeighedCrossentropy(keras.losses.Loss):
+    """Cross-entropy times `weight`, a variable; binary for one output."""
+
+    def __init__(self, from_logits):
+        super().__init__()
+        self.from_logits = from_logits
+        self.weight = tf.Variable(1.0)
+
+    def call(self, y_true, y_pred):
+        """The loss of each sample."""
+        binary = y_pred.shape[-1] == 1
+        loss = (
+            keras.losses.binary_crossentropy
+            if binary
+            else keras.losses.sparse_categorical_crossentropy
+        )
+        if binary:
+            y_true = tf.reshape(y_true, (-1, 1))
+        return self.weight * loss(y_true, y_pred, from_logits=self.from_logits)
+
+
+def settle(classifier, x):
+    """Gives batch normalisation the statistics of a batch of inputs.
+
+    With those it starts from, what a network of random weights puts out in
+    inference hardly depends on its inputs: nothing for an attack to find.
+    """
+    layers = [
+        layer
+        for layer in classifier._flatten_layers()
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+    classifier(x, training=True)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+
+
+def one_line(error):
+    """An error's type and the first line of its message, cut short.
+
+    Files are named without their folders.
+    """
+    line = str(error).strip().partition("\n")[0]
+    line = re.sub(r"(?:/[\w.+-]+)+/", "", line)[:300]
+    return f"{type(error).__name__}: {line}"
 
 
 def in_own_process(*flags):

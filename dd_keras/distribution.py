@@ -51,7 +51,8 @@ def strategy(name="none", *, replicas=None, cluster_resolver=None):
 
     Example:
         with dd_keras.distribution.strategy("mirrored").scope():
-            model = dd_keras.DeepDefenseModel(keras.models.load_model(path))
+            classifier = keras.models.load_model("classifier.keras")
+            model = dd_keras.DeepDefenseModel(classifier)
             model.compile("sgd", "sparse_categorical_crossentropy")
         model.fit(train, epochs=5)
     """

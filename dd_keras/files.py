@@ -45,8 +45,10 @@ def whole(path):
         Another name, beside it and with its ending.
 
     Example:
+        from dd_keras import files
+
         with files.whole("results.json") as part, open(part, "w") as file:
-            json.dump(results, file)
+            file.write("{}")
     """
     path = os.fspath(path)
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
@@ -81,8 +83,10 @@ def whole_directory(parent):
         Its path.
 
     Example:
+        from dd_keras import files
+
         with files.whole_directory("models") as part:
-            write_model(part)
+            classifier.save(f"{part}/classifier.keras")
             files.place(part, "models/1")
     """
     parent = os.fspath(parent)

@@ -96,7 +96,9 @@ class AdversarialTrainingModel(DefenseModel):
         model = dd_keras.AdversarialTrainingModel(
             classifier, adversary=dd_keras.attacks.FGSM(eps=10.0)
         )
-        model.compile("sgd", "sparse_categorical_crossentropy", ["accuracy"])
+        model.compile(
+            "sgd", "sparse_categorical_crossentropy", metrics=["accuracy"]
+        )
         model.fit(x_train, y_train, validation_data=(x_test, y_test))
     """
 

@@ -54,7 +54,9 @@ class DeepDefenseModel(DefenseModel):
 
     Example:
         model = dd_keras.DeepDefenseModel(classifier, lam=15.0, c=25.0, d=5.0)
-        model.compile("sgd", "sparse_categorical_crossentropy", ["accuracy"])
+        model.compile(
+            "sgd", "sparse_categorical_crossentropy", metrics=["accuracy"]
+        )
         model.fit(x_train, y_train, validation_data=(x_test, y_test))
         classifier.save("robust.keras")  # the weights are shared
     """

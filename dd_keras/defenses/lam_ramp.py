@@ -28,7 +28,10 @@ class LamRamp(keras.callbacks.Callback):
         TypeError: at the start of `fit`, if the model has no `lam` to scale.
 
     Example:
-        model.fit(x, y, epochs=5, callbacks=[LamRamp(start=1, length=2)])
+        model = dd_keras.DeepDefenseModel(classifier)
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        ramp = dd_keras.LamRamp(start=1, length=2)
+        model.fit(x_train, y_train, epochs=5, callbacks=[ramp])
     """
 
     def __init__(self, start=0.0, length=1.0):

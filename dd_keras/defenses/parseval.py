@@ -41,7 +41,8 @@ class ParsevalConstraint(keras.constraints.Constraint):
         ValueError: if an argument is outside of its range.
 
     Example:
-        keras.layers.Dense(10, kernel_constraint=ParsevalConstraint(1e-4))
+        constraint = dd_keras.ParsevalConstraint(1e-4)
+        keras.layers.Dense(10, kernel_constraint=constraint)
     """
 
     def __init__(self, beta=1e-4, fraction=0.3, groups=1, seed=None):

@@ -34,8 +34,8 @@ class SplitExponential(keras.losses.Loss):
         ValueError: if `c` or `d` is not above 0 and finite.
 
     Example:
-        >>> float(SplitExponential(c=25.0, d=5.0)([1.0, 0.0], [0.0, 0.0]))
-        1.0
+        penalty = dd_keras.SplitExponential(c=25.0, d=5.0)
+        assert penalty([1.0, 0.0], [0.0, 0.0]) == 1.0
     """
 
     def __init__(
