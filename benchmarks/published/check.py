@@ -68,7 +68,7 @@ def check(name, folder, row):
     with warnings.catch_warnings():  # they are kept in the report
         warnings.simplefilter("ignore")
         report = dd_keras.evaluate_robustness(
-            model, data, ["accuracy", EVALUATION_ATTACK], verbose=0
+            model, data, metrics=["accuracy", EVALUATION_ATTACK], verbose=0
         )
     row["warnings"] = list(report.warnings)
     row["rho2"] = float(np.mean(report.values["rho2"]))
