@@ -890,7 +890,7 @@ def measured(tmp_path_factory):
     """An evaluation that is all on disk: its settings, and its values."""
     settings = {
         "model": affine(5),
-        "dataset": batched(*samples(5), 5).take(3),
+        "data": batched(*samples(5), 5).take(3),
         "verbose": 0,
         "checkpoint_dir": tmp_path_factory.mktemp("measured"),
     }
@@ -1054,7 +1054,7 @@ def test_batches_of_another_evaluation_are_never_taken(
     path.unlink() if fingerprint == "missing" else path.write_bytes(b"")
     settings["model"] = affine(5, seed=9)
     expected = evaluate_robustness(
-        settings["model"], settings["dataset"], verbose=0
+        settings["model"], settings["data"], verbose=0
     )
     for _ in range(2):  # the second time it is all of this evaluation
         with warnings.catch_warnings():

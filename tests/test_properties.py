@@ -388,7 +388,10 @@ def test_labels_that_are_no_class_are_clear_errors(num_classes, data, dtype):
 def test_labels_of_another_shape_are_clear_errors(num_classes, shape):
     fits = len(shape) == 1 or (len(shape) == 2 and shape[1] in (1, num_classes))
     if fits:
-        found = logits.sparse_labels(np.zeros(shape, int), num_classes)
+        labels = np.zeros(shape, int)
+        if len(shape) == 2 and shape[1] == num_classes:
+            labels[:, 0] = 1  # one-hot
+        found = logits.sparse_labels(labels, num_classes)
         assert found.shape == shape[:1]
     else:
         with pytest.raises(ValueError, match="y: expected labels of shape"):
@@ -1057,7 +1060,7 @@ def test_labels_that_are_unfit_end_an_evaluation(
     model = network(shape, outputs, dtype)
     y = np.zeros(5, int)
     y[place] = bad
-    with pytest.raises(ValueError, match=r"dataset, batch .*y: expected"):
+    with pytest.raises(ValueError, match=r"data, batch .*y: expected"):
         evaluate(model, np.full((5, *shape), 0.5, dtype), y, 2)
 
 

@@ -98,7 +98,7 @@ def named_assertions():
         )
         if said is None:
             raise
-        raise ValueError(said[1]) from error
+        raise ValueError(f"{said[1].rstrip('. ')}.") from error
 
 
 def with_guard(callbacks):

@@ -1,7 +1,5 @@
 """What all defences share: a classifier in, `fit` as ever, rho in the logs."""
 
-import functools
-import inspect
 from typing import NamedTuple
 
 import keras
@@ -212,8 +210,18 @@ class DefenseModel(keras.Model):
             and logits.same_in_training(self)
         )
 
-    @functools.wraps(keras.Model.fit, assigned=())  # the same signature
-    def fit(self, *args, **kwargs):
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        epochs=1,
+        verbose="auto",
+        callbacks=None,
+        validation_split=0.0,
+        validation_data=None,
+        **kwargs,
+    ):
         """As `keras.Model.fit`.
 
         Raises:
@@ -222,15 +230,22 @@ class DefenseModel(keras.Model):
                 the batch at hand.
             DivergenceError: if the loss is not finite.
         """
-        given = inspect.signature(super().fit).bind(*args, **kwargs).arguments
-        checks.check_arrays(self.model, given.get("x"), given.get("y"))
-        if isinstance(given.get("validation_data"), (list, tuple)):
-            checks.check_arrays(self.model, *given["validation_data"][:2])
-        given["callbacks"] = checks.with_guard(given.get("callbacks"))
+        checks.check_arrays(self.model, x, y)
+        if isinstance(validation_data, (list, tuple)):
+            checks.check_arrays(self.model, *validation_data[:2])
         with checks.named_assertions():
-            return super().fit(**given)
+            return super().fit(
+                x,
+                y,
+                batch_size=batch_size,
+                epochs=epochs,
+                verbose=verbose,
+                callbacks=checks.with_guard(callbacks),
+                validation_split=validation_split,
+                validation_data=validation_data,
+                **kwargs,
+            )
 
-    @functools.wraps(keras.Model.evaluate, assigned=())
     def evaluate(self, x=None, y=None, *args, **kwargs):
         """As `keras.Model.evaluate`. Raises: see `fit`."""
         checks.check_arrays(self.model, x, y)

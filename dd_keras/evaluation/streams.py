@@ -58,7 +58,9 @@ def of(data, y=None, batch_size=None):
                 f"one of {len(data)}{' beside y' if y is not None else ''}."
             )
         data, y = data
-    if isinstance(data, (dict, list)):
+    if isinstance(data, dict) or (
+        isinstance(data, list) and len(data) == 1 and _is_array(data[0])
+    ):
         data = unpack(data)
     if not _is_array(data):
         raise TypeError(
