@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import shell
 
 from dd_keras import numerics
 from dd_keras.attacks import kernels
@@ -180,6 +181,58 @@ def test_layers_are_replaced_also_in_nested_models():
 def test_other_layers_are_left_alone(layer, slow):
     network = network_of(layer, keras.layers.Flatten(), keras.layers.Dense(2))
     assert slow in ops_of(network, tf.zeros((2, 8, 8, 1)))
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize(
+    ("make", "strides", "shape"),
+    [
+        (keras.layers.Conv1D, 2, (7, 3)),
+        (keras.layers.Conv2D, 2, (6, 7, 3)),
+        (keras.layers.Conv2D, (1, 3), (5, 7, 3)),
+        (keras.layers.Conv3D, (2, 1, 2), (4, 3, 5, 2)),
+    ],
+)
+def test_strided_pointwise_equals_stock(make, strides, shape, padding):
+    layer = make(4, 1, strides=strides, padding=padding)
+    network = network_of(layer, shape=shape)
+    x = tf.constant(random(2, *shape))
+    stock = layer(x)
+    with kernels.better_gradients(network):
+        assert "convolution_op" in vars(layer)
+        np.testing.assert_allclose(layer(x), stock, rtol=1e-12, atol=1e-12)
+    assert "convolution_op" not in vars(layer)
+
+
+RESIDUAL = """
+import keras, numpy as np, dd_keras
+from keras import layers
+keras.utils.set_random_seed(0)
+inputs = keras.Input((12, 12, 3))
+x = layers.Conv2D(8, 3, padding="same")(inputs)
+for width, stride in ((8, 1), (16, 2)):
+    shortcut = x
+    x = layers.Conv2D(width, 3, stride, "same")(layers.ReLU()(x))
+    x = layers.Conv2D(width, 3, padding="same")(layers.ReLU()(x))
+    if stride > 1:
+        shortcut = layers.Conv2D(width, 1, stride)(shortcut)
+    x = layers.add([x, shortcut])
+x = layers.GlobalAveragePooling2D()(layers.ReLU()(x))
+network = keras.Model(inputs, layers.Dense(3)(x))
+model = dd_keras.DeepDefenseModel(network, lam=1.0, c=3.0, d=1.0)
+model.compile(keras.optimizers.SGD(1e-5), "sparse_categorical_crossentropy")
+x = np.random.default_rng(0).uniform(-1, 1, (8, 12, 12, 3))
+for _ in range(12):
+    model.fit(x, np.arange(8) % 3, batch_size=8, verbose=0)
+print("trained")
+"""
+
+
+def test_a_residual_network_is_trained_without_a_crash():
+    """In a process of its own, which the stock kernel would end."""
+    done = shell("-c", RESIDUAL)
+    assert done.stdout.strip().endswith("trained"), done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("groups", [2, 4])

@@ -1,7 +1,7 @@
 """Layers with better derivatives: same values, less work or more digits.
 
 Attacks take the gradient by the network's input once for each class, and
-training differentiates that gradient again. Three stock kernels are poor at
+training differentiates that gradient again. Four stock kernels are poor at
 just this, and are replaced for the length of a forward pass:
 
 - The gradient by the input of a convolution of images. Libraries for CPUs
@@ -16,6 +16,10 @@ just this, and are replaced for the length of a forward pass:
   that an attack still moves changes from one iteration to the next, and each
   number is compiled anew; what comes of it is slow on CPUs (measured: 5 to 40
   times slower). `grouped_convolution` uses TensorFlow's own kernels.
+- Convolutions of 1 x 1 with strides, the shortcuts of residual networks. Their
+  gradients by oneDNN write past their memory where the number of samples
+  changes from one iteration to the next, and most trainings of a small ResNet
+  die of it (TensorFlow 2.21). Here the strides are taken first.
 
 Values are the same up to rounding, to any order of differentiation.
 """
@@ -54,6 +58,9 @@ def better_gradients(network):
         if cpu and _is_image_convolution(layer):
             layer.convolution_op = _convolution_of(layer)
             replaced.append((layer, "convolution_op"))
+        elif cpu and _is_strided_pointwise(layer):
+            layer.convolution_op = _strided_pointwise_of(layer)
+            replaced.append((layer, "convolution_op"))
         elif not xla and _is_grouped_convolution(layer):
             layer.convolution_op = _grouped_convolution_of(layer)
             replaced.append((layer, "convolution_op"))
@@ -86,6 +93,32 @@ def _convolution_of(layer):
     def convolution_op(x, kernel):
         kernel = tf.cast(tf.convert_to_tensor(kernel), x.dtype)
         return convolution(x, kernel, layer.padding.upper())
+
+    return convolution_op
+
+
+def _is_strided_pointwise(layer):
+    convolutions = (
+        keras.layers.Conv1D,
+        keras.layers.Conv2D,
+        keras.layers.Conv3D,
+    )
+    return (
+        type(layer) in convolutions
+        and {*layer.kernel_size, *layer.dilation_rate} == {1}
+        and {*layer.strides} != {1}
+        and layer.groups == 1
+        and layer.data_format == "channels_last"
+    )
+
+
+def _strided_pointwise_of(layer):
+    def convolution_op(x, kernel):
+        kernel = tf.cast(tf.convert_to_tensor(kernel), x.dtype)
+        taken = (slice(None), *(slice(None, None, s) for s in layer.strides))
+        # Left open, the format is missing to derivatives in eager execution.
+        data_format = {1: "NWC", 2: "NHWC", 3: "NDHWC"}[layer.rank]
+        return tf.nn.convolution(x[taken], kernel, data_format=data_format)
 
     return convolution_op
 
