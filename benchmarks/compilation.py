@@ -1,6 +1,7 @@
 """How long the first training step takes: traced, and compiled by XLA.
 
     python benchmarks/compilation.py --model=savedmodels/mnist_lenet_reference.keras --data_dir=DIR
+    python benchmarks/compilation.py --model=savedmodels/mnist_lenet_reference.keras --kind=lenet --kind=lstm --kind=vit --kind=mobilenet_v2 --output=results/benchmarks/first_steps.json
 
 Each in a process of its own, since a second trace in one process is faster.
 Also how far XLA's losses, rho_2 and gradients are from the plain graph's,
@@ -32,10 +33,12 @@ flags.DEFINE_string(
 
 # Networks whose first step is held against the clean one's, of ten classes.
 FIRST_STEPS = ("lenet", "lstm", "vit", "mobilenet_v2")
+KINDS = ["fit", "graph", "xla", *FIRST_STEPS]
 
-flags.DEFINE_enum(
-    "worker", None, ["fit", "graph", "xla", *FIRST_STEPS], "One run only."
+flags.DEFINE_multi_enum(
+    "kind", KINDS, KINDS, "What to measure; may be repeated. Default: all."
 )
+flags.DEFINE_enum("worker", None, KINDS, "One run only.")
 
 # So large that the weights' rounding vanishes in the step: the difference of
 # the weights is the gradient.
@@ -166,7 +169,7 @@ def main(argv):
         print(json.dumps(work(FLAGS.worker)))
         return
     rows = {}
-    for kind in ("fit", "graph", "xla", *FIRST_STEPS):
+    for kind in FLAGS.kind:
         runs = [
             harness.in_own_process(f"--worker={kind}")
             for _ in range(FLAGS.runs)

@@ -349,3 +349,17 @@ def test_saved_models_are_small():
     files = [p for p in (ROOT / "savedmodels").rglob("*") if p.is_file()]
     size = sum(p.stat().st_size for p in files if "digits" not in p.parts)
     assert 5e6 < size < 20e6
+
+
+def test_published_classifiers_came_through():
+    path = ROOT / "results/classifiers.json"
+    results = json.loads(path.read_text(encoding="utf-8"))
+    rows, stages = results["rows"], results["stages"]
+    assert all(row["worked"] == stages for row in rows.values())
+    ratios = sorted(row["ratio"] for row in rows.values())
+    text = " ".join(README.split())
+    assert f"has {len(rows)} published classifiers" in text
+    assert (
+        f"between {ratios[0]:.1f} and {ratios[-1]:.1f} times as long as the "
+        f"classifier's own ({np.median(ratios):.1f} times in the median)"
+    ) in text
