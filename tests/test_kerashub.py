@@ -183,7 +183,9 @@ def test_a_task_without_a_preprocessor_is_defended(name, tmp_path):
 
     expected = classifier.predict(x, verbose=0)
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(3)
-    report = dd_keras.evaluate_robustness(model, data, [ATTACK], verbose=0)
+    report = dd_keras.evaluate_robustness(
+        model, data, metrics=[ATTACK], verbose=0
+    )
     np.testing.assert_array_equal(
         report.values["predictions"], expected.argmax(axis=-1)
     )
@@ -284,7 +286,9 @@ def test_evaluation_prepares_raw_images(prepared):
     classifier, model, raw, expected = prepared
     y = np.arange(6) % 3
     data = tf.data.Dataset.from_tensor_slices((raw, y)).batch(3)
-    report = dd_keras.evaluate_robustness(model, data, [ATTACK], verbose=0)
+    report = dd_keras.evaluate_robustness(
+        model, data, metrics=[ATTACK], verbose=0
+    )
     np.testing.assert_array_equal(
         report.values["predictions"], expected.argmax(axis=-1)
     )
@@ -293,7 +297,7 @@ def test_evaluation_prepares_raw_images(prepared):
     by_hand = dd_keras.evaluate_robustness(
         bare,
         tf.data.Dataset.from_tensor_slices((x, y)).batch(3),
-        [ATTACK],
+        metrics=[ATTACK],
         verbose=0,
     )
     np.testing.assert_allclose(
