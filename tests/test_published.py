@@ -11,7 +11,6 @@ from conftest import ROOT, shell
 from published import CLASSIFIERS, Published
 from published.check import STAGES, check
 
-
 MEASURED = json.loads(
     (ROOT / "results/classifiers.json").read_text(encoding="utf-8")
 )["rows"]
