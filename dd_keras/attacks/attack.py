@@ -212,8 +212,8 @@ class Attack(EqualByConfig):
         """
         low, high = (np.asarray(b, x.dtype.as_numpy_dtype) for b in self.bounds)
         sample = x.shape[1:]
+        shape = np.broadcast_shapes(low.shape, high.shape)
         try:
-            shape = np.broadcast_shapes(low.shape, high.shape)
             both = tf.broadcast_static_shape(sample, tf.TensorShape(shape))
             fits = both.is_compatible_with(sample)
         except ValueError:
@@ -222,7 +222,7 @@ class Attack(EqualByConfig):
             raise ValueError(
                 "bounds: expected numbers, or arrays that broadcast against "
                 f"samples of shape {tuple(sample)}; received arrays of shape "
-                f"{np.broadcast_shapes(low.shape, high.shape)}."
+                f"{shape}."
             )
         return low, high
 
@@ -310,9 +310,7 @@ def traced(network):
     Returns:
         A concrete function of the inputs.
     """
-    spec = tf.TensorSpec(
-        logits.input_shape(network), logits.working_dtype(network)
-    )
+    spec = logits.working_spec(network)
     with kernels.better_gradients(network):
         return graphs.trace(lambda x: network(x, training=False), spec)
 

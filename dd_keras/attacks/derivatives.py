@@ -52,6 +52,7 @@ _TRACED_BEFORE = (
     "compiles it anyway), and tf.nn.moments by this name."
 )
 
+_STOCK_MOMENTS = nn_impl.moments
 _lock = threading.RLock()
 _depth = 0
 
@@ -66,7 +67,6 @@ def exact_moments():
     global _depth
     with _lock:  # replicas trace in threads of their own
         if _depth == 0:
-            _patched["moments"] = nn_impl.moments
             nn_impl.moments = _moments
         _depth += 1
     try:
@@ -75,10 +75,7 @@ def exact_moments():
         with _lock:
             _depth -= 1
             if _depth == 0:
-                nn_impl.moments = _patched.pop("moments")
-
-
-_patched = {}
+                nn_impl.moments = _STOCK_MOMENTS
 
 
 def _moments(x, axes, shift=None, name=None, keep_dims=None, keepdims=None):
@@ -180,9 +177,7 @@ def _place_of(op_type, network):
             y = forward(x)
         return tape.gradient(y, x)
 
-    spec = tf.TensorSpec(
-        logits.input_shape(network), logits.working_dtype(network)
-    )
+    spec = logits.working_spec(network)
     for call, order in ((forward, "derivative"), (gradient, _SECOND)):
         for op in graphs.trace(call, spec).graph.get_operations():
             if op.type == op_type:

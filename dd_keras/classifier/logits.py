@@ -138,6 +138,11 @@ def working_dtype(model):
     return "float64" if precise else "float32"
 
 
+def working_spec(model):
+    """A batch of inputs as attacks see it: `tf.TensorSpec`."""
+    return tf.TensorSpec(input_shape(model), working_dtype(model))
+
+
 def cast_inputs(model, x):
     """Inputs in the precision that norms and logits are computed in.
 

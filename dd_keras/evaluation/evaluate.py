@@ -117,8 +117,7 @@ def evaluate_robustness(
         name: np.concatenate([part[name] for part in progress.parts])
         for name in progress.parts[0]
     }
-    # Missing in checkpoints of version 1.0, and then taken for False.
-    tied = values.pop("tied", np.zeros(len(values["labels"]), bool))
+    tied = values.pop("tied")
     doubts = _doubts(model, chosen, values, tied, misclassified, first[0])
     for doubt in doubts:
         warnings.warn(doubt, stacklevel=2)
@@ -175,7 +174,7 @@ def _prepared(model, x):
 def _traced(model, activation, metrics):
     """All metrics of a batch of inputs as one graph, which they share."""
     network = logits.logits_model(model, activation)
-    spec = tf.TensorSpec(logits.input_shape(model), logits.working_dtype(model))
+    spec = logits.working_spec(model)
 
     @tf.function(input_signature=[spec], autograph=False)
     def measure(x):
