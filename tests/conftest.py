@@ -16,6 +16,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 from tensorflow.python.framework import ops
+from tensorflow.python.ops import variable_scope
 
 from dd_keras import datasets, networks, optimizers
 
@@ -96,6 +97,9 @@ def tidied():
     for name in set(registered) - before:
         if name.startswith("CustomGradient"):
             del registered[name]
+    # `tf.map_fn` sets this while it traces, and does not unset it when what it
+    # traces raises; after that no strategy of tf.distribute can be made.
+    variable_scope.get_variable_scope()._caching_device = None
     gc.collect()
 
 
