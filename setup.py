@@ -54,6 +54,7 @@ setuptools.setup(
             *SERVING,
             "foolbox>=3.3.4",
             "hypothesis>=6.100",
+            "import-linter>=2.1",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",

@@ -24,9 +24,10 @@ import numpy as np
 import tensorflow as tf
 
 import dd_keras
-from dd_keras import datasets, distribution, files, tables
+from dd_keras import datasets, distribution
 from dd_keras.classifier import logits
 from dd_keras.serving import endpoints
+from dd_keras.utils import files, tables
 
 FLAGS = flags.FLAGS
 

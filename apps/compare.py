@@ -19,8 +19,10 @@ import time
 import common  # before TensorFlow, which it quietens
 from absl import app, flags
 
-from dd_keras import evaluation, files, tables
-from dd_keras.evaluation import figures, metrics
+from dd_keras import evaluation
+from dd_keras.evaluation import metrics
+from dd_keras.plots import figures
+from dd_keras.utils import files, tables
 
 FLAGS = flags.FLAGS
 flags.DEFINE_multi_string(

@@ -18,8 +18,10 @@ import time
 import common  # before TensorFlow, which it quietens
 from absl import app, flags
 
-from dd_keras import attacks, evaluation, files
-from dd_keras.evaluation import figures, metrics
+from dd_keras import attacks, evaluation
+from dd_keras.evaluation import metrics
+from dd_keras.plots import figures
+from dd_keras.utils import files
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(

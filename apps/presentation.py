@@ -15,8 +15,8 @@ import experiments
 from experiments import NETWORKS
 from training import TITLES as _TITLES
 
-from dd_keras import files, tables
-from dd_keras.evaluation import figures
+from dd_keras.plots import figures
+from dd_keras.utils import files, tables
 
 # Yan, Guo and Zhang (2018), Table 1, as far as we could check it.
 PAPER = {

@@ -20,10 +20,12 @@ import training
 from absl import flags
 from training import REFERENCE, TITLES
 
-from dd_keras import distribution, files, tables
+from dd_keras import distribution
 from dd_keras.classifier import logits
 from dd_keras.defenses import METHODS
-from dd_keras.evaluation import figures, metrics
+from dd_keras.evaluation import metrics
+from dd_keras.plots import figures
+from dd_keras.utils import files, tables
 
 FLAGS = flags.FLAGS
 

@@ -25,7 +25,7 @@ import experiments
 import presentation
 from absl import app, flags
 
-from dd_keras import files
+from dd_keras.utils import files
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list(

@@ -29,8 +29,8 @@ import runs
 import training
 from absl import app, flags
 
-from dd_keras import files
-from dd_keras.evaluation import figures
+from dd_keras.plots import figures
+from dd_keras.utils import files
 
 FLAGS = flags.FLAGS
 common.define_dataset_flag()

@@ -16,9 +16,11 @@ import tensorflow as tf
 from absl import flags
 
 import dd_keras
-from dd_keras import applications, datasets, distribution, files, networks
+from dd_keras import datasets, distribution, networks
 from dd_keras.defenses import METHODS, Settings
-from dd_keras.fitting import DivergenceError
+from dd_keras.networks import applications
+from dd_keras.training import DivergenceError
+from dd_keras.utils import files
 
 FLAGS = flags.FLAGS
 

@@ -24,7 +24,8 @@ import numpy as np
 from absl import app, flags
 
 import dd_keras
-from dd_keras import applications, attacks
+from dd_keras import attacks
+from dd_keras.networks import applications
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("output_dir", "results", "Where applications.json goes.")

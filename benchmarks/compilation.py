@@ -100,7 +100,8 @@ def network(name):
         return keras.Sequential(stack), shape
     if name == "mobilenet_v2":
         shape = (160, 160, 3)
-        return dd_keras.applications.build("MobileNetV2", shape, 10), shape
+        build = dd_keras.networks.applications.build
+        return build("MobileNetV2", shape, 10), shape
     inputs = keras.Input((16, 16, 3))
     x = layers.Reshape((16, 16))(layers.Conv2D(16, 4, 4)(inputs))
     for _ in range(2):

@@ -25,7 +25,8 @@ import numpy as np
 import tensorflow as tf
 
 import dd_keras
-from dd_keras import datasets, files
+from dd_keras import datasets
+from dd_keras.utils import files
 
 # So small that timed steps leave the weights as they are.
 _LEARNING_RATE = 1e-12

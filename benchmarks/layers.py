@@ -20,7 +20,7 @@ import layer_forms
 import second_derivatives
 from absl import app, flags
 
-from dd_keras import files, tables
+from dd_keras.utils import files, tables
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(

@@ -1,15 +1,14 @@
 """Deep Defense for Keras: classifiers that small perturbations do not flip."""
 
 from dd_keras import (
-    applications,
     attacks,
     datasets,
     defenses,
     distribution,
     evaluation,
-    fitting,
     networks,
     serving,
+    training,
 )
 from dd_keras.classifier.logits import logits_model
 from dd_keras.defenses import (
@@ -24,9 +23,9 @@ from dd_keras.defenses import (
     deepfool_dataset,
 )
 from dd_keras.evaluation import RobustnessReport, evaluate_robustness
-from dd_keras.fitting import KeepBest, resumable_fit
-from dd_keras.optimizers import CoupledSGD
 from dd_keras.serving import export
+from dd_keras.training import KeepBest, resumable_fit
+from dd_keras.training.optimizers import CoupledSGD
 from dd_keras.version import __version__ as __version__
 
 __all__ = [
@@ -40,7 +39,6 @@ __all__ = [
     "ParsevalConstraint",
     "RobustnessReport",
     "SplitExponential",
-    "applications",
     "attacks",
     "constrain_parseval",
     "datasets",
@@ -50,9 +48,9 @@ __all__ = [
     "evaluate_robustness",
     "evaluation",
     "export",
-    "fitting",
     "logits_model",
     "networks",
     "resumable_fit",
     "serving",
+    "training",
 ]

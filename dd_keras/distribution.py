@@ -10,10 +10,10 @@ import json
 import os
 import shutil
 
-import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.backend.tensorflow import trainer as keras_trainer
+
+from dd_keras.utils import keras_internals
 
 NAMES = ("none", "mirrored", "multi_worker")
 
@@ -66,7 +66,7 @@ def strategy(name="none", *, replicas=None, cluster_resolver=None):
             f"received {replicas!r} with {name!r}."
         )
     if name != "none":
-        _mend_keras()
+        keras_internals.patch_multi_worker_fit()
     if name == "mirrored":
         return tf.distribute.MirroredStrategy(_devices(replicas))
     if name == "multi_worker":
@@ -271,45 +271,3 @@ def lost_workers_named():
             "training cannot go on without it. See its output; then start "
             "all workers again."
         ) from error
-
-
-def _mend_keras():
-    """Lets Keras `fit` under a `MultiWorkerMirroredStrategy`.
-
-    Keras 3.15 cannot (issue 20585 of keras-team/keras), for two reasons. To
-    build a model it takes the mean of the replicas' parts of a batch, where
-    one of them is needed; this also fails on one machine if they differ in
-    size. And it takes the mean of the workers' logs along their first axis,
-    where they are scalars.
-
-    tests/test_distribution.py tells when Keras can: then remove this.
-    """
-    reduce_per_replica = keras_trainer.reduce_per_replica
-    if hasattr(reduce_per_replica, "mended"):
-        return
-    trainer = keras_trainer.TensorFlowTrainer
-    symbolic_build = trainer._maybe_symbolic_build
-
-    def build(self, iterator=None, data_batch=None):
-        if iterator is not None and self._distribute_strategy is not None:
-            spread = next(next(iter(iterator))[2])
-            data_batch = keras.tree.map_structure(
-                lambda value: (
-                    self.distribute_strategy.experimental_local_results(value)[
-                        0
-                    ]
-                ),
-                spread,
-            )
-        symbolic_build(self, data_batch=data_batch)
-
-    def reduce(values, strategy, reduction):
-        if reduction != "auto":
-            return reduce_per_replica(values, strategy, reduction)
-        return keras.tree.map_structure(
-            lambda value: strategy.reduce("MEAN", value, axis=None), values
-        )
-
-    reduce.mended = True
-    trainer._maybe_symbolic_build = build
-    keras_trainer.reduce_per_replica = reduce

@@ -18,7 +18,8 @@ from absl.testing import flagsaver
 from tensorflow.python.framework import ops
 from tensorflow.python.ops import variable_scope
 
-from dd_keras import datasets, networks, optimizers
+from dd_keras import datasets, networks
+from dd_keras.training import optimizers
 
 ROOT = pathlib.Path(__file__).parents[1]
 

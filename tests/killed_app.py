@@ -19,8 +19,9 @@ import numpy as np
 import tensorflow as tf
 from absl import app
 
-from dd_keras import files
-from dd_keras.evaluation import checkpoint, figures
+from dd_keras.evaluation import checkpoint
+from dd_keras.plots import figures
+from dd_keras.utils import files
 
 
 def kill():

@@ -13,8 +13,8 @@ from dd_keras import (
     DeepDefenseModel,
     attacks,
     deepfool_dataset,
-    numerics,
 )
+from dd_keras.utils import norms
 
 EPS, ALPHA = 0.3, 0.25
 LAM, C, D = 2.0, 3.0, 0.5
@@ -282,7 +282,7 @@ def test_logs_and_what_training_does_to_them():
     }  # fmt: skip
     assert history["loss"][-1] < history["loss"][0]
     found = attacks.DeepFool().run(classifier, x)
-    rho = np.mean(numerics.rho(found.perturbation, tf.constant(x)))
+    rho = np.mean(norms.rho(found.perturbation, tf.constant(x)))
     assert history["val_rho2"][-1] == pytest.approx(rho, rel=1e-5)
     clean = float(crossentropy(y, classifier(x)))
     adversarial = float(crossentropy(y, classifier(FGSM(classifier, x, y))))
@@ -303,7 +303,7 @@ def combined_objective(classifier, x, y, regularizer_sees=None):
     clean = crossentropy(y, classifier(x))
     adversarial = crossentropy(y, classifier(moved))
     found = attacks.DeepFool(max_iter=3).search(classifier, tf.constant(x), y)
-    rho = numerics.rho(found.perturbation, tf.constant(x))
+    rho = norms.rho(found.perturbation, tf.constant(x))
     penalty = tf.reduce_mean(
         tf.where(found.predictions == y, tf.exp(-C * rho), tf.exp(D * rho))
     )

@@ -362,7 +362,7 @@ def test_a_loss_that_is_not_finite_ends_a_plain_fit():
     model = dd_keras.DefenseModel(functional(layers.Dense(3)))
     model.compile(keras.optimizers.SGD(1e38), "sparse_categorical_crossentropy")
     with pytest.raises(
-        dd_keras.fitting.DivergenceError,
+        dd_keras.training.DivergenceError,
         match=r"step \d: the loss is (nan|inf).*too large.*Or an input",
     ):
         model.fit(X, Y, batch_size=2, epochs=9, verbose=0)

@@ -8,8 +8,8 @@ from absl.testing import flagsaver
 from conftest import ROOT, shell
 
 import dd_keras
-from dd_keras import applications
 from dd_keras.attacks import DeepFool, kernels
+from dd_keras.networks import applications
 
 # Of the cheapest to trace: plain, depthwise, separable, residual and inverted
 # residual blocks, the last also with squeeze and excitation; preprocessing of
@@ -220,7 +220,7 @@ def test_defended_network_loads_in_another_process(vgg, tmp_path):
     path, outputs = tmp_path / "defended.keras", tmp_path / "outputs.npy"
     model.save(path)
     script = (
-        "import sys, keras, numpy as np; import dd_keras.applications;"
+        "import sys, keras, numpy as np; import dd_keras.networks.applications;"
         "model = keras.saving.load_model(sys.argv[1]);"
         "rng = np.random.default_rng(0);"
         "x = rng.uniform(0, 255, (2, 32, 32, 3)).astype('float32');"

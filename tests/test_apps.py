@@ -20,7 +20,8 @@ from absl import flags
 from conftest import ROOT, imported, run, shell
 
 import dd_keras
-from dd_keras import attacks, datasets, numerics
+from dd_keras import attacks, datasets
+from dd_keras.utils import norms
 
 FLAGS = flags.FLAGS
 MODELS = ("reference", "clean", "deep_defense")
@@ -135,7 +136,7 @@ def test_results_name_the_images_of_the_picture(trained, results):
         found = attacks.DeepFool().run(model, x)
         np.testing.assert_allclose(
             [image["rho"][title] for image in shown],
-            numerics.rho(found.perturbation, x),
+            norms.rho(found.perturbation, x),
             rtol=1e-3,
         )
 

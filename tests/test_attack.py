@@ -9,7 +9,7 @@ import tensorflow as tf
 from conftest import affine_classifier
 
 from dd_keras import attacks
-from dd_keras.attacks import attack as attack_module
+from dd_keras.attacks import base as attack_module
 
 
 def random_affine(num_outputs=4, dim=6, batch=8, dtype="float64"):

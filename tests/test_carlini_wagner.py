@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 from conftest import affine_classifier
 
-from dd_keras import attacks, datasets, numerics
+from dd_keras import attacks, datasets
+from dd_keras.utils import keras_internals, norms
 
 CW = attacks.CarliniWagnerL2
 UNIT = (0.0, 1.0)
@@ -48,7 +49,7 @@ def predictions(model, x):
 
 
 def lengths(found):
-    return numerics.sample_norm(found.perturbation).numpy()
+    return norms.sample_norm(found.perturbation).numpy()
 
 
 def fast(**kwargs):
@@ -314,7 +315,7 @@ def test_dropping_equals_masking_equals_each_sample_alone(monkeypatch, bounds):
     assert len(set(dropped.iterations.numpy())) > 1  # some stop earlier
     assert_same(attack.run(model, x), dropped, 0)  # deterministic
     assert_same(attack.run(model, x, batch_size=1), dropped, 1e-9)
-    monkeypatch.setattr(numerics, "compiled_by_xla", lambda: True)
+    monkeypatch.setattr(keras_internals, "compiled_by_xla", lambda: True)
     masked = tf.function(lambda: attack.run(model, x))()
     assert_same(masked, dropped, 1e-9)
 
@@ -448,7 +449,7 @@ def test_as_small_as_foolbox(trained_network):
     peer = foolbox.TensorFlowModel(model, bounds=wide)
     oracle = foolbox.attacks.L2CarliniWagnerAttack(steps=120)
     _, (adversarial,), success = oracle(peer, x, y, epsilons=[None])
-    theirs = numerics.sample_norm(adversarial - x).numpy()
+    theirs = norms.sample_norm(adversarial - x).numpy()
     found = CW(bounds=wide).run(model, x, y)
     assert tf.reduce_all(success)
     assert found.fooled.numpy().all()

@@ -13,7 +13,8 @@ from conftest import shell
 from model_server import STAND_IN, running
 
 import dd_keras
-from dd_keras import attacks, datasets, numerics
+from dd_keras import attacks, datasets
+from dd_keras.utils import norms
 
 NAMES = [f"digit {i}" for i in range(10)]
 # What a client by REST has no need of; None in sys.modules is not imported.
@@ -60,8 +61,8 @@ def expected(trained_network, data, paths):
         zip(
             probabilities.argmax(-1),
             probabilities.max(-1),
-            numerics.rho(found.perturbation, x).numpy(),
-            numerics.sample_norm(found.perturbation).numpy(),
+            norms.rho(found.perturbation, x).numpy(),
+            norms.sample_norm(found.perturbation).numpy(),
             adversarial.argmax(-1),
             strict=True,
         )

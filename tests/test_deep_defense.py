@@ -12,7 +12,8 @@ import tensorflow as tf
 from conftest import affine_classifier
 from plain_formulation import PlainDeepFool
 
-from dd_keras import DeepDefenseModel, attacks, logits_model, numerics
+from dd_keras import DeepDefenseModel, attacks, logits_model
+from dd_keras.utils import norms
 
 LAM, C, D = 1.0, 3.0, 0.5
 
@@ -65,7 +66,7 @@ def objective(network, x, y, weights=None, attack=None):
     )
     found = attack.run(network, x, y)
     norm = getattr(attack, "norm", 2)
-    rho = numerics.rho(found.perturbation, tf.constant(x), norm)
+    rho = norms.rho(found.perturbation, tf.constant(x), norm)
     correct = np.argmax(outputs, -1) == y
     penalty = tf.where(correct, tf.exp(-C * rho), tf.exp(D * rho))
     return (
@@ -346,7 +347,7 @@ def test_validation_rho_is_the_papers(trained_network, digits):
     logs = model.evaluate(x, y, batch_size=50, verbose=0, return_dict=True)
     # From the predicted class, to convergence, mean over all samples.
     found = attacks.DeepFool(max_iter=50).run(trained_network, x)
-    rho = numerics.rho(found.perturbation, tf.constant(x))
+    rho = norms.rho(found.perturbation, tf.constant(x))
     np.testing.assert_allclose(logs["rho2"], np.mean(rho), rtol=1e-5)
 
 

@@ -8,9 +8,10 @@ import tensorflow as tf
 from conftest import affine_classifier
 from plain_formulation import PlainDeepFool
 
-from dd_keras import attacks, numerics
-from dd_keras.attacks import attack as attack_module
+from dd_keras import attacks
+from dd_keras.attacks import base as attack_module
 from dd_keras.attacks import deepfool
+from dd_keras.utils import keras_internals, norms
 
 OVERSHOOT = 0.02
 STRETCH = 1 + OVERSHOOT
@@ -60,7 +61,7 @@ def value_and_gradients(model, x, y, attack):
     with tf.GradientTape() as tape:
         tape.watch(x)
         found = tf.function(lambda: attack.run(model, x, y))()
-        rho = numerics.rho(found.perturbation, x, attack.norm)
+        rho = norms.rho(found.perturbation, x, attack.norm)
         value = tf.reduce_sum(tf.exp(-rho))
     return found, tape.gradient(value, [*weights, x])
 
@@ -85,7 +86,7 @@ def nearest_boundary(weights, biases, x, q, source):
 
 
 def minimal_step(gap, w, p):
-    q = numerics.dual_norm(p)
+    q = norms.dual_norm(p)
     if p == 1:
         step = np.zeros_like(w)
         j = np.abs(w).argmax()
@@ -99,9 +100,7 @@ def test_ten_class_affine_is_one_exact_step(p):
     model, weights, biases, x = random_affine(10)
     source = (x @ weights + biases).argmax(-1)
     found = attacks.DeepFool(norm=p).run(model, x)
-    boundary = nearest_boundary(
-        weights, biases, x, numerics.dual_norm(p), source
-    )
+    boundary = nearest_boundary(weights, biases, x, norms.dual_norm(p), source)
     expected = [STRETCH * minimal_step(gap, w, p) for gap, w, _ in boundary]
     np.testing.assert_allclose(found.perturbation, expected, rtol=1e-12)
     np.testing.assert_array_equal(found.iterations, 1)
@@ -152,7 +151,7 @@ def test_regulariser_gradient_on_affine_equals_hand_derivation(p, num_outputs):
     y = predicted.copy()
     if num_outputs == 1:
         y[::2] = 1 - y[::2]  # misclassified: one step in the binary case
-    q = numerics.dual_norm(p)
+    q = norms.dual_norm(p)
     to_weights = np.zeros_like(two)
     to_biases = np.zeros_like(two_biases)
     boundary = nearest_boundary(two, two_biases, x, q, predicted)
@@ -176,7 +175,7 @@ def test_regulariser_gradient_on_affine_equals_hand_derivation(p, num_outputs):
     x = tf.constant(x)
     with tf.GradientTape() as tape:
         found = attacks.DeepFool(norm=p).run(model, x, y)
-        rho = numerics.rho(found.perturbation, x, p)
+        rho = norms.rho(found.perturbation, x, p)
         correct = found.predictions == y
         penalty = tf.reduce_sum(
             tf.where(correct, tf.exp(-c * rho), tf.exp(d * rho))
@@ -215,7 +214,7 @@ def test_relu_network_follows_the_papers_reverse_formula():
     x = tf.constant(x[None])
     with tf.GradientTape() as tape:
         found = attacks.DeepFool(max_iter=1).run(model, x)
-        value = numerics.rho(found.perturbation, x)[0]
+        value = norms.rho(found.perturbation, x)[0]
     gradients = tape.gradient(value, model.trainable_weights)
     np.testing.assert_allclose(
         found.perturbation[0], -STRETCH * f / (g @ g) * g, rtol=1e-12
@@ -285,7 +284,7 @@ def assert_gradient_equals_finite_differences(attack):
     @tf.function
     def objective():
         found = attack.run(model, x, y)
-        rho = numerics.rho(found.perturbation, x, attack.norm)
+        rho = norms.rho(found.perturbation, x, attack.norm)
         correct = found.predictions == y
         penalty = tf.where(correct, tf.exp(-2 * rho), tf.exp(0.5 * rho))
         return tf.reduce_sum(penalty), found.iterations
@@ -446,7 +445,7 @@ def test_dropping_equals_masking_equals_each_sample_alone(monkeypatch, norm):
     )
     assert_same(dropped, joined, 1e-10)
 
-    monkeypatch.setattr(numerics, "compiled_by_xla", lambda: True)
+    monkeypatch.setattr(keras_internals, "compiled_by_xla", lambda: True)
     masked, masked_gradients = value_and_gradients(model, x, y, attack)
     assert_same(dropped, masked, 1e-10)
     for got, expected in zip(masked_gradients, gradients, strict=True):
@@ -736,7 +735,7 @@ def test_dropping_equals_masking_within_bounds(monkeypatch):
     attack = attacks.DeepFool(max_iter=6, bounds=(-0.5, 0.7))
     dropped, gradients = value_and_gradients(model, x, y, attack)
     assert len(set(dropped.iterations.numpy())) > 1
-    monkeypatch.setattr(numerics, "compiled_by_xla", lambda: True)
+    monkeypatch.setattr(keras_internals, "compiled_by_xla", lambda: True)
     masked, masked_gradients = value_and_gradients(model, x, y, attack)
     assert_same(dropped, masked, 1e-10)
     for got, expected in zip(masked_gradients, gradients, strict=True):
@@ -764,10 +763,8 @@ def test_agrees_with_foolbox(trained_network, digits):
     )
     _, (adversarial,), success = oracle(peer, x, labels, epsilons=[None])
     assert tf.reduce_all(success)
-    theirs = np.mean(numerics.rho(adversarial - x, x))
-    ours = np.mean(
-        numerics.rho(attacks.DeepFool().perturb(trained_network, x), x)
-    )
+    theirs = np.mean(norms.rho(adversarial - x, x))
+    ours = np.mean(norms.rho(attacks.DeepFool().perturb(trained_network, x), x))
     assert abs(ours / theirs - 1) < 0.02
 
 
@@ -778,7 +775,7 @@ def regulariser_gradient(model, x, y, attack):
     x = tf.constant(x)
     with tf.GradientTape() as tape:
         found = attack.run(model, x, y)
-        rho = numerics.rho(found.perturbation, x, attack.norm)
+        rho = norms.rho(found.perturbation, x, attack.norm)
         value = tf.reduce_mean(tf.exp(-25 * rho))
     gradients = tape.gradient(value, model.trainable_weights)
     for gradient in gradients:

@@ -94,6 +94,7 @@ def test_an_example_ends_with_the_docstring_or_its_next_section():
 
 
 def test_examples_leave_nothing_behind(names):
-    exec(compile(EXAMPLES["dd_keras/files.py::whole"], "whole", "exec"), names)
+    code = EXAMPLES["dd_keras/utils/files.py::whole"]
+    exec(compile(code, "whole", "exec"), names)
     assert pathlib.Path("results.json").is_file()
     assert not list(pathlib.Path().glob("*.part*"))

@@ -16,7 +16,8 @@ from conftest import ROOT, shell
 from tensorflow.core.protobuf import saved_model_pb2
 
 import dd_keras
-from dd_keras import attacks, datasets, numerics
+from dd_keras import attacks, datasets
+from dd_keras.utils import norms
 
 NAMES = [f"digit {i}" for i in range(10)]
 SIGNATURES = {
@@ -62,8 +63,8 @@ def expected(trained_network, data, images):
         "probabilities": keras.ops.softmax(logits).numpy(),
         "classes": classes,
         "labels": np.array([NAMES[c].encode() for c in classes], object),
-        "rho": numerics.rho(found.perturbation, x).numpy(),
-        "l2": numerics.sample_norm(found.perturbation).numpy(),
+        "rho": norms.rho(found.perturbation, x).numpy(),
+        "l2": norms.sample_norm(found.perturbation).numpy(),
         "nearest_class": adversarial.numpy().argmax(-1),
     }
 
@@ -271,7 +272,7 @@ def test_mnist_lenet_in_the_c_api(mnist_data, tmp_path):
     x = mnist_data.preprocessing(images)
     logits = model(x).numpy()
     found = attacks.DeepFool().run(model, x)
-    rho = numerics.rho(found.perturbation, x).numpy()
+    rho = norms.rho(found.perturbation, x).numpy()
     assert np.all(found.fooled)
     assert np.ptp(rho) > 0.1
     np.testing.assert_allclose(
@@ -396,7 +397,7 @@ def test_attack_and_its_norm_are_options(trained_network, images, tmp_path):
         images=tf.constant(images)
     )
     found = attack.run(trained_network, images)
-    size = numerics.sample_norm(found.perturbation, np.inf)
+    size = norms.sample_norm(found.perturbation, np.inf)
     assert set(answer) == {"classes", "rho", "linf", "nearest_class"}
     np.testing.assert_allclose(answer["linf"], size, rtol=1e-4)
     card = pathlib.Path(path, "assets.extra/model_card.json").read_text()

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.text import Text
 
-from dd_keras.evaluation import figures
+from dd_keras.plots import figures
 
 HISTORIES = {
     "plain": {"accuracy": [0.9, 0.91, 0.92], "rho": [0.2, 0.21, 0.2]},

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import shell
 
-from dd_keras import files
+from dd_keras.utils import files
 
 
 def names(folder):
@@ -111,7 +111,7 @@ def test_name_that_cannot_be_replaced_leaves_nothing_behind(tmp_path):
 
 KILLED = """
 import os, signal, sys
-sys.path.insert(0, "dd_keras")  # without TensorFlow, which takes seconds
+sys.path.insert(0, "dd_keras/utils")  # without TensorFlow, which takes seconds
 import files
 
 with files.whole(sys.argv[1]) as part, open(part, "w") as file:
@@ -216,7 +216,7 @@ def test_place_that_comes_second_in_a_race(tmp_path, monkeypatch):
 
 ABANDONED = """
 import os, pathlib, signal, sys
-sys.path.insert(0, "dd_keras")  # without TensorFlow, which takes seconds
+sys.path.insert(0, "dd_keras/utils")  # without TensorFlow, which takes seconds
 import files
 
 with files.whole_directory(sys.argv[1]) as part:

@@ -8,8 +8,9 @@ import pytest
 import tensorflow as tf
 from conftest import affine_classifier
 
-from dd_keras import attacks, networks, numerics
-from dd_keras.attacks import attack as attack_module
+from dd_keras import attacks, networks
+from dd_keras.attacks import base as attack_module
+from dd_keras.utils import keras_internals, norms
 
 # Each kind of attack once, for what must hold of all; eps is a part of what
 # most samples below need, and most of what some need.
@@ -333,7 +334,7 @@ ITERATIVE = {
 def test_an_affine_model_is_fooled_from_the_closest_boundary_on(kind, enough):
     make, norm, settings = ITERATIVE[kind]
     model, x, z, uphill = two_classes()
-    steepness = np.linalg.norm(uphill, numerics.dual_norm(norm), axis=1)
+    steepness = np.linalg.norm(uphill, norms.dual_norm(norm), axis=1)
     needed = z / steepness
     eps = np.sort(needed)[3] * (1 + 1e-6 if enough else 1 - 1e-6)
     # Steps of eps halve the way that leads nowhere, in l_2, each time.
@@ -468,7 +469,7 @@ def test_bounds_are_kept_also_while_looking():
 def test_of_two_classes_the_other_is_the_target(kind):
     make, norm, settings = ITERATIVE[kind]
     model, x, z, uphill = two_classes()
-    needed = z / np.linalg.norm(uphill, numerics.dual_norm(norm), axis=1)
+    needed = z / np.linalg.norm(uphill, norms.dual_norm(norm), axis=1)
     settings = {"eps": np.median(needed), "steps": 5, **settings}
     away = make(**settings).run(model, x)
     towards = make(targeted=True, **settings).run(
@@ -661,7 +662,7 @@ def test_dropping_equals_masking(monkeypatch, attack):
     model, x = curved_network()
     y = labels_with_mistakes(model, x)
     dropped = tf.function(lambda: attack.run(model, x, y))()
-    monkeypatch.setattr(numerics, "compiled_by_xla", lambda: True)
+    monkeypatch.setattr(keras_internals, "compiled_by_xla", lambda: True)
     masked = tf.function(lambda: attack.run(model, x, y))()
     assert_same(masked, dropped, 1e-12)
 

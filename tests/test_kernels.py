@@ -4,8 +4,8 @@ import pytest
 import tensorflow as tf
 from conftest import shell
 
-from dd_keras import numerics
 from dd_keras.attacks import kernels
+from dd_keras.utils import keras_internals
 
 
 def random(*shape, dtype="float64", seed=0):
@@ -269,7 +269,7 @@ def test_gpus_keep_their_kernels(monkeypatch):
 
 
 def test_xla_keeps_its_convolutions(monkeypatch):
-    monkeypatch.setattr(numerics, "compiled_by_xla", lambda: True)
+    monkeypatch.setattr(keras_internals, "compiled_by_xla", lambda: True)
     layers = keras.layers
     network = network_of(
         layers.Conv2D(4, 3), layers.MaxPooling2D(3, 2, padding="same")

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from dd_keras.losses import classification_loss
+from dd_keras.classifier.losses import classification_loss
 
 NAMES = {
     "sparse_categorical_crossentropy": "SparseCategoricalCrossentropy",

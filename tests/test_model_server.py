@@ -24,8 +24,9 @@ from tensorflow_serving.apis import (
 )
 
 import dd_keras
-from dd_keras import attacks, networks, numerics
+from dd_keras import attacks, networks
 from dd_keras.serving import write_server_config
+from dd_keras.utils import norms
 
 NAMES = [f"digit {i}" for i in range(10)]
 NAME = "digits"
@@ -199,9 +200,9 @@ def test_robustness_is_that_of_deepfool(server, model, ask, signature, name):
         answer["nearest_class"], adversarial.argmax(-1)
     )
     assert np.all(answer["classes"] != answer["nearest_class"])
-    np.testing.assert_allclose(answer["l2"], numerics.sample_norm(r), rtol=1e-4)
+    np.testing.assert_allclose(answer["l2"], norms.sample_norm(r), rtol=1e-4)
     np.testing.assert_allclose(
-        answer["rho"], numerics.rho(r, tf.constant(RAW_BATCH)), rtol=1e-4
+        answer["rho"], norms.rho(r, tf.constant(RAW_BATCH)), rtol=1e-4
     )
 
 

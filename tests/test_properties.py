@@ -19,10 +19,11 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dd_keras import attacks, defenses, evaluation, numerics
+from dd_keras import attacks, defenses, evaluation
 from dd_keras.classifier import logits
 from dd_keras.defenses import split_exponential
 from dd_keras.evaluation import metrics
+from dd_keras.utils import norms, validation
 
 NORMS = (1, 1.5, 2, 3, math.inf)
 CLASSES = (2, 3, 10, 17, 40)
@@ -113,7 +114,7 @@ def exact_norm(x, p):
 
 
 def sample_norm(x, p):
-    found = numerics.sample_norm(tf.constant(x), p)
+    found = norms.sample_norm(tf.constant(x), p)
     assert found.dtype.as_numpy_dtype == x.dtype
     return found.numpy().astype(np.longdouble)
 
@@ -159,8 +160,8 @@ def test_norms_are_homogeneous_and_keep_the_triangle(p, drawn, factor):
 @given(batches(number=2))
 def test_norms_and_their_duals_keep_hoelder(p, drawn):
     x, w = drawn
-    q = numerics.dual_norm(p)
-    assert numerics.dual_norm(q) == pytest.approx(p)
+    q = norms.dual_norm(p)
+    assert norms.dual_norm(q) == pytest.approx(p)
     tol = tolerances(x)
     length, slope = sample_norm(x, p), sample_norm(w, q)
     product = np.abs(np.sum(flat(x) * flat(w), axis=1))
@@ -180,10 +181,10 @@ def test_a_norms_gradient_has_dual_length_one(p, drawn):
     tensor = tf.constant(x)
     with tf.GradientTape() as tape:
         tape.watch(tensor)
-        length = numerics.sample_norm(tensor, p)
+        length = norms.sample_norm(tensor, p)
     gradient = tape.gradient(length, tensor).numpy()
     assert np.all(np.isfinite(gradient))
-    found = exact_norm(gradient, numerics.dual_norm(p))
+    found = exact_norm(gradient, norms.dual_norm(p))
     zero = np.all(x == 0, axis=tuple(range(1, x.ndim)))
     np.testing.assert_array_equal(found[zero], 0)
     # Of smaller ones, entries may count as zero.
@@ -196,7 +197,7 @@ def test_a_norms_gradient_has_dual_length_one(p, drawn):
 @given(batches(number=2), st.sampled_from([2.0, 0.5]))
 def test_rho_is_a_ratio_of_any_scale(p, drawn, factor):
     perturbation, x = (0.5 * values for values in drawn)
-    found = numerics.rho(tf.constant(perturbation), tf.constant(x), p).numpy()
+    found = norms.rho(tf.constant(perturbation), tf.constant(x), p).numpy()
     assert not np.any(np.isnan(found))
     assert np.all(found >= 0)
     length = exact_norm(x, p)
@@ -210,7 +211,7 @@ def test_rho_is_a_ratio_of_any_scale(p, drawn, factor):
         found[fair], ratio[fair], rtol=tolerances(x, 128)["rtol"]
     )
     factor = x.dtype.type(factor)
-    scaled = numerics.rho(
+    scaled = norms.rho(
         tf.constant(factor * perturbation), tf.constant(factor * x), p
     )
     np.testing.assert_allclose(
@@ -223,7 +224,7 @@ def test_rho_is_a_ratio_of_any_scale(p, drawn, factor):
 @given(batches())
 def test_an_input_is_as_long_as_itself(p, drawn):
     (x,) = drawn
-    found = numerics.rho(tf.constant(x), tf.constant(x), p).numpy()
+    found = norms.rho(tf.constant(x), tf.constant(x), p).numpy()
     length = exact_norm(x, p)
     normal = length > np.finfo(x.dtype).tiny * 1e3
     np.testing.assert_array_equal(found[normal], 1)
@@ -243,10 +244,10 @@ def test_an_input_is_as_long_as_itself(p, drawn):
 def test_a_norms_order_is_valid_or_a_clear_error(p):
     number = isinstance(p, (int, float)) and not isinstance(p, bool)
     if number and p >= 1:
-        assert numerics.validate_norm(p) == float(p)
+        assert validation.validate_norm(p) == float(p)
     else:
         with pytest.raises(ValueError, match="norm: expected"):
-            numerics.validate_norm(p)
+            validation.validate_norm(p)
 
 
 # The penalty
@@ -443,8 +444,8 @@ class Boundaries:
         rows = np.arange(len(x))
         gap = f[rows, self.source][:, None] - f  # (B, n)
         w = weights[None] - weights.T[self.source][:, :, None]  # (B, D, n)
-        slope = np.linalg.norm(w, numerics.dual_norm(p), axis=1)  # (B, n)
-        steep = slope > numerics.ZERO_NORM
+        slope = np.linalg.norm(w, norms.dual_norm(p), axis=1)  # (B, n)
+        steep = slope > norms.ZERO_NORM
         distance = np.where(steep, gap / np.where(steep, slope, 1), np.inf)
         distance[rows, self.source] = np.inf
         self.target = distance.argmin(axis=1)
@@ -570,7 +571,7 @@ def test_deepfool_survives_extreme_values(outputs, p, shape, dtype, data):
         perturbation = found.perturbation.numpy()
         assert perturbation.shape == x.shape
         assert not np.any(np.isnan(perturbation))
-        rho = numerics.rho(found.perturbation, tf.constant(x), p).numpy()
+        rho = norms.rho(found.perturbation, tf.constant(x), p).numpy()
         assert not np.any(np.isnan(rho))
         assert np.all(rho >= 0)
         assert np.all(found.predictions.numpy() < classes)
@@ -857,7 +858,7 @@ def test_a_training_step_stays_finite(arguments, data, seed, scale):
     assert rho >= 0
     # Relative to an input of, say, 1e-38 a perturbation is infinite.
     length = exact_norm(x, one.p)
-    if np.all((length == 0) | (length > numerics.ZERO_NORM)):
+    if np.all((length == 0) | (length > norms.ZERO_NORM)):
         assert math.isfinite(rho)
 
 
@@ -961,7 +962,7 @@ def test_evaluations_lie_in_their_ranges(
     right = np.mean(report.predictions == y)
     # Relative to these a perturbation may be infinite, see above.
     length = exact_norm(x, math.inf)
-    tiny = np.any((length > 0) & (length <= numerics.ZERO_NORM))
+    tiny = np.any((length > 0) & (length <= norms.ZERO_NORM))
     assert found.pop("samples") == number == len(report)
     assert found["accuracy"] == pytest.approx(right)
     if scale in (1e-3, 1.0):

@@ -337,9 +337,9 @@ def test_results_name_their_commit(tmp_path, monkeypatch):
     with imported("common") as module:
         assert module.provenance()["commit"] == module._commit()
         script = tmp_path / "apps" / "common.py"
-        library = tmp_path / "dd_keras" / "numerics.py"
+        library = tmp_path / "dd_keras" / "utils" / "norms.py"
         for path in (script, library):
-            path.parent.mkdir()
+            path.parent.mkdir(parents=True)
             path.touch()
         monkeypatch.setattr(module, "__file__", str(script))
         monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))

@@ -232,7 +232,7 @@ def test_unfinished_run_with_other_settings_is_named(tmp_path):
     out = f"--output_dir={tmp_path}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "dd_keras.fitting.checkpoint.files.whole",
+            "dd_keras.training.checkpoint.files.whole",
             lambda path: (_ for _ in ()).throw(OSError(28, "No space left")),
         )
         assert "No space left" in refused(*TINY, out)

@@ -15,8 +15,9 @@ import tensorflow as tf
 from conftest import ROOT, shell
 
 import dd_keras
-from dd_keras import attacks, files
+from dd_keras import attacks
 from dd_keras.serving import saved_model, warm_up
+from dd_keras.utils import files
 
 
 def small_model(seed=0):

@@ -16,7 +16,7 @@ from conftest import ROOT, run
 from test_apps import contents, parsed, refused
 
 from dd_keras.defenses import METHODS
-from dd_keras.evaluation import figures
+from dd_keras.plots import figures
 
 FLAGS = (
     "--dataset=digits",

@@ -3,7 +3,7 @@ import io
 
 import pytest
 
-from dd_keras import tables
+from dd_keras.utils import tables
 
 HEADER = ("name", "value", "p")
 ROWS = [("rho2", "0.1234", "2"), ("a long name", "12.00 %", "1")]

@@ -1,6 +1,6 @@
 """Attacks: from a classifier and a batch to a perturbation."""
 
-from dd_keras.attacks.attack import (
+from dd_keras.attacks.base import (
     Attack,
     AttackResult,
     Forward,

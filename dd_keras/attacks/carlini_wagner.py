@@ -9,9 +9,9 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from dd_keras import numerics
-from dd_keras.attacks import attack
+from dd_keras.attacks import base
 from dd_keras.classifier.logits import sparse_labels
+from dd_keras.utils import norms, validation
 
 # Adam's constants, as in its paper.
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
@@ -37,7 +37,7 @@ _COARSE = 2.0
 
 
 @keras.saving.register_keras_serializable("dd_keras")
-class CarliniWagnerL2(attack.Attack):
+class CarliniWagnerL2(base.Attack):
     """The smallest l_2 perturbation, by gradient descent on a penalty.
 
     For each sample, Adam minimises
@@ -105,25 +105,25 @@ class CarliniWagnerL2(attack.Attack):
         bounds=None,
         targeted=False,
     ):
-        self.confidence = numerics.validate_number(
+        self.confidence = validation.validate_number(
             "confidence", confidence, at_least=0
         )
-        self.binary_search_steps = numerics.validate_integer(
+        self.binary_search_steps = validation.validate_integer(
             "binary_search_steps", binary_search_steps, at_least=1
         )
-        self.max_iter = numerics.validate_integer(
+        self.max_iter = validation.validate_integer(
             "max_iter", max_iter, at_least=1
         )
-        self.learning_rate = numerics.validate_number(
+        self.learning_rate = validation.validate_number(
             "learning_rate", learning_rate, above=0
         )
         if initial_const is not None:
-            initial_const = numerics.validate_number(
+            initial_const = validation.validate_number(
                 "initial_const", initial_const, above=0
             )
         self.initial_const = initial_const
         self.abort_early = bool(abort_early)
-        self.bounds = numerics.validate_bounds(bounds)
+        self.bounds = validation.validate_bounds(bounds)
         self.targeted = bool(targeted)
 
     def get_config(self):
@@ -141,9 +141,9 @@ class CarliniWagnerL2(attack.Attack):
 
     def search(self, network, x, y=None, forward=None):
         """As `run`, in the graph at hand, for a network that gives logits."""
-        f = attack.inference_form(network)
-        forward = forward or attack.Forward.of(f, x)
-        predictions = attack.decide(forward.logits)
+        f = base.inference_form(network)
+        forward = forward or base.Forward.of(f, x)
+        predictions = base.decide(forward.logits)
         classes = forward.logits.shape[-1]
         y = predictions if y is None else sparse_labels(y, classes)
         scale = self._scale(x)
@@ -151,14 +151,14 @@ class CarliniWagnerL2(attack.Attack):
         samples = _Samples(x, y, scale, origin)
 
         def advance(state):
-            rows = attack.rows_to_move(state.active)  # (A,)
+            rows = base.rows_to_move(state.active)  # (A,)
             here = _Samples(*(tf.gather(t, rows) for t in samples))
             before = _State(*(tf.gather(t, rows) for t in state))
             after = self._check(here, self._descend(f, here, before))
             after = _choose(before.active, after, before)  # all, but under XLA
             return _State(
                 *(
-                    attack.put(old, rows, new)
+                    base.put(old, rows, new)
                     for old, new in zip(state, after, strict=True)
                 )
             )
@@ -173,7 +173,7 @@ class CarliniWagnerL2(attack.Attack):
         perturbation = tf.stop_gradient(perturbation)
         # Asked anew: in a batch of another size, results round differently.
         fooled = self._succeeds(f(x + perturbation), y)
-        return attack.AttackResult(
+        return base.AttackResult(
             perturbation, predictions, fooled, state.iterations
         )
 
@@ -217,10 +217,10 @@ class CarliniWagnerL2(attack.Attack):
         gradient = forward.gradient(
             _margin_gradient(forward.logits, samples.y, self.targeted)
         )
-        size = numerics.sample_norm(gradient)
-        steep = size > numerics.ZERO_NORM
+        size = norms.sample_norm(gradient)
+        steep = size > norms.ZERO_NORM
         step = tf.where(steep, margin / size**2, 0.0)  # (B,)
-        delta = -numerics.expand_like(step, gradient) * gradient
+        delta = -norms.expand_like(step, gradient) * gradient
         delta = self.within_bounds(samples.x, delta)
         w = self._variable(samples.x, samples.scale, delta)
         const = _FIRST_CONST * 2 * step / samples.scale**2
@@ -250,7 +250,7 @@ class CarliniWagnerL2(attack.Attack):
             delta = self._perturbation(samples, now.w)
             logits = f(samples.x + delta)
             margin = self._margin(logits, samples.y)
-            share = delta / numerics.expand_like(samples.scale, delta)
+            share = delta / norms.expand_like(samples.scale, delta)
             axes = list(range(1, share.shape.rank))
             distance = tf.reduce_sum(tf.square(share), axes)
             penalty = tf.nn.relu(margin + self.confidence)
@@ -263,7 +263,7 @@ class CarliniWagnerL2(attack.Attack):
             distance < now.distance,
             tf.math.is_inf(now.distance) & (margin < now.margin),
         )
-        best = numerics.expand_like(better, now.w)
+        best = norms.expand_like(better, now.w)
 
         mean = _BETA_1 * now.mean + (1 - _BETA_1) * gradient
         square = _BETA_2 * now.square + (1 - _BETA_2) * tf.square(gradient)
@@ -276,7 +276,7 @@ class CarliniWagnerL2(attack.Attack):
             iterations=now.iterations + tf.cast(moving, tf.int32),
             found=now.found | succeeds,
             steps=now.steps + 1,
-            w=self._inside(now.w - numerics.expand_like(rate, step) * step),
+            w=self._inside(now.w - norms.expand_like(rate, step) * step),
             mean=mean,
             square=square,
             lowest=tf.minimum(now.lowest, objective),
@@ -325,11 +325,11 @@ class CarliniWagnerL2(attack.Attack):
         return _choose(over, restarted, same)
 
     def _margin(self, logits, y):
-        return attack.margin(logits, y, self.targeted)
+        return base.margin(logits, y, self.targeted)
 
     def _succeeds(self, logits, y):
         """Whether the decision is brought about, with confidence."""
-        return attack.reached(logits, y, self.targeted) & (
+        return base.reached(logits, y, self.targeted) & (
             self._margin(logits, y) <= -self.confidence
         )
 
@@ -345,7 +345,7 @@ class CarliniWagnerL2(attack.Attack):
     def _variable(self, x, scale, delta):
         """The w that stands for x + delta."""
         if self.bounds is None:
-            return delta / numerics.expand_like(scale, x)
+            return delta / norms.expand_like(scale, x)
         low, high = self.limits(x)
         place = (2 * (x + delta) - low - high) / (high - low)  # in [-1, 1]
         return tf.atanh((1 - _SLACK) * place)
@@ -353,7 +353,7 @@ class CarliniWagnerL2(attack.Attack):
     def _perturbation(self, samples, w):
         """The delta that w stands for: 0 where it is the origin."""
         if self.bounds is None:
-            return numerics.expand_like(samples.scale, w) * w
+            return norms.expand_like(samples.scale, w) * w
         low, high = self.limits(w)
         moved = tf.tanh(w) - tf.tanh(samples.origin)
         # Within the bounds already, but for rounding: see `_inside`.
@@ -408,7 +408,7 @@ def _choose(condition, state, other):
     """Sample by sample, one state or the other."""
     return _State(
         *(
-            tf.where(numerics.expand_like(condition, one), one, two)
+            tf.where(norms.expand_like(condition, one), one, two)
             for one, two in zip(state, other, strict=True)
         )
     )
@@ -427,9 +427,9 @@ def _repeat(body, state, times, condition=lambda state: True):
 
 
 def _margin_gradient(logits, y, targeted):
-    """The gradient of `attack.margin` by the logits: (B, n)."""
+    """The gradient of `base.margin` by the logits: (B, n)."""
     n = logits.shape[-1]
-    rival = attack.decide(attack.mask_class(logits, y))
+    rival = base.decide(base.mask_class(logits, y))
     difference = tf.one_hot(y, n, dtype=logits.dtype) - tf.one_hot(
         rival, n, dtype=logits.dtype
     )

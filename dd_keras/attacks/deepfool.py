@@ -11,9 +11,9 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from dd_keras import numerics
-from dd_keras.attacks import attack
+from dd_keras.attacks import base
 from dd_keras.classifier.logits import sparse_labels
+from dd_keras.utils import keras_internals, norms, validation
 
 # Up to this many target classes, their gradients are written out one after
 # the other; beyond, and under XLA, a loop keeps graph and memory small.
@@ -21,7 +21,7 @@ _UNROLLED_CLASSES = 16
 
 
 @keras.saving.register_keras_serializable("dd_keras")
-class DeepFool(attack.Attack):
+class DeepFool(base.Attack):
     """The smallest perturbation that changes a classifier's decision.
 
     At x_i, the clean input plus all earlier steps, the classifier f is taken
@@ -72,19 +72,19 @@ class DeepFool(attack.Attack):
         candidates=None,
         bounds=None,
     ):
-        self.norm = numerics.validate_norm(norm)
-        self.max_iter = numerics.validate_integer(
+        self.norm = validation.validate_norm(norm)
+        self.max_iter = validation.validate_integer(
             "max_iter", max_iter, at_least=1
         )
-        self.overshoot = numerics.validate_number(
+        self.overshoot = validation.validate_number(
             "overshoot", overshoot, at_least=0
         )
         if candidates is not None:
-            candidates = numerics.validate_integer(
+            candidates = validation.validate_integer(
                 "candidates", candidates, at_least=1
             )
         self.candidates = candidates
-        self.bounds = numerics.validate_bounds(bounds)
+        self.bounds = validation.validate_bounds(bounds)
 
     def get_config(self):
         """The constructor's arguments, for Keras serialisation."""
@@ -98,10 +98,10 @@ class DeepFool(attack.Attack):
 
     def search(self, network, x, y=None, forward=None):
         """As `run`, in the graph at hand, for a network that gives logits."""
-        f, weights = attack.functional_form(network)
-        forward = forward or attack.Forward.of(lambda x: f(x, weights), x)
+        f, weights = base.functional_form(network)
+        forward = forward or base.Forward.of(lambda x: f(x, weights), x)
         logits = forward.logits
-        predictions = attack.decide(logits)  # (B,)
+        predictions = base.decide(logits)  # (B,)
         y = predictions if y is None else sparse_labels(y, logits.shape[-1])
         right = tf.equal(predictions, y)
         samples = _Samples(x, y, right, self._candidates(logits, y))
@@ -115,7 +115,7 @@ class DeepFool(attack.Attack):
         state = _State(active, fooled, tf.ones_like(y), total)
         if self.max_iter > 1:
             state = self._continue(f, weights, samples, state)
-        return attack.AttackResult(
+        return base.AttackResult(
             self._stretch(x, state.total),
             predictions,
             state.fooled,
@@ -150,22 +150,22 @@ class DeepFool(attack.Attack):
         """Runs the attack to its end; returns the state and the path there."""
 
         def iterate(i, state, path):
-            rows = attack.rows_to_move(state.active)  # (A,)
+            rows = base.rows_to_move(state.active)  # (A,)
             moved = _Samples(*(tf.gather(t, rows) for t in samples))
             total = tf.gather(state.total, rows)
             # All ones where rows are dropped; under XLA, zero for the stopped.
             moving = tf.cast(tf.gather(state.active, rows), total.dtype)
             x_i = moved.x + total
-            forward = attack.Forward.of(lambda x: f(x, weights), x_i)
+            forward = base.Forward.of(lambda x: f(x, weights), x_i)
             target = self._nearest(forward, moved)
             step = self._bounded(x_i, moving * target.gap, target.w)
             total += step  # Eq. 2
             fooled, active = self._check(f, weights, moved, total, step)
             state = _State(
-                active=attack.put(state.active, rows, active),
-                fooled=attack.put(state.fooled, rows, fooled),
+                active=base.put(state.active, rows, active),
+                fooled=base.put(state.fooled, rows, fooled),
                 iterations=state.iterations + tf.cast(state.active, tf.int32),
-                total=attack.put(state.total, rows, total),
+                total=base.put(state.total, rows, total),
             )
             path = path.write(i, rows, moving, x_i, target.k, target.s)
             return i + 1, state, path
@@ -188,27 +188,27 @@ class DeepFool(attack.Attack):
                 f"than the source; received {self.candidates}."
             )
         return tf.math.top_k(
-            attack.mask_class(logits, y), self.candidates or others
+            base.mask_class(logits, y), self.candidates or others
         )[1]
 
     def _nearest(self, forward, samples):
         """The boundary nearest to where `forward` is, a `_Target`."""
         logits = forward.logits  # (A, n)
-        rival = attack.decide(attack.mask_class(logits, samples.y))  # (A,)
+        rival = base.decide(base.mask_class(logits, samples.y))  # (A,)
         s = tf.where(samples.right, samples.y, rival)
         f_s = tf.gather(logits, s, batch_dims=1)
-        q = numerics.dual_norm(self.norm)
+        q = norms.dual_norm(self.norm)
 
         def consider(k, nearest):
             k = tf.where(samples.right, k, samples.y)
             gap = tf.abs(tf.gather(logits, k, batch_dims=1) - f_s)  # (A,)
             w = forward.gradient(_difference(k, s, logits))  # (A, ...)
-            slope = numerics.sample_norm(self._free(forward.x, w), q)
-            steep = slope > numerics.ZERO_NORM
+            slope = norms.sample_norm(self._free(forward.x, w), q)
+            steep = slope > norms.ZERO_NORM
             distance = tf.where(steep, gap / slope, math.inf)
             closer = distance < nearest[0]
             return tuple(
-                tf.where(numerics.expand_like(closer, new), new, old)
+                tf.where(norms.expand_like(closer, new), new, old)
                 for new, old in zip((distance, gap, w, k), nearest, strict=True)
             )
 
@@ -220,7 +220,7 @@ class DeepFool(attack.Attack):
             samples.y,
         )
         m = samples.classes.shape[-1]
-        if m <= _UNROLLED_CLASSES and not numerics.compiled_by_xla():
+        if m <= _UNROLLED_CLASSES and not keras_internals.compiled_by_xla():
             for j in range(m):
                 nearest = consider(samples.classes[:, j], nearest)
         else:
@@ -258,7 +258,7 @@ class DeepFool(attack.Attack):
         if self.bounds is None:
             return w
         low, high = self.limits(x)
-        slack = attack.ROUNDING * (high - low)
+        slack = base.ROUNDING * (high - low)
         at_end = tf.where(w > 0, x >= high - slack, x <= low + slack)
         return tf.where(at_end, tf.zeros_like(w), w)
 
@@ -269,9 +269,9 @@ class DeepFool(attack.Attack):
     def _check(self, f, weights, samples, total, step):
         """Who is across the boundary now, and who goes on."""
         stretched = samples.x + self._stretch(samples.x, total)
-        decision = attack.decide(f(stretched, weights))
+        decision = base.decide(f(stretched, weights))
         fooled = tf.equal(decision, samples.y) != samples.right
-        moved = numerics.sample_norm(step, math.inf) > 0
+        moved = norms.sample_norm(step, math.inf) > 0
         return fooled, moved & ~fooled
 
     def _pull_back(self, f, weights, path, adjoint):
@@ -297,7 +297,7 @@ class DeepFool(attack.Attack):
             rows, moving, x_i, k, s = path.read(i)
             with tf.GradientTape() as tape:
                 tape.watch([x_i, *weights])
-                forward = attack.Forward.of(lambda x: f(x, weights), x_i)
+                forward = base.Forward.of(lambda x: f(x, weights), x_i)
                 step = self._step(forward, _Target(k, s), moving)
             to_x, *to_weights = tape.gradient(
                 step,
@@ -416,12 +416,12 @@ def _minimal_step(gap, w, p):
         gap / ||w||_q^q * |w|^(q-1) sign(w), of the shape of w; zero where w
         is zero, with a zero gradient there.
     """
-    q = numerics.dual_norm(p)
-    slope = numerics.sample_norm(w, q)
-    steep = slope > numerics.ZERO_NORM
+    q = norms.dual_norm(p)
+    slope = norms.sample_norm(w, q)
+    steep = slope > norms.ZERO_NORM
     slope = tf.where(steep, slope, 1.0)
     length = tf.where(steep, gap / slope, 0.0)
-    unit = w / numerics.expand_like(slope, w)
+    unit = w / norms.expand_like(slope, w)
     if p == 2:
         direction = unit
     elif p == math.inf:
@@ -436,4 +436,4 @@ def _minimal_step(gap, w, p):
         moves = size > 0  # at 0, |w|^(q-1) has an infinite slope if p > 2
         power = tf.where(moves, size, 1.0) ** (q - 1)
         direction = tf.sign(w) * tf.where(moves, power, 0.0)
-    return numerics.expand_like(length, w) * direction
+    return norms.expand_like(length, w) * direction

@@ -17,13 +17,11 @@ first derivatives are right; three things about its second ones are not:
 
 import contextlib
 import re
-import threading
 
 import tensorflow as tf
-from tensorflow.python.framework import ops
-from tensorflow.python.ops import nn_impl
 
 from dd_keras.classifier import graphs, logits
+from dd_keras.utils import keras_internals
 
 # Operations without a second derivative, or with one that is silently zero
 # (those that imitate quantisation).
@@ -52,30 +50,14 @@ _TRACED_BEFORE = (
     "compiles it anyway), and tf.nn.moments by this name."
 )
 
-_STOCK_MOMENTS = nn_impl.moments
-_lock = threading.RLock()
-_depth = 0
 
-
-@contextlib.contextmanager
 def exact_moments():
     """While it is open, `tf.nn.moments` has a right second derivative.
 
     Values and first derivatives are the same up to rounding. What a
     `tf.function` traced earlier stays as it was.
     """
-    global _depth
-    with _lock:  # replicas trace in threads of their own
-        if _depth == 0:
-            nn_impl.moments = _moments
-        _depth += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _depth -= 1
-            if _depth == 0:
-                nn_impl.moments = _STOCK_MOMENTS
+    return keras_internals.moments_replaced_by(_moments)
 
 
 def _moments(x, axes, shift=None, name=None, keep_dims=None, keepdims=None):
@@ -151,7 +133,7 @@ def missing_named(network):
         missing = re.search(r"registry has no entry for: (\w+)", str(error))
         if missing is None:
             raise
-        layers = {layer.name for layer in network._flatten_layers()}
+        layers = {layer.name for layer in keras_internals.layers_of(network)}
         scope, order = _place_of(missing[1], network)
         raise _refusal(missing[1], scope, layers, order=order) from error
 
@@ -198,12 +180,17 @@ def _refusal(op, scope, layers, advice=_WHAT_TO_DO, order=_SECOND):
 def _replace_gradient(op_type):
     """Makes a function the gradient of an operation that has one already.
 
-    TensorFlow has no public way to do this. Values are the same; it is the
-    derivative of the gradient that is mended.
+    Values are the same; it is the derivative of the gradient that is right
+    only here. Where TensorFlow does not let its gradient be replaced, the
+    operation is refused.
     """
 
     def decorate(function):
-        ops.gradient_registry._registry[op_type]["type"] = function
+        entry = keras_internals.gradient_registry().get(op_type)
+        if entry is None:
+            WITHOUT.add(op_type)
+        else:
+            entry["type"] = function
         return function
 
     return decorate

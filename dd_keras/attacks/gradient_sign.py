@@ -11,13 +11,13 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from dd_keras import numerics
-from dd_keras.attacks import attack, draws
+from dd_keras.attacks import base, draws
 from dd_keras.classifier.logits import sparse_labels
+from dd_keras.utils import norms, validation
 
 
 @keras.saving.register_keras_serializable("dd_keras")
-class FGSM(attack.Attack):
+class FGSM(base.Attack):
     """One step of size eps along the sign of the gradient of the loss.
 
         perturbation = eps * sign(grad_x CE(f(x), y))
@@ -38,8 +38,8 @@ class FGSM(attack.Attack):
     norm = math.inf
 
     def __init__(self, eps, bounds=None, targeted=False):
-        self.eps = numerics.validate_number("eps", eps, above=0)
-        self.bounds = numerics.validate_bounds(bounds)
+        self.eps = validation.validate_number("eps", eps, above=0)
+        self.bounds = validation.validate_bounds(bounds)
         self.targeted = bool(targeted)
 
     def get_config(self):
@@ -55,16 +55,16 @@ class FGSM(attack.Attack):
         start = _Start.at(self, network, x, y, forward)
         perturbation = self.within_bounds(x, self.eps * start.direction())
         logits = start.f(x + perturbation)
-        return attack.AttackResult(
+        return base.AttackResult(
             perturbation,
             start.predictions,
-            attack.reached(logits, start.y, self.targeted),
+            base.reached(logits, start.y, self.targeted),
             tf.ones_like(start.y),
         )
 
 
 @keras.saving.register_keras_serializable("dd_keras")
-class MinimalFGSM(attack.Attack):
+class MinimalFGSM(base.Attack):
     """The smallest eps at which FGSM fools each sample.
 
     The direction is FGSM's, the sign of the gradient at the clean input; eps
@@ -90,13 +90,13 @@ class MinimalFGSM(attack.Attack):
 
     def __init__(self, eps_max=None, steps=32, tolerance=1e-4, bounds=None):
         if eps_max is not None:
-            eps_max = numerics.validate_number("eps_max", eps_max, above=0)
+            eps_max = validation.validate_number("eps_max", eps_max, above=0)
         self.eps_max = eps_max
-        self.steps = numerics.validate_integer("steps", steps, at_least=1)
-        self.tolerance = numerics.validate_number(
+        self.steps = validation.validate_integer("steps", steps, at_least=1)
+        self.tolerance = validation.validate_number(
             "tolerance", tolerance, above=0
         )
-        self.bounds = numerics.validate_bounds(bounds)
+        self.bounds = validation.validate_bounds(bounds)
 
     def get_config(self):
         """The constructor's arguments, for Keras serialisation."""
@@ -117,20 +117,20 @@ class MinimalFGSM(attack.Attack):
         def fools(rows, share):
             """Whether the given shares of eps_max fool these samples."""
             clean, sign = tf.gather(x, rows), tf.gather(direction, rows)
-            eps = numerics.expand_like(share * tf.gather(eps_max, rows), clean)
+            eps = norms.expand_like(share * tf.gather(eps_max, rows), clean)
             logits = start.f(clean + self.within_bounds(clean, eps * sign))
-            return attack.reached(logits, tf.gather(start.y, rows), False)
+            return base.reached(logits, tf.gather(start.y, rows), False)
 
         def climb(i, found, share):
-            rows = attack.rows_to_move(~found)
+            rows = base.rows_to_move(~found)
             tried = tf.cast(i / self.steps, x.dtype)
             fooled = fools(rows, tried) | tf.gather(found, rows)
             old = tf.gather(share, rows)
             new = tf.where(tf.gather(found, rows), old, tried)
             return (
                 i + 1,
-                attack.put(found, rows, fooled),
-                attack.put(share, rows, new),
+                base.put(found, rows, fooled),
+                base.put(share, rows, new),
             )
 
         _, fooled, high = tf.while_loop(
@@ -156,8 +156,8 @@ class MinimalFGSM(attack.Attack):
         )
         # Halving moves only what was fooled, and by a step, not at 0.
         eps = tf.where(fooled & ~wrong, narrowed, high) * eps_max
-        perturbation = numerics.expand_like(eps, x) * direction
-        return attack.AttackResult(
+        perturbation = norms.expand_like(eps, x) * direction
+        return base.AttackResult(
             self.within_bounds(x, perturbation),
             start.predictions,
             fooled,
@@ -175,7 +175,7 @@ class MinimalFGSM(attack.Attack):
         return tf.reduce_max(x, axes) - tf.reduce_min(x, axes)
 
 
-class _ProjectedGradient(attack.Attack):
+class _ProjectedGradient(base.Attack):
     """Steps up the loss, each projected back into the ball of radius eps.
 
     A sample leaves the batch once it is fooled; one that is misclassified
@@ -189,17 +189,17 @@ class _ProjectedGradient(attack.Attack):
         """As `run`, in the graph at hand, for a network that gives logits."""
         start = _Start.at(self, network, x, y, forward)
         state = _State(
-            active=~attack.reached(start.logits, start.y, self.targeted),
+            active=~base.reached(start.logits, start.y, self.targeted),
             iterations=tf.zeros_like(start.y),
             perturbation=tf.zeros_like(x),
             best=tf.zeros_like(x),
-            margin=attack.margin(start.logits, start.y, self.targeted),
+            margin=base.margin(start.logits, start.y, self.targeted),
         )
         # Each restart looks at its start and at what every step came to.
         looks = self.steps + 1
 
         def iterate(i, state):
-            rows = attack.rows_to_move(state.active)  # (A,)
+            rows = base.rows_to_move(state.active)  # (A,)
             now = _State(*(tf.gather(t, rows) for t in state))
             clean, y = tf.gather(x, rows), tf.gather(start.y, rows)
             perturbation = tf.cond(
@@ -208,12 +208,12 @@ class _ProjectedGradient(attack.Attack):
                 lambda: now.perturbation,
             )
             perturbation = self.within_bounds(clean, perturbation)
-            here = attack.Forward.of(start.f, clean + perturbation)
-            margin = attack.margin(here.logits, y, self.targeted)
-            fooled = attack.reached(here.logits, y, self.targeted)
+            here = base.Forward.of(start.f, clean + perturbation)
+            margin = base.margin(here.logits, y, self.targeted)
+            fooled = base.reached(here.logits, y, self.targeted)
             # Where classes tie, a decision may change at the same margin.
             better = now.active & (fooled | (margin < now.margin))
-            uphill = here.gradient(attack.ascent(here.logits, y, self.targeted))
+            uphill = here.gradient(base.ascent(here.logits, y, self.targeted))
             step = self.step_size * _steepest(uphill, self.norm)
             new = _State(
                 active=now.active & ~fooled,
@@ -221,13 +221,13 @@ class _ProjectedGradient(attack.Attack):
                 + tf.cast(now.active & (i % looks > 0), tf.int32),
                 perturbation=_project(perturbation + step, self.eps, self.norm),
                 best=tf.where(
-                    numerics.expand_like(better, clean), perturbation, now.best
+                    norms.expand_like(better, clean), perturbation, now.best
                 ),
                 margin=tf.where(better, margin, now.margin),
             )
             return i + 1, _State(
                 *(
-                    attack.put(old, rows, part)
+                    base.put(old, rows, part)
                     for old, part in zip(state, new, strict=True)
                 )
             )
@@ -239,7 +239,7 @@ class _ProjectedGradient(attack.Attack):
             maximum_iterations=self.restarts * looks,
             parallel_iterations=1,
         )
-        return attack.AttackResult(
+        return base.AttackResult(
             state.best, start.predictions, ~state.active, state.iterations
         )
 
@@ -255,7 +255,7 @@ class _ProjectedGradient(attack.Attack):
         u = draws.one_each(x, self.seed, stream + 2)
         size = tf.cast(tf.reduce_prod(tf.shape(x)[1:]), x.dtype)
         radius = self.eps * u ** (1 / size)
-        return numerics.expand_like(radius, x) * _steepest(way, self.norm)
+        return norms.expand_like(radius, x) * _steepest(way, self.norm)
 
 
 @keras.saving.register_keras_serializable("dd_keras")
@@ -288,14 +288,14 @@ class BIM(_ProjectedGradient):
     def __init__(
         self, eps, steps=10, step_size=None, bounds=None, targeted=False
     ):
-        self.eps = numerics.validate_number("eps", eps, above=0)
-        self.steps = numerics.validate_integer("steps", steps, at_least=1)
+        self.eps = validation.validate_number("eps", eps, above=0)
+        self.steps = validation.validate_integer("steps", steps, at_least=1)
         if step_size is None:
             step_size = _USUAL_REACH * self.eps / self.steps
-        self.step_size = numerics.validate_number(
+        self.step_size = validation.validate_number(
             "step_size", step_size, above=0
         )
-        self.bounds = numerics.validate_bounds(bounds)
+        self.bounds = validation.validate_bounds(bounds)
         self.targeted = bool(targeted)
 
     def get_config(self):
@@ -354,18 +354,18 @@ class PGD(_ProjectedGradient):
         targeted=False,
         seed=0,
     ):
-        self.eps = numerics.validate_number("eps", eps, above=0)
+        self.eps = validation.validate_number("eps", eps, above=0)
         if norm not in (2, math.inf):
             raise ValueError(f"norm: expected 2 or inf; received {norm!r}.")
         self.norm = float(norm)
-        self.steps = numerics.validate_integer("steps", steps, at_least=1)
+        self.steps = validation.validate_integer("steps", steps, at_least=1)
         if step_size is None:
             step_size = _USUAL_REACH * self.eps / self.steps
-        self.step_size = numerics.validate_number(
+        self.step_size = validation.validate_number(
             "step_size", step_size, above=0
         )
         self.random_start = bool(random_start)
-        self.restarts = numerics.validate_integer(
+        self.restarts = validation.validate_integer(
             "restarts", restarts, at_least=1
         )
         if self.restarts > 1 and not self.random_start:
@@ -373,9 +373,9 @@ class PGD(_ProjectedGradient):
                 "restarts: expected 1 without random_start, since all would "
                 f"be the same; received {restarts}."
             )
-        self.bounds = numerics.validate_bounds(bounds)
+        self.bounds = validation.validate_bounds(bounds)
         self.targeted = bool(targeted)
-        self.seed = numerics.validate_integer("seed", seed, at_least=0)
+        self.seed = validation.validate_integer("seed", seed, at_least=0)
 
     def get_config(self):
         """The constructor's arguments, for Keras serialisation."""
@@ -401,7 +401,7 @@ class _Start(NamedTuple):
     """The clean inputs, and what a network makes of them."""
 
     f: callable  # x -> class logits
-    forward: attack.Forward
+    forward: base.Forward
     predictions: tf.Tensor  # (B,) int32
     y: tf.Tensor  # (B,) int32: the classes to leave, or to reach
     norm: float
@@ -410,9 +410,9 @@ class _Start(NamedTuple):
     @classmethod
     def at(cls, settings, network, x, y, forward):
         """Looks at the clean inputs of an attack."""
-        f = attack.inference_form(network)
-        forward = forward or attack.Forward.of(f, x)
-        predictions = attack.decide(forward.logits)
+        f = base.inference_form(network)
+        forward = forward or base.Forward.of(f, x)
+        predictions = base.decide(forward.logits)
         classes = forward.logits.shape[-1]
         y = predictions if y is None else sparse_labels(y, classes)
         return cls(f, forward, predictions, y, settings.norm, settings.targeted)
@@ -424,7 +424,7 @@ class _Start(NamedTuple):
 
     def direction(self):
         """The steepest way up the loss, of the shape of x."""
-        uphill = attack.ascent(self.logits, self.y, self.targeted)
+        uphill = base.ascent(self.logits, self.y, self.targeted)
         return _steepest(self.forward.gradient(uphill), self.norm)
 
 
@@ -442,16 +442,14 @@ def _steepest(gradient, norm):
     """The vector of l_p length 1 that goes up a gradient the most."""
     if norm == math.inf:
         return tf.sign(gradient)
-    length = numerics.sample_norm(gradient)
-    return tf.math.divide_no_nan(
-        gradient, numerics.expand_like(length, gradient)
-    )
+    length = norms.sample_norm(gradient)
+    return tf.math.divide_no_nan(gradient, norms.expand_like(length, gradient))
 
 
 def _project(perturbation, eps, norm):
     """The closest point of the l_p ball of radius eps, p = inf or 2."""
     if norm == math.inf:
         return tf.clip_by_value(perturbation, -eps, eps)
-    length = numerics.sample_norm(perturbation)
+    length = norms.sample_norm(perturbation)
     shrink = eps / tf.maximum(length, eps)
-    return numerics.expand_like(shrink, perturbation) * perturbation
+    return norms.expand_like(shrink, perturbation) * perturbation

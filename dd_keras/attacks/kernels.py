@@ -30,8 +30,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dd_keras import numerics
 from dd_keras.attacks import derivatives
+from dd_keras.utils import keras_internals
 
 # Image channels up to which, and kernel sizes from which, `convolution` is
 # faster than the stock gradient (measured: benchmarks/NOTES.md).
@@ -51,10 +51,10 @@ def better_gradients(network):
     Args:
         network: a `keras.Model`.
     """
-    xla = numerics.compiled_by_xla()
+    xla = keras_internals.compiled_by_xla()
     cpu = not xla and not tf.config.get_visible_devices("GPU")
     replaced = []
-    for layer in network._flatten_layers():
+    for layer in keras_internals.layers_of(network):
         if cpu and _is_image_convolution(layer):
             layer.convolution_op = _convolution_of(layer)
             replaced.append((layer, "convolution_op"))

@@ -5,13 +5,13 @@ import math
 import keras
 import tensorflow as tf
 
-from dd_keras import numerics
-from dd_keras.attacks import attack, draws
+from dd_keras.attacks import base, draws
 from dd_keras.classifier.logits import sparse_labels
+from dd_keras.utils import norms, validation
 
 
 @keras.saving.register_keras_serializable("dd_keras")
-class RandomNoise(attack.Attack):
+class RandomNoise(base.Attack):
     """A random perturbation of l_p length eps.
 
     For p = inf every entry is eps or -eps; for p = 2 the direction is
@@ -32,12 +32,12 @@ class RandomNoise(attack.Attack):
     """
 
     def __init__(self, eps, norm=math.inf, bounds=None, seed=0):
-        self.eps = numerics.validate_number("eps", eps, above=0)
+        self.eps = validation.validate_number("eps", eps, above=0)
         if norm not in (2, math.inf):
             raise ValueError(f"norm: expected 2 or inf; received {norm!r}.")
         self.norm = float(norm)
-        self.bounds = numerics.validate_bounds(bounds)
-        self.seed = numerics.validate_integer("seed", seed, at_least=0)
+        self.bounds = validation.validate_bounds(bounds)
+        self.seed = validation.validate_integer("seed", seed, at_least=0)
 
     def get_config(self):
         """The constructor's arguments, for Keras serialisation."""
@@ -50,19 +50,19 @@ class RandomNoise(attack.Attack):
 
     def search(self, network, x, y=None, forward=None):
         """As `run`, in the graph at hand, for a network that gives logits."""
-        f = attack.inference_form(network)
+        f = base.inference_form(network)
         logits = forward.logits if forward else f(x)
-        predictions = attack.decide(logits)
+        predictions = base.decide(logits)
         y = predictions if y is None else sparse_labels(y, logits.shape[-1])
         if self.norm == math.inf:
             way = tf.sign(draws.uniform(x, self.seed, 0) - 0.5)  # never 0
         else:
             way = draws.normal(x, self.seed, 0)
-            way /= numerics.expand_like(numerics.sample_norm(way), way)
+            way /= norms.expand_like(norms.sample_norm(way), way)
         perturbation = self.within_bounds(x, self.eps * way)
-        return attack.AttackResult(
+        return base.AttackResult(
             perturbation,
             predictions,
-            attack.reached(f(x + perturbation), y),
+            base.reached(f(x + perturbation), y),
             tf.zeros_like(y),
         )

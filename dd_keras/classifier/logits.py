@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from dd_keras.classifier import graphs, inputs
+from dd_keras.utils import keras_internals
 
 ACTIVATIONS = ("softmax", "sigmoid", "linear")
 
@@ -371,7 +372,7 @@ def _found_activation(model):
 def _last_layer(model):
     """The layer or model that a functional model ends in; None for others."""
     outputs = getattr(model, "outputs", None)
-    return outputs[0]._keras_history.operation if outputs else None
+    return keras_internals.operation_of(outputs[0]) if outputs else None
 
 
 def _activation_by_layer(model):
@@ -448,8 +449,7 @@ def _without_activation(model, activation):
     layer = _last_layer(model)
     if layer is None:
         return None  # subclassed: its call is opaque
-    history = model.outputs[0]._keras_history
-    given = layer._inbound_nodes[history.node_index].input_tensors
+    given = keras_internals.arguments_of(model.outputs[0])
     if len(given) != 1:
         return None
     # The activation must be the one meant, and the layer one of Keras': only

@@ -11,8 +11,8 @@ import tensorflow as tf
 
 from dd_keras.datasets import digits, folder, imagenet, tfds_sets
 from dd_keras.datasets.data import NAMES, Data, batches, check_images
-from dd_keras.datasets.epochs import Epochs
 from dd_keras.datasets.images import mean_subtracted
+from dd_keras.datasets.resumable_batches import Epochs
 
 __all__ = ["NAMES", "Data", "Epochs", "batches", "check_images", "load"]
 

@@ -4,12 +4,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dd_keras import numerics
 from dd_keras.attacks import Attack, DeepFool
 from dd_keras.classifier import logits
 from dd_keras.classifier.inputs import has_preprocessor
+from dd_keras.defenses.base import DefenseModel
 from dd_keras.defenses.deep_defense import DeepDefenseModel
-from dd_keras.defenses.defense import DefenseModel
+from dd_keras.utils import validation
 
 
 def deepfool_dataset(
@@ -110,7 +110,7 @@ class AdversarialTrainingModel(DefenseModel):
             )
         super().__init__(model, **kwargs)
         self.adversary = adversary
-        self.alpha = numerics.validate_number(
+        self.alpha = validation.validate_number(
             "alpha", alpha, at_least=0, at_most=1
         )
 

@@ -9,6 +9,8 @@ import contextlib
 
 import keras
 
+from dd_keras.utils import keras_internals
+
 TRAINED, SCALE_TRAINED, FROZEN = MODES = ("trained", "scale_trained", "frozen")
 
 
@@ -49,7 +51,7 @@ def differs_in_training(model, mode):
 def _layers(model):
     return [
         layer
-        for layer in model._flatten_layers()
+        for layer in keras_internals.layers_of(model)
         if isinstance(layer, keras.layers.BatchNormalization)
     ]
 

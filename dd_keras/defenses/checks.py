@@ -11,7 +11,8 @@ import tensorflow as tf
 from dd_keras.attacks import derivatives, traced
 from dd_keras.classifier import graphs, logits
 from dd_keras.classifier.inputs import unpack
-from dd_keras.fitting import StopAtNaN
+from dd_keras.training import StopAtNaN
+from dd_keras.utils import keras_internals
 
 
 def check_model(model, network, needs_second_derivatives, defense):
@@ -36,7 +37,7 @@ def check_model(model, network, needs_second_derivatives, defense):
             "an Embedding, a Discretization or an argmax. Wrap the part behind "
             "it: keras.Model(embedded, model.output)."
         )
-    layers = {layer.name for layer in network._flatten_layers()}
+    layers = {layer.name for layer in keras_internals.layers_of(network)}
     if needs_second_derivatives:
         derivatives.require_second_derivatives(concrete.graph, layers)
     random = graphs.random_operations(concrete)

@@ -6,11 +6,11 @@ import functools
 import keras
 import tensorflow as tf
 
-from dd_keras import numerics
 from dd_keras.attacks import DeepFool
 from dd_keras.classifier import logits
-from dd_keras.defenses.defense import DefenseModel
+from dd_keras.defenses.base import DefenseModel
 from dd_keras.defenses.split_exponential import SplitExponential
+from dd_keras.utils import keras_internals, validation
 
 
 @keras.saving.register_keras_serializable("dd_keras")
@@ -88,7 +88,7 @@ class DeepDefenseModel(DefenseModel):
         self._attack = attack
         self.regularized_layers = _layer_names(model, regularized_layers)
         self.regularization_tracker = keras.metrics.Mean("regularization")
-        self._lam = numerics.validate_number("lam", lam, at_least=0)
+        self._lam = validation.validate_number("lam", lam, at_least=0)
         self._lam_share = 1.0
         # What is in force. No weight: what saves the model need not have it.
         self._lam_now = tf.Variable(self._lam, False, dtype=tf.float64)
@@ -101,7 +101,7 @@ class DeepDefenseModel(DefenseModel):
 
     @lam.setter
     def lam(self, value):
-        self._lam = numerics.validate_number("lam", value, at_least=0)
+        self._lam = validation.validate_number("lam", value, at_least=0)
         self._put_in_force()
 
     @property
@@ -149,7 +149,7 @@ class DeepDefenseModel(DefenseModel):
         Raises:
             ValueError: if `share` is outside of its range.
         """
-        self._lam_share = numerics.validate_number(
+        self._lam_share = validation.validate_number(
             "share", share, at_least=0, at_most=1
         )
         self._put_in_force()
@@ -213,7 +213,9 @@ class DeepDefenseModel(DefenseModel):
         """A scope in which all weights but those regularised are constants."""
         chosen = {
             id(weight)
-            for layer in self.model._flatten_layers(include_self=False)
+            for layer in keras_internals.layers_of(
+                self.model, include_self=False
+            )
             if layer.name in (self.regularized_layers or ())
             for weight in layer.weights
         }
@@ -244,7 +246,7 @@ def _layer_names(model, layers):
     names = [getattr(layer, "name", layer) for layer in layers]
     known = [
         layer.name
-        for layer in model._flatten_layers(include_self=False)
+        for layer in keras_internals.layers_of(model, include_self=False)
         if layer.trainable_weights
     ]
     unknown = [name for name in names if name not in known]

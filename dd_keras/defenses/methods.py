@@ -16,8 +16,8 @@ from dd_keras.defenses.adversarial_training import (
     CombinedModel,
     deepfool_dataset,
 )
+from dd_keras.defenses.base import DefenseModel
 from dd_keras.defenses.deep_defense import DeepDefenseModel
-from dd_keras.defenses.defense import DefenseModel
 from dd_keras.defenses.parseval import constrain_parseval
 
 

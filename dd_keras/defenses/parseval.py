@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from dd_keras import numerics
+from dd_keras.utils import keras_internals, validation
 
 # Layers whose kernel is a matrix for each patch of the inputs, or for all.
 _MATRICES = (
@@ -46,10 +46,10 @@ class ParsevalConstraint(keras.constraints.Constraint):
     """
 
     def __init__(self, beta=1e-4, fraction=0.3, groups=1, seed=None):
-        number = numerics.validate_number
+        number = validation.validate_number
         self.beta = number("beta", beta, above=0, at_most=1)
         self.fraction = number("fraction", fraction, above=0, at_most=1)
-        self.groups = numerics.validate_integer("groups", groups, at_least=1)
+        self.groups = validation.validate_integer("groups", groups, at_least=1)
         self.seed = seed
         self._seeds = keras.random.SeedGenerator(seed)
 
@@ -118,7 +118,7 @@ def constrain_parseval(model, beta=1e-4, fraction=0.3, seed=None):
         )
     layers = [
         layer
-        for layer in model._flatten_layers(include_self=False)
+        for layer in keras_internals.layers_of(model, include_self=False)
         if isinstance(layer, _MATRICES)
     ]
     if not layers or not all(layer.built for layer in layers):

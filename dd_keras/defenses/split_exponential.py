@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from dd_keras import numerics
+from dd_keras.utils import validation
 
 # Largest exponent. A misclassified sample of a degenerate network can be any
 # distance away from its class; exp of that would overflow and end the
@@ -47,8 +47,8 @@ class SplitExponential(keras.losses.Loss):
         dtype=None,
     ):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
-        self.c = numerics.validate_number("c", c, above=0)
-        self.d = numerics.validate_number("d", d, above=0)
+        self.c = validation.validate_number("c", c, above=0)
+        self.d = validation.validate_number("d", d, above=0)
 
     def call(self, y_true, y_pred):
         """The penalty of each sample, (B,)."""

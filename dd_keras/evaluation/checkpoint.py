@@ -8,7 +8,7 @@ import warnings
 import keras
 import numpy as np
 
-from dd_keras import files
+from dd_keras.utils import files
 
 _FINGERPRINT = "evaluation.json"
 _NOTES = "checkpoint_notes"  # in the file of a batch, beside its arrays

@@ -6,11 +6,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dd_keras import attacks, compiled, numerics
-from dd_keras.classifier import inputs, logits
+from dd_keras import attacks
+from dd_keras.classifier import compiled, inputs, logits
 from dd_keras.evaluation import checkpoint, naming, streams
 from dd_keras.evaluation import metrics as metrics_module
 from dd_keras.evaluation.report import RobustnessReport
+from dd_keras.utils import norms
 
 # Outputs of one batch, taken twice, may differ by rounding, relative to the
 # largest of them; random ones differ by far more.
@@ -186,8 +187,7 @@ def _traced(model, activation, metrics):
         found = {
             None: {
                 "predictions": predictions,
-                "zero_gradient": numerics.sample_norm(slope)
-                < numerics.ZERO_NORM,
+                "zero_gradient": norms.sample_norm(slope) < norms.ZERO_NORM,
                 "tied": attacks.margin(forward.logits, predictions) == 0,
                 # A ReLU may make zeros of inputs that are no numbers.
                 "finite": tf.reduce_all(

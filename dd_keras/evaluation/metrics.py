@@ -13,9 +13,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dd_keras import attacks, numerics
-from dd_keras.config import EqualByConfig
+from dd_keras import attacks
 from dd_keras.evaluation import similarity
+from dd_keras.utils import norms, validation
+from dd_keras.utils.config import EqualByConfig
 
 # What is done with samples that are misclassified without any attack.
 POLICIES = ("predicted", "zero", "exclude")
@@ -190,8 +191,8 @@ class Distance(Metric):
         found = self.attack.search(network, x, forward=forward)
         p = self.attack.norm
         return {
-            self.name: numerics.rho(found.perturbation, x, p),
-            self.length: numerics.sample_norm(found.perturbation, p),
+            self.name: norms.rho(found.perturbation, x, p),
+            self.length: norms.sample_norm(found.perturbation, p),
             f"{self.name}_fooled": found.fooled,
             f"{self.name}_iterations": found.iterations,
         }
@@ -240,8 +241,8 @@ class SmallestEps(Metric):
         """Attacks a batch from the predicted classes."""
         found = self.attack.search(network, x, forward=forward)
         return {
-            "fgsm_rho": numerics.rho(found.perturbation, x, math.inf),
-            "fgsm_eps": numerics.sample_norm(found.perturbation, math.inf),
+            "fgsm_rho": norms.rho(found.perturbation, x, math.inf),
+            "fgsm_eps": norms.sample_norm(found.perturbation, math.inf),
             "fgsm_rho_fooled": found.fooled,
         }
 
@@ -279,7 +280,7 @@ class EpsSweep(Metric):
 
     def __init__(self, eps, bounds=None):
         eps = np.atleast_1d(eps).tolist()
-        self.eps = [numerics.validate_number("eps", e, above=0) for e in eps]
+        self.eps = [validation.validate_number("eps", e, above=0) for e in eps]
         if not self.eps or len({f"{e:g}" for e in self.eps}) < len(self.eps):
             raise ValueError(
                 f"eps: expected one or more numbers, each once; received {eps}."
@@ -396,7 +397,7 @@ class PASS(Metric):
     def __init__(self, attack=None, bounds=None):
         similarity.require()
         self.attack = _validate_attack(attack or attacks.DeepFool())
-        self.bounds = numerics.validate_bounds(bounds)
+        self.bounds = validation.validate_bounds(bounds)
         if self.bounds is None:
             raise ValueError(
                 "bounds: expected the inputs that are pixels 0 and 255; "
@@ -465,7 +466,7 @@ def get(metric, bounds=None):
     if isinstance(metric, attacks.Attack):
         sized = hasattr(metric, "eps")
         return AccuracyUnder(metric) if sized else Distance(metric)
-    bounds = numerics.validate_bounds(bounds)
+    bounds = validation.validate_bounds(bounds)
     if metric in ("fgs", "pgd", "pass") and bounds is None:
         raise ValueError(
             f"bounds: the metric {metric!r} needs the valid range of the "

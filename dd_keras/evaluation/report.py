@@ -8,9 +8,9 @@ import math
 import keras
 import numpy as np
 
-from dd_keras import files, tables
 from dd_keras.evaluation import metrics as metrics_module
 from dd_keras.evaluation.metrics import Samples
+from dd_keras.utils import files, tables
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # arrays have no one ==

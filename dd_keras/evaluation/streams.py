@@ -7,9 +7,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dd_keras import attacks, numerics
+from dd_keras import attacks
 from dd_keras.classifier.inputs import unpack
 from dd_keras.evaluation import metrics
+from dd_keras.utils import validation
 
 _BATCH_SIZE = 32  # of arrays, Keras' own
 
@@ -88,7 +89,7 @@ def _of_arrays(x, y, batch_size):
             f"y: expected {len(x)} labels, one for each input; received "
             f"{len(y)}."
         )
-    size = numerics.validate_integer(
+    size = validation.validate_integer(
         "batch_size",
         _BATCH_SIZE if batch_size is None else batch_size,
         at_least=1,

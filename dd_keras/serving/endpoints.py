@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from dd_keras import numerics
-from dd_keras.attacks import attack as attacks
+from dd_keras.attacks import base as attacks
 from dd_keras.classifier import logits
 from dd_keras.serving import encoded_images
 from dd_keras.serving.checks import require_finite, require_shape
+from dd_keras.utils import norms
 
 # The signature that TF Serving takes where a request names none.
 DEFAULT = "serving_default"
@@ -73,8 +73,8 @@ def make(
         adversarial = network(x + found.perturbation, training=False)
         return {
             "classes": found.predictions,  # (B,)
-            "rho": numerics.rho(found.perturbation, x, attack.norm),  # (B,)
-            f"l{attack.norm:g}": numerics.sample_norm(
+            "rho": norms.rho(found.perturbation, x, attack.norm),  # (B,)
+            f"l{attack.norm:g}": norms.sample_norm(
                 found.perturbation, attack.norm
             ),  # (B,)
             "nearest_class": attacks.decide(logits.class_logits(adversarial)),

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dd_keras import files, tables
+from dd_keras.utils import files, tables
 from dd_keras.version import __version__
 
 NAME = "model_card"  # .json and .md

@@ -8,13 +8,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dd_keras import attacks, files, numerics
+from dd_keras import attacks
 from dd_keras.classifier import logits
 from dd_keras.classifier.inputs import has_preprocessor, prepare
 from dd_keras.datasets import images
 from dd_keras.serving import endpoints as server_endpoints
 from dd_keras.serving import model_card, warm_up
 from dd_keras.serving.server_config import LARGEST_BATCH, versions
+from dd_keras.utils import files, validation
 
 _DTYPES = ("float32", "uint8")
 _LARGEST_VERSION = 2**63 - 1  # the server's int64
@@ -133,7 +134,7 @@ def export(
         image_dtype,
         _validate_names(class_names, logits.num_classes(network)),
         resize or functools.partial(images.resize, size=image_shape[:2]),
-        numerics.validate_integer("max_pixels", max_pixels, at_least=1),
+        validation.validate_integer("max_pixels", max_pixels, at_least=1),
     )
     if not _warm_up_wanted(warm_up_requests):
         examples = None
@@ -213,7 +214,7 @@ def _validate_path(path):
 def _validate_version(version, path):
     if version is None:
         return None
-    version = numerics.validate_integer("version", version, at_least=1)
+    version = validation.validate_integer("version", version, at_least=1)
     if version > _LARGEST_VERSION:
         raise ValueError(
             f"version: expected at most {_LARGEST_VERSION}; received {version}."

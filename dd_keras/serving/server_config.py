@@ -2,7 +2,7 @@
 
 import os
 
-from dd_keras import files
+from dd_keras.utils import files
 
 MODELS, BATCHING = "models.config", "batching.config"
 LARGEST_BATCH = 64  # images

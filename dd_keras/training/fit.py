@@ -8,10 +8,11 @@ import time
 import keras
 import tensorflow as tf
 
-from dd_keras import datasets, distribution, files
-from dd_keras.fitting import checkpoint, guards
-from dd_keras.fitting.best import KeepBest
-from dd_keras.fitting.executions import Executions
+from dd_keras import datasets, distribution
+from dd_keras.training import checkpoint, guards
+from dd_keras.training.best import KeepBest
+from dd_keras.training.executions import Executions
+from dd_keras.utils import files
 
 _BATCH_SIZE = 32  # of arrays, as Keras has it
 

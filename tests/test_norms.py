@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dd_keras import numerics
+from dd_keras.utils import keras_internals, norms, validation
 
 NORMS = (1, 1.5, 2, 3, math.inf)
 # Relative error that each precision allows.
@@ -40,7 +40,7 @@ def norm_and_gradient(x, p, dtype="float64"):
     x = tf.constant(x, dtype)
     with tf.GradientTape() as tape:
         tape.watch(x)
-        norm = numerics.sample_norm(x, p)
+        norm = norms.sample_norm(x, p)
     return norm.numpy(), tape.gradient(norm, x).numpy()
 
 
@@ -51,7 +51,7 @@ def hessian(x, p):
         outer.watch(x)
         with tf.GradientTape() as inner:
             inner.watch(x)
-            norm = numerics.sample_norm(x, p)
+            norm = norms.sample_norm(x, p)
         gradient = inner.gradient(norm, x)
     return outer.jacobian(gradient, x, unconnected_gradients="zero").numpy()[
         0, :, 0, :
@@ -146,19 +146,19 @@ def test_norm_of_a_sample_with_nan_is_nan(p):
 
 @pytest.mark.parametrize("p", NORMS)
 def test_norm_takes_empty_batches_scalars_and_unknown_batch_sizes(p):
-    assert numerics.sample_norm(tf.zeros((0, 3, 2)), p).shape == (0,)
-    scalars = numerics.sample_norm(tf.constant([-2.0, 0.0, 3.0]), p)
+    assert norms.sample_norm(tf.zeros((0, 3, 2)), p).shape == (0,)
+    scalars = norms.sample_norm(tf.constant([-2.0, 0.0, 3.0]), p)
     np.testing.assert_allclose(scalars, [2.0, 0.0, 3.0])
     norm = tf.function(
-        lambda x: numerics.sample_norm(x, p),
+        lambda x: norms.sample_norm(x, p),
         input_signature=[tf.TensorSpec((None, 3, 2), tf.float64)],
     )
     np.testing.assert_allclose(norm(samples()), numpy_norm(samples(), p))
 
 
 def test_norm_is_euclidean_by_default():
-    assert float(numerics.sample_norm(tf.constant([[3.0, 4.0]]))[0]) == 5.0
-    ratio = numerics.rho(tf.constant([[3.0, 4.0]]), tf.constant([[0.0, 2.0]]))
+    assert float(norms.sample_norm(tf.constant([[3.0, 4.0]]))[0]) == 5.0
+    ratio = norms.rho(tf.constant([[3.0, 4.0]]), tf.constant([[0.0, 2.0]]))
     assert float(ratio[0]) == 2.5
 
 
@@ -166,7 +166,7 @@ def test_norm_is_euclidean_by_default():
 @pytest.mark.parametrize("scale", SCALES)
 def test_rho_is_the_ratio_of_norms(scale, p):
     perturbation, x = samples(scale), np.flip(samples(scale), 0) + scale
-    ratio = numerics.rho(
+    ratio = norms.rho(
         tf.constant(perturbation, "float32"), tf.constant(x, "float32"), p
     )
     expected = numpy_norm(perturbation, p) / numpy_norm(x, p)
@@ -178,7 +178,7 @@ def test_gradient_of_rho_is_the_closed_form():
     x = tf.constant([[0.0, 2.0]])
     with tf.GradientTape() as tape:
         tape.watch([perturbation, x])
-        ratio = numerics.rho(perturbation, x)
+        ratio = norms.rho(perturbation, x)
     by_perturbation, by_x = tape.gradient(ratio, [perturbation, x])
     # d(||r|| / ||x||) = r / (||r|| ||x||) dr - ||r|| x / ||x||^3 dx
     np.testing.assert_allclose(by_perturbation, [[0.3, 0.4]], 1e-6)
@@ -195,7 +195,7 @@ def test_rho_of_zeros_is_zero_with_zero_gradient(perturbation, x, p):
     perturbation, x = tf.constant([perturbation]), tf.constant([x])
     with tf.GradientTape() as tape:
         tape.watch([perturbation, x])
-        ratio = numerics.rho(perturbation, x, p)
+        ratio = norms.rho(perturbation, x, p)
     assert float(ratio[0]) == 0.0
     for gradient in tape.gradient(ratio, [perturbation, x]):
         np.testing.assert_array_equal(gradient, 0.0)
@@ -206,13 +206,13 @@ def test_rho_of_zeros_is_zero_with_zero_gradient(perturbation, x, p):
     [(1, math.inf), (1.5, 3.0), (2, 2.0), (3, 1.5), (math.inf, 1.0)],
 )
 def test_dual_norm(p, q):
-    assert numerics.dual_norm(p) == pytest.approx(q)
-    assert numerics.dual_norm(float(p)) == pytest.approx(q)
+    assert norms.dual_norm(p) == pytest.approx(q)
+    assert norms.dual_norm(float(p)) == pytest.approx(q)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_valid_orders_become_floats(norm):
-    order = numerics.validate_norm(norm)
+    order = validation.validate_norm(norm)
     assert order == norm
     assert type(order) is float
 
@@ -226,7 +226,7 @@ def test_invalid_orders_are_named(norm):
         f"received {norm!r}."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        numerics.validate_norm(norm)
+        validation.validate_norm(norm)
 
 
 @pytest.mark.parametrize(
@@ -244,13 +244,13 @@ def test_invalid_orders_are_named(norm):
     ids=repr,
 )
 def test_valid_bounds_become_plain_numbers(bounds, expected):
-    found = numerics.validate_bounds(bounds)
+    found = validation.validate_bounds(bounds)
     assert found == expected
     assert json.loads(json.dumps(found)) == (found and list(found))
     if found is not None:
         assert type(found) is tuple
         assert type(np.ravel(found[0]).tolist()[0]) is float
-        assert numerics.validate_bounds(found) == found
+        assert validation.validate_bounds(found) == found
 
 
 @pytest.mark.parametrize(
@@ -270,13 +270,13 @@ def test_invalid_bounds_are_named(bounds):
         f"{bounds!r}."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        numerics.validate_bounds(bounds)
+        validation.validate_bounds(bounds)
 
 
 def test_invalid_arrays_are_named_in_short():
     low = np.zeros((50, 50))
     with pytest.raises(ValueError, match="bounds: expected") as error:
-        numerics.validate_bounds((low, low))
+        validation.validate_bounds((low, low))
     assert len(str(error.value)) < 400
 
 
@@ -291,7 +291,7 @@ def test_invalid_arrays_are_named_in_short():
     ],
 )  # fmt: skip
 def test_valid_numbers_become_floats(bounds, value):
-    number = numerics.validate_number("share", value, **bounds)
+    number = validation.validate_number("share", value, **bounds)
     assert number == value
     assert type(number) is float
 
@@ -315,14 +315,14 @@ def test_valid_numbers_become_floats(bounds, value):
 def test_numbers_out_of_bounds_are_named(bounds, expected, value):
     message = f"share: expected a finite number {expected}; received {value!r}."
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        numerics.validate_number("share", value, **bounds)
+        validation.validate_number("share", value, **bounds)
 
 
 def test_values_gain_axes_to_match_the_samples():
     values = tf.constant([1.0, 2.0])
-    expanded = numerics.expand_like(values, tf.zeros((2, 3, 4, 5)))
+    expanded = norms.expand_like(values, tf.zeros((2, 3, 4, 5)))
     assert expanded.shape == (2, 1, 1, 1)
-    assert numerics.expand_like(values, tf.zeros(2)).shape == (2,)
+    assert norms.expand_like(values, tf.zeros(2)).shape == (2,)
     np.testing.assert_array_equal(tf.reshape(expanded, [-1]), values)
 
 
@@ -332,10 +332,10 @@ def test_tracing_for_xla_is_told_from_other_tracing(jit_compile):
 
     @tf.function(jit_compile=jit_compile)
     def traced(x):
-        answers.append(numerics.compiled_by_xla())
+        answers.append(keras_internals.compiled_by_xla())
 
         def body(i):
-            answers.append(numerics.compiled_by_xla())
+            answers.append(keras_internals.compiled_by_xla())
             return i + 1
 
         tf.while_loop(lambda i: i < 2, body, [tf.constant(0)])
@@ -344,4 +344,4 @@ def test_tracing_for_xla_is_told_from_other_tracing(jit_compile):
     traced(tf.constant(1.0))
     assert set(answers) == {jit_compile}
     assert len(answers) >= 2
-    assert not numerics.compiled_by_xla()
+    assert not keras_internals.compiled_by_xla()

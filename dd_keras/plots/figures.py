@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
-from dd_keras import numerics
+from dd_keras.utils import validation
 
 _COLUMN, _PAGE = 3.3, 7.0  # inches
 _TEXT, _SMALL = 8, 7  # points
@@ -520,7 +520,7 @@ def _show(axes, image, label, color_map="gray"):
 
 def _rho(norm, symbol=r"\hat\rho"):
     """The symbol of rho_p (with a hat: of its mean over a data set, Eq. 7)."""
-    norm = numerics.validate_norm(norm)
+    norm = validation.validate_norm(norm)
     order = r"\infty" if math.isinf(norm) else f"{norm:g}"
     return f"${symbol}_{{{order}}}$"
 

@@ -2,7 +2,7 @@
 
 import keras
 
-from dd_keras import numerics
+from dd_keras.utils import validation
 
 
 class LamRamp(keras.callbacks.Callback):
@@ -36,8 +36,8 @@ class LamRamp(keras.callbacks.Callback):
 
     def __init__(self, start=0.0, length=1.0):
         super().__init__()
-        self.start = numerics.validate_number("start", start, at_least=0)
-        self.length = numerics.validate_number("length", length, at_least=0)
+        self.start = validation.validate_number("start", start, at_least=0)
+        self.length = validation.validate_number("length", length, at_least=0)
         self._epoch = 0
         self._steps = None  # of an epoch, once it is known
         self._seen = None

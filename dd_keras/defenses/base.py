@@ -5,12 +5,13 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from dd_keras import distribution, losses, numerics
+from dd_keras import distribution
 from dd_keras.attacks import DeepFool, Forward, missing_named
-from dd_keras.classifier import logits
+from dd_keras.classifier import logits, losses
 from dd_keras.classifier.inputs import input_spec, pack, prepare, unpack
 from dd_keras.defenses import batch_norm as batch_normalization
 from dd_keras.defenses import checks
+from dd_keras.utils import norms
 
 
 class Objective(NamedTuple):
@@ -343,7 +344,7 @@ class DefenseModel(keras.Model):
         network = self.logits_model()
         with missing_named(network):
             found = attack.search(network, x, labels, forward=forward)
-        return found, numerics.rho(found.perturbation, x, self.norm)
+        return found, norms.rho(found.perturbation, x, self.norm)
 
     def _objective(self, x, y, sample_weight, training):
         """The `Objective` of a batch, or of a replica's part of it."""

@@ -12,7 +12,7 @@ import tensorflow as tf
 from conftest import shell
 
 import dd_keras
-from dd_keras import datasets, fitting
+from dd_keras import datasets, training
 
 STEPS, EPOCHS = 4, 3
 rng = np.random.default_rng(0)
@@ -111,7 +111,7 @@ def fit(
     )
     states = [
         tf.convert_to_tensor(v.value).numpy()
-        for v in fitting.checkpoint.variables(trained)
+        for v in training.checkpoint.variables(trained)
     ]
     log = (directory / "log.csv").read_text()
     return trained, history.history, best.best, states, log
@@ -280,8 +280,8 @@ def test_no_flipped_bit_goes_unnoticed(whole, tmp_path):
     with pytest.raises(Killed):
         fit(tmp_path, Kill("on_train_batch_end", 7))
     trained = model()
-    fitting.fit._build(trained, epochs())
-    checkpoints = fitting.Checkpoints(tmp_path / "checkpoints")
+    training.fit._build(trained, epochs())
+    checkpoints = training.Checkpoints(tmp_path / "checkpoints")
     older, newest = names(tmp_path)
     path = tmp_path / "checkpoints" / newest
     data = path.read_bytes()
@@ -294,7 +294,7 @@ def test_no_flipped_bit_goes_unnoticed(whole, tmp_path):
         path.write_bytes(flipped)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
-                fitting.checkpoint.warnings, "warn", lambda *_, **__: 0
+                training.checkpoint.warnings, "warn", lambda *_, **__: 0
             )
             found = checkpoints.newest(trained)
         if (found.epoch, found.step) != (expected.epoch, expected.step):
@@ -391,7 +391,7 @@ def test_killed_training_in_bfloat16_goes_on(tmp_path):
             kernel = self.model.layers[0].kernel
             kernel.assign(kernel * np.nan)
 
-    with pytest.raises(fitting.DivergenceError, match="kernel' is not f"):
+    with pytest.raises(training.DivergenceError, match="kernel' is not f"):
         trained(tmp_path / "c", Break())
 
 
@@ -486,7 +486,7 @@ def test_nan_in_the_middle_of_an_epoch_is_named(tmp_path):
     x_bad[place, 4] = np.nan
     train = datasets.Epochs(poisoned, None, 5, seed=3)
     with pytest.raises(
-        fitting.DivergenceError,
+        training.DivergenceError,
         match=r"^epoch 2, step 3: the loss is nan .* The likely cause: of the "
         "5 inputs of this batch 1 hold NaN or infinity, the first of them "
         "input 3",
@@ -500,7 +500,7 @@ def test_updates_that_are_too_large_are_named(tmp_path):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     network.compile(keras.optimizers.SGD(1e38), loss)
     with pytest.raises(
-        fitting.DivergenceError,
+        training.DivergenceError,
         match=r"^epoch 1, step \d: the loss is (nan|inf) .*finite.*too large",
     ):
         dd_keras.resumable_fit(
@@ -516,7 +516,7 @@ def test_weights_that_are_not_finite_are_never_written(tmp_path):
                 kernel.assign(kernel * np.nan)
 
     with pytest.raises(
-        fitting.DivergenceError,
+        training.DivergenceError,
         match=r"epoch 1, step 3: the weight '.*kernel' is no longer finite",
     ):
         fit(tmp_path, Break(), checkpoint_steps=1)
@@ -530,8 +530,8 @@ def test_lack_of_memory_names_what_helps():
         attack = dd_keras.attacks.DeepFool(candidates=3)
 
     with (
-        pytest.raises(fitting.OutOfMemoryError, match=advice),
-        fitting.guards.memory_advice(Model()),
+        pytest.raises(training.OutOfMemoryError, match=advice),
+        training.guards.memory_advice(Model()),
     ):
         raise tf.errors.ResourceExhaustedError(
             None, None, "OOM when allocating"
@@ -553,7 +553,7 @@ def test_step_that_needs_more_than_there_is(tmp_path):
         (np.zeros((2, 8, 8, 1), np.float32), np.zeros(2, int))
     )
     with pytest.raises(
-        fitting.OutOfMemoryError, match="does not fit into memory"
+        training.OutOfMemoryError, match="does not fit into memory"
     ):
         dd_keras.resumable_fit(
             network, datasets.Epochs(images, None, 2), 1, tmp_path, verbose=0
@@ -575,7 +575,7 @@ def test_signals_end_a_training_with_a_checkpoint(
 
     before = signal.getsignal(number)
     with pytest.raises(
-        fitting.Interrupted, match="goes on from there"
+        training.Interrupted, match="goes on from there"
     ) as caught:
         fit(tmp_path, Signal(hook, 3), checkpoint_steps=None)
     assert caught.value.signal == number
@@ -586,7 +586,7 @@ def test_signals_end_a_training_with_a_checkpoint(
 
 
 def test_second_signal_ends_at_once():
-    with fitting.guards.StopSignals() as signals:
+    with training.guards.StopSignals() as signals:
         os.kill(os.getpid(), signal.SIGINT)
         assert signals.received == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
@@ -601,14 +601,14 @@ def test_full_disk_loses_nothing(whole, tmp_path):
         "-c",
         "import pathlib, resource, signal, sys\n"
         f"sys.path.insert(0, {str(tests)!r})\n"
-        "import keras, test_fitting\n"
+        "import keras, test_training\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "class Full(keras.callbacks.Callback):\n"
         "    def on_epoch_begin(self, epoch, logs=None):\n"
         "        if epoch == 1:\n"
         "            resource.setrlimit(\n"
         f"                resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
-        f"test_fitting.fit(pathlib.Path({str(tmp_path)!r}), Full())\n",
+        f"test_training.fit(pathlib.Path({str(tmp_path)!r}), Full())\n",
     )
     assert finished.returncode == 1
     assert "OSError: [Errno 27]" in finished.stderr

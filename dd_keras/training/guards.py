@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dd_keras.fitting.checkpoint import DivergenceError, first_not_finite
+from dd_keras.training.checkpoint import DivergenceError, first_not_finite
 
 
 class OutOfMemoryError(RuntimeError):

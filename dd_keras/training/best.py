@@ -4,7 +4,7 @@ import math
 
 import keras
 
-from dd_keras import numerics
+from dd_keras.utils import validation
 
 
 class KeepBest(keras.callbacks.Callback):
@@ -39,7 +39,7 @@ class KeepBest(keras.callbacks.Callback):
     def __init__(self, monitor="val_rho2", accuracy_weight=0.0):
         super().__init__()
         self.monitor = monitor
-        self.accuracy_weight = numerics.validate_number(
+        self.accuracy_weight = validation.validate_number(
             "accuracy_weight", accuracy_weight, at_least=0, at_most=1
         )
         self.best = None

@@ -4,7 +4,8 @@ import threading
 import weakref
 
 import keras
-from tensorflow.python.framework import ops
+
+from dd_keras.utils import keras_internals
 
 # Functions kept for one model; each holds a graph. Beyond, the one that was
 # not asked for longest goes.
@@ -76,8 +77,7 @@ def _made(make):
     long as the process lives, and all that it refers to: the model. Here it
     gets a weak reference instead, and the caller holds the function.
     """
-    # TensorFlow has no public way to take one back.
-    registry = getattr(ops.gradient_registry, "_registry", {})
+    registry = keras_internals.gradient_registry()
     before = set(registry)
     built = make()
     gradients = []
@@ -110,10 +110,10 @@ class _Held:
 def _state(model):
     """What a graph of the model depends on: plain values, and objects."""
     plain, objects = [], []
-    for layer in model._flatten_layers():
+    for layer in keras_internals.layers_of(model):
         objects.append(layer)
         # Of `Sequential`: what it calls, new after `add` and `pop`.
-        objects.append(getattr(layer, "_functional", None))
+        objects.append(keras_internals.inner_functional(layer))
         plain += (layer.trainable, layer.dtype_policy.name)
         for name, value in vars(layer).items():
             if name in _IGNORED:

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_fitting import (
+from test_training import (
     EPOCHS,
     STEPS,
     Kill,
@@ -20,7 +20,7 @@ from test_fitting import (
 )
 
 import dd_keras
-from dd_keras import datasets, fitting
+from dd_keras import datasets, training
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_nan_names_the_steps_of_its_execution(tmp_path):
 
     train = datasets.Epochs(poisoned, None, 5, seed=3)
     with pytest.raises(
-        fitting.DivergenceError,
+        training.DivergenceError,
         match=r"^epoch 2, steps 1 to 3: the loss is nan \(it was \d.* before\)"
         ".* of the 5 inputs of the batch of step 1 5 hold NaN",
     ):
@@ -371,16 +371,16 @@ def test_no_callbacks_may_be_none(tmp_path):
 
 
 def test_error_tells_no_loss_of_an_earlier_fit():
-    guard = fitting.StopAtNaN()
+    guard = training.StopAtNaN()
     linear().fit(X, Y, verbose=0, callbacks=[guard])
     with pytest.raises(
-        fitting.DivergenceError, match=r"^epoch 1, step 1: the loss is nan\. "
+        training.DivergenceError, match=r"^epoch 1, step 1: the loss is nan\. "
     ):
         linear().fit(X * np.nan, Y, verbose=0, callbacks=[guard])
 
 
 def test_signal_is_forgotten_at_the_next_start():
-    signals = fitting.guards.StopSignals()
+    signals = training.guards.StopSignals()
     signals.received = 2
     with signals:
         assert signals.received is None

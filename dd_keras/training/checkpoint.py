@@ -11,7 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dd_keras import distribution, files
+from dd_keras import distribution
+from dd_keras.utils import files
 
 # How many are kept: if the newest turns out damaged, the one before serves.
 KEPT = 2

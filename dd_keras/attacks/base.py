@@ -7,10 +7,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dd_keras import compiled, numerics
 from dd_keras.attacks import derivatives, kernels
-from dd_keras.classifier import graphs, logits
-from dd_keras.config import EqualByConfig
+from dd_keras.classifier import compiled, graphs, logits
+from dd_keras.utils import keras_internals, validation
+from dd_keras.utils.config import EqualByConfig
 
 # Share of the valid range by which an input may leave it: what preprocessing
 # in float32 does to the pixels at its ends. So near to an end is at that end.
@@ -163,7 +163,7 @@ class Attack(EqualByConfig):
                 )
         if batch_size is None:
             return search(*batch)
-        size = numerics.validate_integer("batch_size", batch_size, at_least=1)
+        size = validation.validate_integer("batch_size", batch_size, at_least=1)
         starts = range(0, max(len(x), 1), size)
         bar = keras.utils.Progbar(
             len(starts), verbose=verbose, unit_name="batch"
@@ -379,7 +379,7 @@ def reached(logits, y, targeted=False):
 
 def rows_to_move(active):
     """The rows still active; under XLA, which needs fixed shapes, all."""
-    if numerics.compiled_by_xla():
+    if keras_internals.compiled_by_xla():
         return tf.range(tf.size(active))
     return tf.cast(tf.where(active)[:, 0], tf.int32)
 

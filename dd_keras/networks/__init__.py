@@ -1,0 +1,31 @@
+"""Networks: the paper's, and those of keras.applications."""
+
+from dd_keras.networks import applications
+from dd_keras.networks.paper import (
+    NAMES,
+    STEMS,
+    GroupedConv2D,
+    LocalResponseNormalization,
+    alexnet,
+    convnet,
+    digits_cnn,
+    lenet,
+    mlp,
+    nin,
+    resnet18,
+)
+
+__all__ = [
+    "NAMES",
+    "STEMS",
+    "GroupedConv2D",
+    "LocalResponseNormalization",
+    "alexnet",
+    "applications",
+    "convnet",
+    "digits_cnn",
+    "lenet",
+    "mlp",
+    "nin",
+    "resnet18",
+]
