@@ -362,7 +362,7 @@ def _write_examples(data, export_dir):
     for place, (image, label) in enumerate(data.test.take(_EXAMPLES)):
         pixels = tf.cast(tf.round(image), tf.uint8)
         path = os.path.join(folder, f"{place}_class_{int(label)}.png")
-        with files.whole(path) as part:
+        with files.atomic_write(path) as part:
             tf.io.write_file(part, tf.io.encode_png(pixels))
     return folder
 

@@ -2,7 +2,7 @@
 
     python apps/compare.py --model=reference=FILE.keras --model=defended=FILE.keras --ours=defended --dataset=mnist
 
-eps_ref is that of the model named --ours: the smallest eps at which FGS fools
+eps_ref is that of the model named --ours: the smallest eps at which FGSM fools
 it on half the images. Prints both tables, and writes them to --output_dir as
 text, Markdown and CSV, all numbers with their confidence intervals as
 comparison.json, each model's report as reports/NAME.json, and the figures
@@ -86,12 +86,12 @@ def main():
             f"images, and 0 does not; the eps_ref of {FLAGS.ours!r} is "
             f"{eps_ref}."
         )
-    sweep = metrics.get("fgs", data.bounds)
+    sweep = metrics.get("fgsm", data.bounds)
     eps = sorted({*sweep.eps, *(share * eps_ref for share in _SHARES)})
     chosen = ["accuracy", "rho2", "fgsm_rho", evaluation.EpsSweep(eps), "pgd"]
     reports, few = {}, {}
     for name in classifiers:
-        reports[name] = evaluate(name, "DeepFool, FGS and PGD", chosen)
+        reports[name] = evaluate(name, "DeepFool, FGSM and PGD", chosen)
         if FLAGS.few:
             few[name] = evaluate(
                 name, "C&W and PASS", ["cw", "pass"], FLAGS.few
@@ -114,7 +114,7 @@ def _comparison(reports, few, eps_ref):
             found.update(few[name].estimates)
         for share in _SHARES:
             found[f"accuracy@{share:g}eps_ref"] = found[
-                f"fgs_accuracy@{share * eps_ref:g}"
+                f"fgsm_accuracy@{share * eps_ref:g}"
             ]
         numbers[name] = found
     return {
@@ -153,8 +153,8 @@ def _tables(comparison, form):
     }
     two = {
         "l_2, DeepFool": "l2",
-        "rho_inf, FGS (ratio)": "fgsm_rho",
-        "eps, FGS": "fgsm_eps",
+        "rho_inf, FGSM (ratio)": "fgsm_rho",
+        "eps, FGSM": "fgsm_eps",
         "acc., PGD": "pgd_accuracy",
     }
     if few:
@@ -204,13 +204,13 @@ def _write(comparison, reports, eps_ref, output_dir, started):
     )
     for name, report in reports.items():
         report.to_json(new(os.path.join("reports", f"{name}.json")))
-    with files.whole(new("success_rate.png")) as part:
+    with files.atomic_write(new("success_rate.png")) as part:
         figures.success_rate_curves(
             {name: report.success_rate() for name, report in reports.items()},
             part,
             eps_ref=eps_ref,
         )
-    with files.whole(new("trade_off.png")) as part:
+    with files.atomic_write(new("trade_off.png")) as part:
         figures.trade_off(
             {
                 name: {
@@ -221,7 +221,7 @@ def _write(comparison, reports, eps_ref, output_dir, started):
             },
             part,
         )
-    with files.whole(new("rho.png")) as part:
+    with files.atomic_write(new("rho.png")) as part:
         figures.rho_histogram(
             {name: report.values["rho2"] for name, report in reports.items()},
             next(iter(reports.values())).labels,

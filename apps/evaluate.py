@@ -5,7 +5,7 @@
 
 Prints a table, and writes to --output_dir evaluation.json (numbers, confidence
 intervals, what made them), report.json (every image), report.npz (the same
-arrays for NumPy), table.md, and where they were measured success_rate.png (FGS
+arrays for NumPy), table.md, and where they were measured success_rate.png (FGSM
 against eps) and rho.png (rho_2 by class). LeNet on MNIST's 10,000 test images with the default metrics takes
 about a minute and a half on two CPU cores. Interrupted, the same command goes
 on where it was.
@@ -31,15 +31,15 @@ common.define_evaluation_flags(output_dir="/tmp/dd_keras/evaluation")
 flags.adopt_module_key_flags(common)
 flags.DEFINE_list(
     "metrics",
-    ["accuracy", "rho2", "fgsm_rho", "fgs", "pgd"],
+    ["accuracy", "rho2", "fgsm_rho", "fgsm", "pgd"],
     "What to measure: accuracy; rho2 or l2 (also rho1, rhoinf, ...): DeepFool;"
-    " fgsm_rho, fgsm_eps or eps_ref: the smallest eps of FGS, over the size of "
-    "the image (the paper's rho_inf), itself, and its median; fgs: accuracy at "
+    " fgsm_rho, fgsm_eps or eps_ref: the smallest eps of FGSM, over the size of "
+    "the image (the paper's rho_inf), itself, and its median; fgsm: accuracy at "
     "20 eps; pgd: accuracy under PGD at a tenth of the pixel range; cw: "
     "Carlini and Wagner's l_2; pass: similarity of DeepFool's images.",
 )
 flags.DEFINE_list(
-    "eps", None, "The eps of fgs, in units of the inputs; 20 by default."
+    "eps", None, "The eps of fgsm, in units of the inputs; 20 by default."
 )
 flags.DEFINE_list(
     "pgd_eps",
@@ -114,12 +114,12 @@ def _write(report, output_dir):
     files.write_text(report.table("markdown") + "\n", table_path)
     written = [json_path, npz_path, table_path]
     name = os.path.basename(os.path.normpath(FLAGS.model))
-    if "fgs_fooled" in report.values:
-        with files.whole(success_path) as part:
+    if "fgsm_fooled" in report.values:
+        with files.atomic_write(success_path) as part:
             figures.success_rate_curves({name: report.success_rate()}, part)
         written.append(success_path)
     if "rho2" in report.values:
-        with files.whole(rho_path) as part:
+        with files.atomic_write(rho_path) as part:
             figures.rho_histogram(
                 {name: report.values["rho2"]}, report.labels, part
             )

@@ -184,7 +184,7 @@ class Plan:
     def _add_trials(self, network):
         app, flags = self._trainer(network)
         few = () if self.smoke else ("--epochs=2",)
-        flags = (*flags, "--held_out=0.1", *few)
+        flags = (*flags, "--validation_split=0.1", *few)
         first = f"{network}_tuning_reference"
         self._add(first, app, (*flags, "--defense=clean"))
         reference = self.path(first, "reference.keras")

@@ -50,7 +50,7 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_list(
     "metrics",
-    ["accuracy", "rho2", "fgs"],
+    ["accuracy", "rho2", "fgsm"],
     "What the model card tells, see apps/evaluate.py; none: nothing.",
 )
 flags.DEFINE_enum(

@@ -49,8 +49,8 @@ _TABLE1 = {
 }
 _TABLE2 = {
     "l2": "l_2, DeepFool",
-    "fgsm_rho": "rho_inf, FGS (ratio)",
-    "fgsm_eps": "eps, FGS",
+    "fgsm_rho": "rho_inf, FGSM (ratio)",
+    "fgsm_eps": "eps, FGSM",
     "cw_l2": "l_2, C&W",
     "pgd_accuracy": "acc., PGD",
     "pass": "PASS",
@@ -68,7 +68,7 @@ def loaded(path):
 
 
 def table1(plan):
-    """Table 1: accuracy, rho_2, and accuracy under FGS; and of all seeds."""
+    """Table 1: accuracy, rho_2, and accuracy under FGSM; and of all seeds."""
     numbers = {}
     for network in plan.networks:
         comparison = _comparison(plan, network)
@@ -253,7 +253,7 @@ def figure4(plan):
 
 
 def figure5(plan):
-    """Success rate of FGS against eps."""
+    """Success rate of FGSM against eps."""
     numbers = {}
     for network in plan.networks:
         comparison = _comparison(plan, network)
@@ -263,7 +263,7 @@ def figure5(plan):
             if name not in ("clean", "longer")  # beside two others
         }
         numbers[network] = curves
-        with files.whole(plan.path(f"figure5_{network}.png")) as part:
+        with files.atomic_write(plan.path(f"figure5_{network}.png")) as part:
             figures.success_rate_curves(
                 curves, part, eps_ref=comparison["eps_ref"], width=7.0
             )
@@ -275,7 +275,7 @@ def figure7(plan):
     numbers = {}
     for network in plan.networks:
         step = f"{network}_seed0"
-        with files.whole(plan.path(f"figure7_{network}.png")) as part:
+        with files.atomic_write(plan.path(f"figure7_{network}.png")) as part:
             shutil.copyfile(plan.path(step, "adversarial_images.png"), part)
         numbers[network] = loaded(plan.result(step))["pictured"]
     return numbers
@@ -376,7 +376,7 @@ def _convergence(plan, figure, names):
             **loaded(plan.result(f"{network}_others"))["curves"],
         }
         shown = {TITLES[name]: curves[name] for name in names}
-        with files.whole(plan.path(f"{figure}_{network}.png")) as part:
+        with files.atomic_write(plan.path(f"{figure}_{network}.png")) as part:
             figures.convergence_curves(shown, part)
         numbers[network] = shown
     return numbers
@@ -384,7 +384,7 @@ def _convergence(plan, figure, names):
 
 def _swept(plan, number):
     name = f"figure{number}"
-    with files.whole(plan.path(f"{name}.png")) as part:
+    with files.atomic_write(plan.path(f"{name}.png")) as part:
         shutil.copyfile(plan.path(name, f"{name}.png"), part)
     found = loaded(plan.result(name))
     return {
@@ -398,7 +398,7 @@ def _swept(plan, number):
 
 def _success_rate(estimates):
     """The curve of Figure 5, from accuracies and their intervals."""
-    start = "fgs_accuracy@"
+    start = "fgsm_accuracy@"
     found = sorted(
         (float(key.removeprefix(start)), estimate)
         for key, estimate in estimates.items()

@@ -156,7 +156,7 @@ def _evaluate(dataset, data, paths, progress, trained, started):
             and progress.checkpoints(f"evaluation_{name}_{len(more)}"),
         )
 
-    sweep = [metrics.get("fgs", data.bounds)] if FLAGS.export_dir else []
+    sweep = [metrics.get("fgsm", data.bounds)] if FLAGS.export_dir else []
     reports = {}
     for name in models:
         print(f"\nEvaluating: {TITLES[name]}")
@@ -180,7 +180,7 @@ def _evaluate(dataset, data, paths, progress, trained, started):
     written.append(picture)
     if any(len(curve["rho"]) > 1 for curve in curves.values()):
         written.append(os.path.join(output_dir, "convergence.png"))
-        with files.whole(written[-1]) as part:
+        with files.atomic_write(written[-1]) as part:
             figures.convergence_curves(
                 {TITLES[name]: curve for name, curve in curves.items()},
                 part,
@@ -246,7 +246,7 @@ def _draw(models, reports, data, path):
             "adversarial": np.argmax(scores, axis=-1),
             "rho": reports[name].values[f"rho{FLAGS.norm:g}"][chosen],
         }
-    with files.whole(path) as part:
+    with files.atomic_write(path) as part:
         figures.adversarial_images(images, labels[chosen], attacked, part)
     return [
         {
@@ -270,13 +270,17 @@ def _results(dataset, data, reports, pictured, progress, trained, started):
         summaries[name]["rho_ratio"] = (
             summaries[name][rho] / first[rho] if first[rho] else None
         )
-    held_out = data.validation
+    validation_split = data.validation
     return {
         "dataset": {
             "name": dataset,
             "train": int(data.train.cardinality()),
             "test": int(data.test.cardinality()),
-            **({"held_out": int(held_out.cardinality())} if held_out else {}),
+            **(
+                {"validation_split": int(validation_split.cardinality())}
+                if validation_split
+                else {}
+            ),
         },
         "models": summaries,
         "training_seconds": {
@@ -285,7 +289,9 @@ def _results(dataset, data, reports, pictured, progress, trained, started):
             if result["seconds"] is not None
         },
         "curves": {n: r["curve"] for n, r in trained.items() if "curve" in r},
-        "curves_are_of": "held-out images" if held_out else "test images",
+        "curves_are_of": "held-out images"
+        if validation_split
+        else "test images",
         "pictured": pictured,
         # Training over all starts, all else in the last.
         "starts": progress.starts if progress else 1,

@@ -250,7 +250,7 @@ def _identity(run, digest):
     names = (
         "dataset", "recipe", "limit", "image_size", "augment", "epochs",
         "halved_epochs", "last_rate", "learning_rate", "momentum",
-        "weight_decay", "lam_start", "lam_ramp",
+        "weight_decay", "lam_start", "regularization_warmup",
     )  # fmt: skip
     return {
         "run": run.name,
@@ -393,7 +393,7 @@ def _write(runs, finished, first, output_dir):
             for series in points.values():
                 del series["labels"]
         written.append(os.path.join(output_dir, f"figure{figure}.png"))
-        with files.whole(written[-1]) as part:
+        with files.atomic_write(written[-1]) as part:
             figures.trade_off(
                 points,
                 part,

@@ -119,7 +119,12 @@ def _define_defense_flags():
     number(
         "lam_start", 0.0, "Epochs before the regulariser acts.", lower_bound=0
     )
-    number("lam_ramp", 0.0, "Epochs in which it grows to --lam.", lower_bound=0)
+    number(
+        "regularization_warmup",
+        0.0,
+        "Epochs in which it grows to --lam.",
+        lower_bound=0,
+    )
     flags.DEFINE_enum(
         "batch_norm",
         Settings.batch_norm,
@@ -128,7 +133,7 @@ def _define_defense_flags():
         "scale, and holds the statistics; or holds all.",
     )
     number(
-        "eps", Settings.eps, "Of FGS in Adv. Train II, in units of the inputs."
+        "eps", Settings.eps, "Of FGSM in Adv. Train II, in units of the inputs."
     )
     number(
         "alpha",
@@ -220,7 +225,7 @@ def _define_optimizer_flags():
         )
     for name in (
         "lam", "weight_decay", "reference_weight_decay", "momentum", "alpha",
-        "lam_start", "lam_ramp",
+        "lam_start", "regularization_warmup",
     ):  # fmt: skip
         flags.register_validator(
             name,
@@ -236,28 +241,28 @@ def _define_optimizer_flags():
 
 def _define_run_flags():
     flags.DEFINE_float(
-        "held_out",
+        "validation_split",
         0.0,
         "Share of the training images to validate on, in place of the test "
         "images; they are not trained on.",
         lower_bound=0,
     )
     flags.register_validator(
-        "held_out",
+        "validation_split",
         lambda share: share < 1,
-        message="--held_out must be below 1.",
+        message="--validation_split must be below 1.",
     )
     flags.DEFINE_enum(
         "keep",
         "last",
         ["last", "best"],
         "Which epoch of a defence is its model: the last, as in the paper, or "
-        "the best on the --held_out images.",
+        "the best on the --validation_split images.",
     )
     flags.register_multi_flags_validator(
-        ["keep", "held_out"],
-        lambda given: given["keep"] == "last" or given["held_out"] > 0,
-        message="--keep=best needs --held_out images; the test images must "
+        ["keep", "validation_split"],
+        lambda given: given["keep"] == "last" or given["validation_split"] > 0,
+        message="--keep=best needs --validation_split images; the test images must "
         "not choose.",
     )
     flags.DEFINE_float(
@@ -345,7 +350,7 @@ def load_data(dataset, **options):
         dataset,
         augment=FLAGS.augment,
         seed=FLAGS.seed,
-        held_out=FLAGS.held_out,
+        validation_split=FLAGS.validation_split,
         **options,
     )
     _check_batches(data)
@@ -381,8 +386,8 @@ def _check_batches(data):
 
 
 def training_batches(data):
-    """Batches to train on, the same in each training: `datasets.Epochs`."""
-    return datasets.Epochs.of(data, FLAGS.batch_size, FLAGS.seed)
+    """Batches to train on, the same in each training: `datasets.ResumableBatches`."""
+    return datasets.ResumableBatches.of(data, FLAGS.batch_size, FLAGS.seed)
 
 
 def test_batches(data):
@@ -561,8 +566,14 @@ def _fit(
     callbacks, best = [], None
     if distribution.is_chief():
         callbacks.append(keras.callbacks.TensorBoard(os.path.join(logs, name)))
-    if hasattr(model, "scale_lam") and (FLAGS.lam_start or FLAGS.lam_ramp):
-        callbacks.append(dd_keras.LamRamp(FLAGS.lam_start, FLAGS.lam_ramp))
+    if hasattr(model, "scale_lam") and (
+        FLAGS.lam_start or FLAGS.regularization_warmup
+    ):
+        callbacks.append(
+            dd_keras.RegularizationWarmup(
+                FLAGS.lam_start, FLAGS.regularization_warmup
+            )
+        )
     if validation is not None and FLAGS.keep == "best":
         best = dd_keras.KeepBest(rho, FLAGS.accuracy_weight)
     try:
@@ -617,7 +628,7 @@ def save(model, path):
     """Writes a .keras file, whole or not at all; of several workers once."""
     if not distribution.is_chief():
         return
-    with files.whole(path) as part:
+    with files.atomic_write(path) as part:
         model.save(part)
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/evaluation.py --model=savedmodels/mnist_lenet_reference.keras --data_dir=DIR
 
-`evaluate_robustness` with accuracy, rho_2, l_2, rho_inf (fgsm_rho), eps_ref, FGS at 20
+`evaluate_robustness` with accuracy, rho_2, l_2, rho_inf (fgsm_rho), eps_ref, FGSM at 20
 eps and PGD with 40 steps, on MNIST's test images, in a process of its own for
 each number of images. `evaluation_mib` is the largest resident memory less
 what it was with data and model loaded. About 2 minutes.
@@ -30,7 +30,7 @@ flags.DEFINE_string(
 )
 flags.DEFINE_integer("worker", None, "Set by the script itself.")
 
-METRICS = ("accuracy", "rho2", "fgsm_rho", "fgs", "pgd")
+METRICS = ("accuracy", "rho2", "fgsm_rho", "fgsm", "pgd")
 
 
 def work(images):

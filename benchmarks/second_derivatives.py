@@ -183,7 +183,7 @@ class _Trial:
 
     def unfit(self):
         """Why this network is no test of the gradient, None if it is one."""
-        found, rho = self.model.attack_batch(ATTACK, self.x, self.y)
+        found, rho = self.model._attack_batch(ATTACK, self.x, self.y)
         moved = np.mean(rho.numpy() > 1e-6)
         if moved < 0.5 or not np.all(rho.numpy() < _LARGEST_RHO):
             return f"rho is {rho.numpy()}"

@@ -121,7 +121,7 @@ def main(argv):
     """Soaks, from flags to JSON."""
     del argv
     model, data = setting()
-    train = datasets.Epochs.of(data, BATCH)
+    train = datasets.ResumableBatches.of(data, BATCH)
     test = datasets.batches(
         data.test.take(FLAGS.evaluated), data.preprocessing, BATCH
     )
@@ -142,7 +142,7 @@ def main(argv):
             dd_keras.evaluate_robustness(
                 model.model,
                 test,
-                metrics=("accuracy", "rho2", "fgs"),
+                metrics=("accuracy", "rho2", "fgsm"),
                 bounds=data.bounds,
                 verbose=0,
             )

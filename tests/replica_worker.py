@@ -97,7 +97,7 @@ def main(
     else:
         history = dd_keras.resumable_fit(
             trained,
-            datasets.Epochs.of(data, BATCH, 1),
+            datasets.ResumableBatches.of(data, BATCH, 1),
             epochs,
             checkpoint_dir,
             checkpoint_steps=2,

@@ -6,8 +6,8 @@ import tensorflow as tf
 from dd_keras import DeepDefenseModel, DefenseModel, attacks, defenses
 from dd_keras.defenses import batch_norm
 
-TRAINED, SCALE_TRAINED, FROZEN = MODES = defenses.BATCH_NORM_MODES
-HELD = [SCALE_TRAINED, FROZEN]
+TRAINED, FROZEN_STATISTICS, FROZEN = MODES = defenses.BATCH_NORM_MODES
+HELD = [FROZEN_STATISTICS, FROZEN]
 
 
 def data():
@@ -161,7 +161,7 @@ def test_layers_that_are_not_trainable_stay_so():
     norms_of(classifier)[0].trainable = False
     classifier.layers[0].trainable = False
     for mode, names in (
-        (SCALE_TRAINED, {"second", "norm1", "top"}),
+        (FROZEN_STATISTICS, {"second", "norm1", "top"}),
         (FROZEN, {"second", "top"}),
     ):
         model = defended(classifier, mode)
@@ -173,7 +173,7 @@ def test_layers_that_are_not_trainable_stay_so():
     ("mode", "dropout", "shares"),
     [
         (TRAINED, 0.0, False),
-        (SCALE_TRAINED, 0.0, True),
+        (FROZEN_STATISTICS, 0.0, True),
         (FROZEN, 0.0, True),
         (FROZEN, 0.5, False),
     ],
@@ -244,8 +244,8 @@ def test_optimizers_with_state_know_only_what_is_trained(tmp_path):
 @pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
 def test_compiled_steps_are_the_eager_ones(jit_compile):
     x, y = data()
-    eager = defended(network(nested=True), SCALE_TRAINED)
-    model = DefenseModel(network(nested=True), batch_norm=SCALE_TRAINED)
+    eager = defended(network(nested=True), FROZEN_STATISTICS)
+    model = DefenseModel(network(nested=True), batch_norm=FROZEN_STATISTICS)
     model.compile(
         keras.optimizers.SGD(1.0),
         "sparse_categorical_crossentropy",

@@ -147,12 +147,15 @@ def test_config_comes_back():
     model = DefenseModel(
         network(),
         evaluation_attack=attack,
-        batch_norm="scale_trained",
+        batch_norm="frozen_statistics",
         activation="linear",
     )
     again = DefenseModel.from_config(json.loads(json.dumps(model.get_config())))
     assert again.evaluation_attack == attack
-    assert (again.batch_norm, again.activation) == ("scale_trained", "linear")
+    assert (again.batch_norm, again.activation) == (
+        "frozen_statistics",
+        "linear",
+    )
     assert again.rho_tracker.name == "rho3"
     again.model.set_weights(model.model.get_weights())
     x, _ = clusters()
@@ -203,7 +206,7 @@ print(json.dumps(logs))
 )
 def test_bad_arguments_are_named_by_every_defence(cls, arguments):
     message = (
-        "batch_norm: expected one of ('trained', 'scale_trained', 'frozen'); "
+        "batch_norm: expected one of ('trained', 'frozen_statistics', 'frozen'); "
         "received 'fixed'."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):

@@ -94,7 +94,7 @@ def test_an_example_ends_with_the_docstring_or_its_next_section():
 
 
 def test_examples_leave_nothing_behind(names):
-    code = EXAMPLES["dd_keras/utils/files.py::whole"]
+    code = EXAMPLES["dd_keras/utils/files.py::atomic_write"]
     exec(compile(code, "whole", "exec"), names)
     assert pathlib.Path("results.json").is_file()
     assert not list(pathlib.Path().glob("*.part*"))

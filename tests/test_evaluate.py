@@ -351,7 +351,7 @@ def convolutional():
     return model, x, y
 
 
-ALL = ("accuracy", "rho2", "rho1", "fgsm_rho", "fgs", "pgd")
+ALL = ("accuracy", "rho2", "rho1", "fgsm_rho", "fgsm", "pgd")
 
 
 def test_each_metric_finds_what_its_attack_finds_alone(convolutional):
@@ -374,7 +374,7 @@ def test_each_metric_finds_what_its_attack_finds_alone(convolutional):
     np.testing.assert_array_equal(found["pgd_fooled"], alone.fooled)
     for i, eps in enumerate(np.arange(1, 21) / 50):
         alone = attacks.FGSM(float(eps)).run(model, x)
-        np.testing.assert_array_equal(found["fgs_fooled"][:, i], alone.fooled)
+        np.testing.assert_array_equal(found["fgsm_fooled"][:, i], alone.fooled)
 
 
 def test_one_name_alone_is_enough(convolutional):
@@ -415,7 +415,7 @@ def dataset(batches):
     return tf.data.Dataset.range(batches).map(batch)
 
 for batches in (20, 400):  # 400 batches are 983 MB of pixels
-    evaluate_robustness(model, dataset(batches), metrics=["accuracy", "fgs"],
+    evaluate_robustness(model, dataset(batches), metrics=["accuracy", "fgsm"],
                         bounds=(-1, 1), verbose=0)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
@@ -435,7 +435,7 @@ for batches in (20, 400):  # 400 batches are 983 MB of pixels
         (
             {"metrics": ["rho2", "roh2"]},
             r"^metrics: expected names of \['accuracy', 'cw', 'eps_ref', "
-            r"'fgs', 'fgsm_eps', 'fgsm_rho', 'l<p>', 'pass', 'pgd', "
+            r"'fgsm', 'fgsm_eps', 'fgsm_rho', 'l<p>', 'pass', 'pgd', "
             r"'rho<p>'\] .*; "
             r"received 'roh2'\.$",
         ),
@@ -449,7 +449,10 @@ for batches in (20, 400):  # 400 batches are 983 MB of pixels
             "^metrics: expected one of each name; received two .* 'pgd'",
         ),
         ({"metrics": "pgd"}, "^bounds: the metric 'pgd' needs the valid range"),
-        ({"metrics": "fgs"}, "^bounds: the metric 'fgs' needs the valid range"),
+        (
+            {"metrics": "fgsm"},
+            "^bounds: the metric 'fgsm' needs the valid range",
+        ),
         (
             {"metrics": "pgd", "bounds": (0, 0.5)},
             "^x: expected inputs within the bounds, 0 to 0.5; received values",

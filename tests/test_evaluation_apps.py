@@ -70,7 +70,7 @@ def test_report_is_that_of_the_library(evaluated, model_path, digits_data):
         datasets.batches(
             digits_data.test.take(120), digits_data.preprocessing, 30
         ),
-        metrics=["accuracy", "rho2", "fgsm_rho", "fgs", "pgd"],
+        metrics=["accuracy", "rho2", "fgsm_rho", "fgsm", "pgd"],
         bounds=digits_data.bounds,
         verbose=0,
     )
@@ -226,7 +226,7 @@ def test_flags_choose_metrics_eps_and_form(model_path, tmp_path):
     done = shell(
         "apps/evaluate.py",
         f"--model={model_path}",
-        "--metrics=accuracy,fgs",
+        "--metrics=accuracy,fgsm",
         "--eps=10,20.5",
         "--format=csv",
         "--split=train",
@@ -239,7 +239,7 @@ def test_flags_choose_metrics_eps_and_form(model_path, tmp_path):
     assert rows  # it is CSV
     report = RobustnessReport.from_json(tmp_path / "report.json")
     assert list(report.summary()) == [
-        "accuracy", "fgs_accuracy@10", "fgs_accuracy@20.5", "samples"
+        "accuracy", "fgsm_accuracy@10", "fgsm_accuracy@20.5", "samples"
     ]  # fmt: skip
     assert report.misclassified == "exclude"
 

@@ -59,7 +59,7 @@ def test_training_app_exports_all_its_models(trained, raw, name):
     numbers = card["evaluation"]["numbers"]
     assert numbers["accuracy"] == results["models"][name]["accuracy"]
     assert numbers["rho2"] == results["models"][name]["rho2"]
-    assert sum(key.startswith("fgs_accuracy@") for key in numbers) == 20
+    assert sum(key.startswith("fgsm_accuracy@") for key in numbers) == 20
     assert card["dataset"] == "digits"
     assert card["weights_sha256"] == weights_hash(model)
     assert card["training"]["epochs"] == 2

@@ -39,7 +39,7 @@ def histories(models, epochs=5):
 
 
 def curves(models, band=True):
-    """Success rates of FGS on several models, at 20 eps."""
+    """Success rates of FGSM on several models, at 20 eps."""
     eps = np.linspace(0, 60, 20)
     found = {}
     for i, name in enumerate(NAMES[:models]):

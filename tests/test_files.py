@@ -22,7 +22,7 @@ def test_file_appears_at_the_end_under_its_name(tmp_path, kind, old):
     path = tmp_path / "results.json"
     if old is not None:
         path.write_text(old)
-    with files.whole(kind(path)) as part:
+    with files.atomic_write(kind(path)) as part:
         pathlib.Path(part).write_text("new")
         assert (path.read_text() if path.exists() else None) == old
     assert path.read_text() == "new"
@@ -36,7 +36,7 @@ def test_file_appears_at_the_end_under_its_name(tmp_path, kind, old):
 def test_other_name_is_beside_it_and_keeps_its_ending(tmp_path, name, ending):
     # Writers go by the ending: numpy.savez, PIL and Matplotlib do.
     path = tmp_path / name
-    with files.whole(path) as part:
+    with files.atomic_write(path) as part:
         part = pathlib.Path(part)
         assert part.parent == tmp_path
         assert part != path
@@ -47,14 +47,14 @@ def test_other_name_is_beside_it_and_keeps_its_ending(tmp_path, name, ending):
 
 def test_missing_directories_are_made(tmp_path):
     path = tmp_path / "a.b" / "c" / "results.txt"
-    with files.whole(path) as part:
+    with files.atomic_write(path) as part:
         pathlib.Path(part).write_text("new")
     assert path.read_text() == "new"
 
 
 def test_name_alone_is_in_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with files.whole("results.txt") as part:
+    with files.atomic_write("results.txt") as part:
         pathlib.Path(part).write_text("new")
     assert names(tmp_path) == ["results.txt"]
 
@@ -82,7 +82,7 @@ def test_damaged_npz_provokes_what_is_listed(tmp_path):
 
 
 def break_off(path, error, started):
-    with files.whole(path) as part:
+    with files.atomic_write(path) as part:
         if started:
             pathlib.Path(part).write_text("ne")
         raise error
@@ -104,7 +104,7 @@ def test_interrupted_write_leaves_what_was_there(tmp_path, error, old, started):
 def test_name_that_cannot_be_replaced_leaves_nothing_behind(tmp_path):
     path = tmp_path / "results.txt"
     (path / "in the way").mkdir(parents=True)
-    with pytest.raises(OSError), files.whole(path) as part:  # noqa: PT011
+    with pytest.raises(OSError), files.atomic_write(path) as part:  # noqa: PT011
         pathlib.Path(part).write_text("new")
     assert names(tmp_path) == ["results.txt"]
 
@@ -114,7 +114,7 @@ import os, signal, sys
 sys.path.insert(0, "dd_keras/utils")  # without TensorFlow, which takes seconds
 import files
 
-with files.whole(sys.argv[1]) as part, open(part, "w") as file:
+with files.atomic_write(sys.argv[1]) as part, open(part, "w") as file:
     file.write('{"half": ')
     file.flush()
     {end}
@@ -137,7 +137,10 @@ def test_killed_process_leaves_the_old_file(tmp_path, end, status):
     assert json.loads(path.read_text()) == {"old": 1}
     # What the killed process left is no obstacle to the next.
     assert (tmp_path / "results.part.json").read_text() == '{"half": '
-    with files.whole(path) as part, open(part, "w", encoding="utf-8") as file:
+    with (
+        files.atomic_write(path) as part,
+        open(part, "w", encoding="utf-8") as file,
+    ):
         file.write("{}")
     assert path.read_text() == "{}"
     assert names(tmp_path) == ["results.json", "script.py"]
@@ -145,7 +148,7 @@ def test_killed_process_leaves_the_old_file(tmp_path, end, status):
 
 def test_file_has_the_permissions_of_any_new_file(tmp_path):
     (tmp_path / "usual").write_text("")
-    with files.whole(tmp_path / "whole") as part:
+    with files.atomic_write(tmp_path / "whole") as part:
         pathlib.Path(part).write_text("")
     modes = [os.stat(tmp_path / name).st_mode for name in ("usual", "whole")]
     assert modes[0] == modes[1]
@@ -153,7 +156,7 @@ def test_file_has_the_permissions_of_any_new_file(tmp_path):
 
 def test_directory_appears_under_its_name_when_it_is_placed(tmp_path):
     parent = tmp_path / "models" / "lenet"
-    with files.whole_directory(parent) as part:
+    with files.atomic_directory(parent) as part:
         part = pathlib.Path(part)
         assert part.parent == parent
         assert part.name.startswith(".")
@@ -167,7 +170,7 @@ def test_directory_appears_under_its_name_when_it_is_placed(tmp_path):
 
 
 def fill_and_break_off(parent):
-    with files.whole_directory(parent) as part:
+    with files.atomic_directory(parent) as part:
         pathlib.Path(part, "graph").write_text("half")
         raise KeyboardInterrupt
 
@@ -175,7 +178,7 @@ def fill_and_break_off(parent):
 def test_directory_that_is_not_placed_is_removed(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fill_and_break_off(tmp_path)
-    with files.whole_directory(tmp_path):
+    with files.atomic_directory(tmp_path):
         pass
     assert names(tmp_path) == []
 
@@ -191,7 +194,7 @@ def test_place_never_overwrites(tmp_path, taken):
         target.mkdir()
         if taken == "directory":
             (target / "old").write_text("")
-    with files.whole_directory(tmp_path) as part:
+    with files.atomic_directory(tmp_path) as part:
         with pytest.raises(FileExistsError, match=r"'.*1'"):
             files.place(part, target)
         assert pathlib.Path(part).is_dir()
@@ -219,7 +222,7 @@ import os, pathlib, signal, sys
 sys.path.insert(0, "dd_keras/utils")  # without TensorFlow, which takes seconds
 import files
 
-with files.whole_directory(sys.argv[1]) as part:
+with files.atomic_directory(sys.argv[1]) as part:
     pathlib.Path(part, "graph").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -231,11 +234,11 @@ def test_directories_of_the_dead_are_removed_and_of_the_living_are_not(
     script = tmp_path / "script.py"
     script.write_text(ABANDONED)
     parent = tmp_path / "models"
-    with files.whole_directory(parent) as alive:
+    with files.atomic_directory(parent) as alive:
         pathlib.Path(alive, "graph").write_text("half")
         assert shell(script, parent).returncode == -9
         assert len(names(parent)) == 2
-        with files.whole_directory(parent) as part:
+        with files.atomic_directory(parent) as part:
             assert {pathlib.Path(p).name for p in (alive, part)} == {
                 *names(parent)
             }

@@ -224,8 +224,8 @@ def test_sweep_is_the_share_with_a_larger_smallest_eps(five, misclassified):
     smallest = five.smallest_eps()
     all_eps = [0.5, 0.01, 0.1, 2.0]
     found = five.evaluate(EpsSweep(all_eps), misclassified=misclassified)
-    assert found.values["fgs_fooled"].shape == (SAMPLES, 4)
-    for eps, fooled in zip(all_eps, found.values["fgs_fooled"].T, strict=True):
+    assert found.values["fgsm_fooled"].shape == (SAMPLES, 4)
+    for eps, fooled in zip(all_eps, found.values["fgsm_fooled"].T, strict=True):
         np.testing.assert_array_equal(fooled, smallest < eps)
         withstood = smallest > eps
         expected = {
@@ -233,8 +233,8 @@ def test_sweep_is_the_share_with_a_larger_smallest_eps(five, misclassified):
             "zero": np.mean(withstood & five.right),
             "exclude": np.mean(withstood[five.right]),
         }[misclassified]
-        assert found.summary()[f"fgs_accuracy@{eps:g}"] == expected
-    assert 0.1 < found.summary()["fgs_accuracy@0.1"] < 0.9
+        assert found.summary()[f"fgsm_accuracy@{eps:g}"] == expected
+    assert 0.1 < found.summary()["fgsm_accuracy@0.1"] < 0.9
 
 
 def test_sweep_keeps_each_eps_to_the_bounds():
@@ -242,7 +242,7 @@ def test_sweep_keeps_each_eps_to_the_bounds():
     low, high = np.full(DIMENSIONS, -1.0), np.linspace(1, 2, DIMENSIONS)
     all_eps = (0.2, 0.4, 1.0)
     metric = EpsSweep(all_eps, (low, high))
-    found = affine.evaluate(metric).values["fgs_fooled"]
+    found = affine.evaluate(metric).values["fgsm_fooled"]
     for i, eps in enumerate(all_eps):
         x = np.clip(affine.x + eps * affine.signs(), low, high)
         f = x @ affine.weights + affine.biases
@@ -331,7 +331,7 @@ def test_noise_alone_betrays_gradients_that_vanish():
 
 
 @pytest.mark.parametrize(
-    ("misclassified", "rho", "length", "ratio", "eps", "fgs", "pgd", "alike"),
+    ("misclassified", "rho", "length", "ratio", "eps", "fgsm", "pgd", "alike"),
     [
         ("predicted", 0.25, 2.5, 1.375 / 4, 0.5, (0.5, 0.25), 0.25, 0.5),
         ("zero", 0.125, 1.25, 0.875 / 4, 0.375, (0.5, 0.25), 0.25, 0.5),
@@ -339,7 +339,7 @@ def test_noise_alone_betrays_gradients_that_vanish():
     ],
 )
 def test_misclassified_samples_count_by_the_policy(
-    misclassified, rho, length, ratio, eps, fgs, pgd, alike
+    misclassified, rho, length, ratio, eps, fgsm, pgd, alike
 ):
     samples = made(
         [True, False, True, True],
@@ -351,7 +351,7 @@ def test_misclassified_samples_count_by_the_policy(
         fgsm_rho=[0.25, 0.5, 0.5, 0.125],
         fgsm_rho_fooled=[True, True, True, True],
         # The second sample is wrong, whatever an attack makes of it.
-        fgs_fooled=[
+        fgsm_fooled=[
             [False, True],
             [False, False],
             [True, True],
@@ -372,8 +372,8 @@ def test_misclassified_samples_count_by_the_policy(
         "eps_ref": 0.25,
     }
     assert values_of(EpsSweep([1, 2]).estimates(samples)) == {
-        "fgs_accuracy@1": pytest.approx(fgs[0]),
-        "fgs_accuracy@2": pytest.approx(fgs[1]),
+        "fgsm_accuracy@1": pytest.approx(fgsm[0]),
+        "fgsm_accuracy@2": pytest.approx(fgsm[1]),
     }
     assert values_of(AccuracyUnder(attacks.PGD(1)).estimates(samples)) == {
         "pgd_accuracy": pytest.approx(pgd)
@@ -521,7 +521,7 @@ def test_numbers_are_shown_to_four_digits(number, text):
         ("fgsm_rho", SmallestEps(attacks.MinimalFGSM())),
         ("fgsm_eps", SmallestEps(attacks.MinimalFGSM())),
         ("eps_ref", SmallestEps(attacks.MinimalFGSM())),
-        ("fgs", EpsSweep(np.arange(1, 21) * 0.02 * 4)),
+        ("fgsm", EpsSweep(np.arange(1, 21) * 0.02 * 4)),
         ("pgd", AccuracyUnder(attacks.PGD(0.4, steps=40, bounds=(-1, 3)))),
         ("pass", PASS(attacks.DeepFool(), (-1, 3))),
     ],
@@ -529,7 +529,7 @@ def test_numbers_are_shown_to_four_digits(number, text):
 def test_every_name_has_its_metric(name, expected):
     found = get(name, (-1, 3))
     assert type(found) is type(expected)
-    if name == "fgs":
+    if name == "fgsm":
         np.testing.assert_allclose(found.eps, expected.eps, rtol=1e-12)
         assert found.attack.bounds is None  # as in the paper
     else:
@@ -547,7 +547,7 @@ def test_carlini_wagner_has_a_name():
 def test_width_is_that_of_the_widest_input():
     low, high = np.zeros((2, 2)), np.array([[1.0, 2.0], [5.0, 3.0]])
     assert get("pgd", (low, high)).attack.eps == pytest.approx(0.5)
-    assert get("fgs", (low, high)).eps[-1] == pytest.approx(2.0)
+    assert get("fgsm", (low, high)).eps[-1] == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(
@@ -573,7 +573,7 @@ def test_metric_passes_through():
 
 
 KNOWN = (
-    "metrics: expected names of ['accuracy', 'cw', 'eps_ref', 'fgs', "
+    "metrics: expected names of ['accuracy', 'cw', 'eps_ref', 'fgsm', "
     "'fgsm_eps', 'fgsm_rho', 'l<p>', 'pass', 'pgd', 'rho<p>'] (rho<p> for a "
     "norm p, as rho2 or rhoinf), attacks or Metric objects; received "
 )
@@ -591,7 +591,7 @@ def test_unknown_name_lists_the_names(unknown):
         get(unknown, (0, 1))
 
 
-@pytest.mark.parametrize("name", ["fgs", "pgd", "pass"])
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "pass"])
 def test_missing_bounds_are_named(name):
     with pytest.raises(
         ValueError,
@@ -628,8 +628,8 @@ def test_missing_bounds_are_named(name):
             "attack: expected an untargeted attack; received 'rho2'",
         ),
         (
-            lambda: SmallestEps("fgs"),
-            "attack: expected an untargeted attack; received 'fgs'",
+            lambda: SmallestEps("fgsm"),
+            "attack: expected an untargeted attack; received 'fgsm'",
         ),
     ],
 )

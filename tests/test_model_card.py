@@ -96,9 +96,9 @@ def test_what_was_measured(trained_network, report, tmp_path):
     assert card["evaluation"]["intervals_95"]["rho2"] == pytest.approx(
         report.intervals()["rho2"]
     )
-    assert {"accuracy", "rho2", "l2", "fgs_accuracy@10"} <= set(numbers)
+    assert {"accuracy", "rho2", "l2", "fgsm_accuracy@10"} <= set(numbers)
     for words in (
-        "fgs_accuracy@20",
+        "fgsm_accuracy@20",
         f"{100 * numbers['accuracy']:.2f} %",
         f"{numbers['rho2']:.4f}",
         "rho2: mean length",

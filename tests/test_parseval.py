@@ -11,8 +11,8 @@ from dd_keras import (
     CoupledSGD,
     DeepDefenseModel,
     ParsevalConstraint,
+    add_parseval_constraints,
     attacks,
-    constrain_parseval,
     networks,
 )
 
@@ -241,7 +241,7 @@ LAYERS = ["conv1", "conv2", "dense", "top"]
 )
 def test_at_learning_rate_zero_the_constraint_alone_acts(optimizer, stddev):
     model = small_lenet(stddev)
-    assert constrain_parseval(model, BETA, seed=0) == LAYERS
+    assert add_parseval_constraints(model, BETA, seed=0) == LAYERS
     before, weights = distances(model), model.get_weights()
     largest = [np.linalg.norm(w) for w in weights]
     model.compile(optimizer, "sparse_categorical_crossentropy")
@@ -265,7 +265,7 @@ def test_training_keeps_the_weights_near_a_tight_frame():
     for name in ("free", "constrained", "in Deep Defense"):
         model = small_lenet()
         if name != "free":
-            constrain_parseval(model, BETA, 0.6, seed=0)
+            add_parseval_constraints(model, BETA, 0.6, seed=0)
         before = model.get_weights()
         trained = model
         if name == "in Deep Defense":
@@ -307,7 +307,7 @@ def test_compiled_steps_draw_new_rows_and_move_no_others():
             keras.layers.Dense(2, dtype="float32"),
         ]
     )
-    constrain_parseval(model, BETA, seed=0)
+    add_parseval_constraints(model, BETA, seed=0)
     model.compile(
         keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.0), 1.0),
         "sparse_categorical_crossentropy",
@@ -334,7 +334,7 @@ def test_model_trained_before_is_constrained_once_compiled_again():
     model.compile(keras.optimizers.SGD(0.0), "mse")
     model.fit(x, y, verbose=0)
     before = model.get_weights()[0]
-    constrain_parseval(model, BETA)
+    add_parseval_constraints(model, BETA)
     model.compile(keras.optimizers.SGD(0.0), "mse")
     model.fit(x, y, verbose=0)
     assert len(changed(before.T, model.get_weights()[0].T)) == 1
@@ -360,7 +360,7 @@ def test_matrices_of_any_model_are_constrained_and_nothing_else():
     z = keras.layers.Conv1D(5, 1, name="conv1d")(z)
     z = keras.layers.LSTM(3, name="recurrent")(z)
     model = keras.Model(inputs, keras.layers.Dense(2, name="dense")(z))
-    names = constrain_parseval(model, 1e-3, 0.5, seed=7)
+    names = add_parseval_constraints(model, 1e-3, 0.5, seed=7)
     assert sorted(names) == ["conv1d", "dense", "grouped"]
     found = {}
     for layer in model._flatten_layers():
@@ -389,7 +389,7 @@ def test_subclassed_models_are_constrained():
 
     model = Subclassed()
     model(np.zeros((1, 3)))
-    assert constrain_parseval(model) == ["top"]
+    assert add_parseval_constraints(model) == ["top"]
     assert isinstance(model.top.kernel.constraint, ParsevalConstraint)
 
 
@@ -401,14 +401,14 @@ def twins():
 
 def test_layers_choose_rows_apart_and_by_the_seed():
     first, second, other = twins(), twins(), twins()
-    constrain_parseval(first, BETA, seed=1)
-    constrain_parseval(second, BETA, seed=1)
-    constrain_parseval(other, BETA, seed=None)
+    add_parseval_constraints(first, BETA, seed=1)
+    add_parseval_constraints(second, BETA, seed=1)
+    add_parseval_constraints(other, BETA, seed=None)
     rows = rows_of(first)
     assert rows[0] != rows[1]
     assert rows_of(second) == rows
     assert rows_of(other) != rows
-    constrain_parseval(second, 0.01, seed=1)  # may be set anew
+    add_parseval_constraints(second, 0.01, seed=1)  # may be set anew
     assert second.layers[0].kernel_constraint.beta == 0.01
 
 
@@ -430,7 +430,7 @@ def test_config_comes_back():
 
 def test_saved_model_stays_constrained_in_a_new_process(tmp_path):
     model = small_lenet()
-    constrain_parseval(model, BETA, 0.5, seed=1)
+    add_parseval_constraints(model, BETA, 0.5, seed=1)
     model.compile(
         CoupledSGD(0.0),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -482,29 +482,29 @@ def test_bad_arguments_are_named(name, value, expected):
     if name != "groups":
         model = twins()
         with pytest.raises(ValueError, match=f"^{message}$"):
-            constrain_parseval(model, **{name: value})
+            add_parseval_constraints(model, **{name: value})
         assert model.layers[0].kernel_constraint is None
 
 
 def test_models_that_cannot_be_constrained():
     message = r"model: expected a keras.Model; received str\."
     with pytest.raises(TypeError, match=message):
-        constrain_parseval("model.keras")
+        add_parseval_constraints("model.keras")
     with pytest.raises(TypeError, match="received Dense"):
-        constrain_parseval(keras.layers.Dense(2))
+        add_parseval_constraints(keras.layers.Dense(2))
     unbuilt = keras.Sequential([keras.layers.Dense(2)], name="fresh")
     message = (
         "model: expected a built model with dense or convolutional layers; "
         "'fresh' has 1 such layers, 0 of them built."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        constrain_parseval(unbuilt)
+        add_parseval_constraints(unbuilt)
     flat = keras.Sequential(
         [keras.Input((4, 4, 1)), keras.layers.DepthwiseConv2D(2)], name="flat"
     )
     message = "'flat' has 0 such layers, 0 of them built."
     with pytest.raises(ValueError, match=re.escape(message)):
-        constrain_parseval(flat)
+        add_parseval_constraints(flat)
 
 
 def test_another_constraint_is_not_replaced():
@@ -520,5 +520,5 @@ def test_another_constraint_is_not_replaced():
         "NonNeg."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        constrain_parseval(model)
+        add_parseval_constraints(model)
     assert model.layers[0].kernel_constraint is None  # all or none

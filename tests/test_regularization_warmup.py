@@ -5,7 +5,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dd_keras import DeepDefenseModel, DefenseModel, LamRamp, attacks
+from dd_keras import (
+    DeepDefenseModel,
+    DefenseModel,
+    RegularizationWarmup,
+    attacks,
+)
 
 LAM = 2.0
 
@@ -80,7 +85,7 @@ def model(lam=LAM, rate=0.01, **kwargs):
 
 
 def fit(defended, *ramp, data=DATA, epochs=4, **kwargs):
-    """The history and the `Watch` of a fit with `LamRamp(*ramp)`."""
+    """The history and the `Watch` of a fit with `RegularizationWarmup(*ramp)`."""
     watch = Watch()
     Spy.runs = 0
     history = defended.fit(
@@ -88,7 +93,7 @@ def fit(defended, *ramp, data=DATA, epochs=4, **kwargs):
         epochs=epochs,
         shuffle=False,
         verbose=0,
-        callbacks=[*[LamRamp(*ramp)][: len(ramp)], watch],
+        callbacks=[*[RegularizationWarmup(*ramp)][: len(ramp)], watch],
         **kwargs,
     ).history
     return history, watch
@@ -105,11 +110,18 @@ def fit(defended, *ramp, data=DATA, epochs=4, **kwargs):
     ],
 )  # fmt: skip
 def test_share_is_linear_between_its_corners(start, length, epochs, share):
-    assert LamRamp(start, length).share(epochs) == pytest.approx(share)
+    assert RegularizationWarmup(start, length).share(epochs) == pytest.approx(
+        share
+    )
 
 
 def test_share_rises_over_one_epoch_from_the_first_by_default():
-    assert [LamRamp().share(e) for e in (0, 0.5, 1, 2)] == [0, 0.5, 1, 1]
+    assert [RegularizationWarmup().share(e) for e in (0, 0.5, 1, 2)] == [
+        0,
+        0.5,
+        1,
+        1,
+    ]
 
 
 def test_lam_follows_the_share_batch_by_batch():
@@ -235,7 +247,9 @@ def test_interrupted_fit_leaves_the_share_as_it_was(eagerly, before):
     defended.scale_lam(before)
     stop = keras.callbacks.LambdaCallback(on_train_batch_end=interrupt)
     with pytest.raises(KeyboardInterrupt):
-        defended.fit(DATA, verbose=0, callbacks=[LamRamp(1, 1), stop])
+        defended.fit(
+            DATA, verbose=0, callbacks=[RegularizationWarmup(1, 1), stop]
+        )
     assert 0.0 in defended.in_force
     assert defended.in_force[-1] == before
     history, watch = fit(defended, epochs=1)
@@ -263,7 +277,7 @@ def test_shares_out_of_range_are_named():
 def test_numbers_out_of_range_are_named(name, value):
     message = f"{name}: expected a finite number >= 0; received {value!r}."
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        LamRamp(**{name: value})
+        RegularizationWarmup(**{name: value})
 
 
 def test_models_without_lam_are_refused():
@@ -273,8 +287,6 @@ def test_models_without_lam_are_refused():
         (DefenseModel(classifier), "DefenseModel"),
     ):
         other.compile("sgd", "sparse_categorical_crossentropy")
-        message = (
-            f"model: expected LamRamp on a DeepDefenseModel; received a {name}."
-        )
+        message = f"model: expected RegularizationWarmup on a DeepDefenseModel; received a {name}."
         with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
-            other.fit(DATA, verbose=0, callbacks=[LamRamp()])
+            other.fit(DATA, verbose=0, callbacks=[RegularizationWarmup()])

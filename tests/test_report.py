@@ -79,7 +79,7 @@ def small():
             "fgsm_rho": np.array([0.2, 0.4, 0.6, 0.8], np.float32),
             "fgsm_eps": np.array([0.1, 0.4, 3.0, 1.0], np.float32),
             "fgsm_rho_fooled": np.array([True, False, False, True]),
-            "fgs_fooled": np.array(
+            "fgsm_fooled": np.array(
                 [[True, True, True], [True, False, True],
                  [False, False, True], [False, False, False]]
             ),
@@ -93,7 +93,7 @@ def test_summary_has_the_numbers_in_order(small):
     summary = small.summary()
     assert list(summary) == [
         "accuracy", "rho2", "l2", "rho2_fooled", "fgsm_rho", "fgsm_eps",
-        "eps_ref", "fgs_accuracy@0.5", "fgs_accuracy@0.25", "fgs_accuracy@1",
+        "eps_ref", "fgsm_accuracy@0.5", "fgsm_accuracy@0.25", "fgsm_accuracy@1",
         "samples",
     ]  # fmt: skip
     assert summary == pytest.approx(
@@ -105,9 +105,9 @@ def test_summary_has_the_numbers_in_order(small):
             "fgsm_rho": 0.5,
             "fgsm_eps": 4.5 / 4,
             "eps_ref": 0.1,  # the second of 0, 0.1, never, never
-            "fgs_accuracy@0.5": 0.25,
-            "fgs_accuracy@0.25": 0.5,
-            "fgs_accuracy@1": 0.0,
+            "fgsm_accuracy@0.5": 0.25,
+            "fgsm_accuracy@0.25": 0.5,
+            "fgsm_accuracy@1": 0.0,
             "samples": 4,
         }
     )
@@ -123,7 +123,7 @@ def test_numbers_that_do_not_exist_are_none(small):
     values["predictions"] = (values["labels"] + 1) % 3
     report = RobustnessReport(small.metrics, "exclude", values)
     summary = report.summary()
-    assert (summary["rho2"], summary["fgs_accuracy@1"]) == (None, None)
+    assert (summary["rho2"], summary["fgsm_accuracy@1"]) == (None, None)
     assert (summary["accuracy"], summary["eps_ref"]) == (0.0, 0.0)
 
 
@@ -157,9 +157,9 @@ def test_table_shows_shares_in_percent_and_others_in_units(small):
         "fgsm_rho             0.5000     0.2470 to 0.7530",
         "fgsm_eps              1.125     -0.1537 to 2.404",
         "eps_ref              0.1000           0.000 to -",
-        "fgs_accuracy@0.5    25.00 %    4.56 % to 69.94 %",
-        "fgs_accuracy@0.25   50.00 %   15.00 % to 85.00 %",
-        "fgs_accuracy@1       0.00 %    0.00 % to 48.99 %",
+        "fgsm_accuracy@0.5    25.00 %    4.56 % to 69.94 %",
+        "fgsm_accuracy@0.25   50.00 %   15.00 % to 85.00 %",
+        "fgsm_accuracy@1       0.00 %    0.00 % to 48.99 %",
         "",
         "Warning: fgsm_eps: not to be trusted.",
         "",
@@ -211,7 +211,7 @@ def test_success_rate_rises_with_eps(small):
     np.testing.assert_allclose(found["success_rate"], [0.5, 0.75, 1])
     intervals = small.intervals()
     for i, eps in enumerate((0.25, 0.5, 1)):
-        low, high = intervals[f"fgs_accuracy@{eps:g}"]
+        low, high = intervals[f"fgsm_accuracy@{eps:g}"]
         assert (found["low"][i], found["high"][i]) == (1 - high, 1 - low)
     assert np.all(found["low"] <= found["success_rate"])
     assert np.all(found["success_rate"] <= found["high"])
@@ -221,7 +221,7 @@ def test_success_rate_needs_the_sweep(small):
     report = RobustnessReport(small.metrics[:2], "predicted", small.values)
     with pytest.raises(
         ValueError,
-        match=r"^success_rate: expected a report with the metric 'fgs'; "
+        match=r"^success_rate: expected a report with the metric 'fgsm'; "
         r"received one with \['accuracy', 'rho2'\]\.$",
     ):
         report.success_rate()
@@ -278,7 +278,7 @@ def test_report_comes_back_from_json(report, tmp_path):
     assert same(again, report)
     np.testing.assert_array_equal(again.labels, report.labels)
     assert again.values["rho2"].dtype == np.float32
-    assert again.values["fgs_fooled"].shape == (SAMPLES, 2)
+    assert again.values["fgsm_fooled"].shape == (SAMPLES, 2)
     again.to_json(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
 
@@ -313,7 +313,7 @@ def test_infinity_norm_and_pixelwise_bounds_come_back(tmp_path):
         "linf": np.array([0.25, 3], np.float32),
         "rhoinf_fooled": np.array([True, False]),
         "pgd_fooled": np.array([True, False]),
-        "fgs_fooled": np.array([[True, False], [False, False]]),
+        "fgsm_fooled": np.array([[True, False], [False, False]]),
         "pass": np.array([0.9, 0.99], np.float32),
     }
     report = RobustnessReport(metrics, "zero", values)

@@ -142,7 +142,7 @@ def test_success_rates_are_of_the_comparison(everything):
         strict=True,
     ):
         value, *ends = comparison["models"]["deep_defense"][
-            f"fgs_accuracy@{eps:g}"
+            f"fgsm_accuracy@{eps:g}"
         ]
         assert (rate, low, high) == (1 - value, 1 - ends[1], 1 - ends[0])
 

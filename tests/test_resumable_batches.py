@@ -19,7 +19,9 @@ def labels(dataset, number):
 
 
 def epochs(seed=0, batch_size=5, **options):
-    return datasets.Epochs(images(), None, batch_size, seed, **options)
+    return datasets.ResumableBatches(
+        images(), None, batch_size, seed, **options
+    )
 
 
 @pytest.mark.parametrize("cache", [True, False])
@@ -61,7 +63,7 @@ def test_order_follows_the_seed_and_nothing_else():
 
 @pytest.mark.parametrize("cache", [True, False])
 def test_preprocessing_is_applied(cache):
-    train = datasets.Epochs(images(), lambda x: -x, 5, cache=cache)
+    train = datasets.ResumableBatches(images(), lambda x: -x, 5, cache=cache)
     for x, y in train:
         np.testing.assert_array_equal(x[:, 0], -y)
 
@@ -71,7 +73,7 @@ def test_images_of_an_epoch_may_vary():
         shift = 100.0 * tf.cast(number, tf.float32)
         return images().map(lambda x, y: (x + shift, y))
 
-    train = datasets.Epochs(varied, None, 23)
+    train = datasets.ResumableBatches(varied, None, 23)
     for epoch, (x, y) in zip(range(3), train.starting_at(0), strict=False):
         np.testing.assert_array_equal(x[:, 0], y + 100 * epoch)
 
@@ -84,7 +86,7 @@ def test_augmented_images_come_again():
     data = datasets.images.mean_subtracted(
         source, source, list("abcdefgh"), None, True, 5, 0.0
     )
-    first, second = (datasets.Epochs.of(data, 8, 1) for _ in range(2))
+    first, second = (datasets.ResumableBatches.of(data, 8, 1) for _ in range(2))
     list(first.starting_at(0).take(2))  # what went before does not matter
     for one, other in zip(
         first.starting_at(1).take(2), second.starting_at(1).take(2), strict=True
@@ -96,17 +98,19 @@ def test_augmented_images_come_again():
 
 def test_arrays_are_samples_in_memory():
     x, y = np.arange(23.0)[:, None], np.arange(23)
-    train = datasets.Epochs.of_arrays(x, y.tolist(), -y, batch_size=5, seed=2)
+    train = datasets.ResumableBatches.of_arrays(
+        x, y.tolist(), -y, batch_size=5, seed=2
+    )
     found = list(train.starting_at(1, 2).take(8))
     assert [len(batch[0]) for batch in found] == [5, 5, 3, 5, 5, 5, 5, 3]
     for values, label, weight in found:
         np.testing.assert_array_equal(values[:, 0], label)
         np.testing.assert_array_equal(weight, -label)
     assert sorted(np.concatenate([b[1] for b in found[3:]])) == y.tolist()
-    same = datasets.Epochs(images(), None, 5, seed=2)
+    same = datasets.ResumableBatches(images(), None, 5, seed=2)
     for one, other in zip(found, same.starting_at(1, 2), strict=False):
         np.testing.assert_array_equal(one[0], other[0])
-    assert len(next(iter(datasets.Epochs.of_arrays(x, y)))) == 2
+    assert len(next(iter(datasets.ResumableBatches.of_arrays(x, y)))) == 2
 
 
 @pytest.mark.parametrize("number", [0, None])
@@ -114,7 +118,7 @@ def test_number_of_images_must_be_known(number):
     source = images(3)
     source = source.take(0) if number == 0 else source.filter(lambda x, y: True)
     with pytest.raises(ValueError, match=r"images: expected .* cardinality"):
-        datasets.Epochs(source, None, 2)
+        datasets.ResumableBatches(source, None, 2)
 
 
 # ------------------------------------------------------------------- held out
@@ -122,7 +126,7 @@ def test_number_of_images_must_be_known(number):
 
 def test_held_out_images_are_the_last_ones():
     whole = datasets.load("digits")
-    data = datasets.load("digits", held_out=0.25)
+    data = datasets.load("digits", validation_split=0.25)
     size = int(whole.train.cardinality())
     kept = int(data.train.cardinality())
     assert whole.validation is None
@@ -138,17 +142,21 @@ def test_held_out_images_are_the_last_ones():
 
 
 def test_limited_data_are_the_first_of_each_split():
-    data = datasets.load("digits", held_out=0.25).limited(7)
+    data = datasets.load("digits", validation_split=0.25).limited(7)
     for split in (data.train, data.test, data.validation):
         assert int(split.cardinality()) == 7
 
 
 @pytest.mark.parametrize("share", [1.0, -0.1, "half", float("nan")])
 def test_bad_share_is_named(share):
-    with pytest.raises(ValueError, match=r"held_out: expected a number of at"):
-        datasets.load("digits", held_out=share)
+    with pytest.raises(
+        ValueError, match=r"validation_split: expected a number of at"
+    ):
+        datasets.load("digits", validation_split=share)
 
 
 def test_share_must_leave_images():
-    with pytest.raises(ValueError, match="held_out: expected a share that"):
-        datasets.load("digits", held_out=0.9999)
+    with pytest.raises(
+        ValueError, match="validation_split: expected a share that"
+    ):
+        datasets.load("digits", validation_split=0.9999)

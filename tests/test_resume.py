@@ -26,7 +26,7 @@ ARGUMENTS = [
     "--defense=deep_defense,parseval,adv_train_1",
     "--max_iter=2",
     "--candidates=2",
-    "--held_out=0.3",
+    "--validation_split=0.3",
     "--keep=best",
     "--checkpoint_steps=1",
 ]
@@ -232,7 +232,7 @@ def test_unfinished_run_with_other_settings_is_named(tmp_path):
     out = f"--output_dir={tmp_path}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "dd_keras.training.checkpoint.files.whole",
+            "dd_keras.training.checkpoint.files.atomic_write",
             lambda path: (_ for _ in ()).throw(OSError(28, "No space left")),
         )
         assert "No space left" in refused(*TINY, out)
@@ -291,8 +291,8 @@ def test_batches_must_serve_all_replicas(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--keep=best"], "--keep=best needs --held_out images"),
-        (["--held_out=1"], "--held_out must be below 1"),
+        (["--keep=best"], "--keep=best needs --validation_split images"),
+        (["--validation_split=1"], "--validation_split must be below 1"),
         (["--replicas=2"], "--replicas is for --distribution=mirrored"),
         (["--checkpoint_steps=0"], "checkpoint_steps"),
         (["--accuracy_weight=2"], "accuracy_weight"),

@@ -40,7 +40,7 @@ class Kill(keras.callbacks.Callback):
 
 def epochs(x=X, batch_size=5):
     source = tf.data.Dataset.from_tensor_slices((x, Y[: len(x)]))
-    return datasets.Epochs(source, None, batch_size, seed=3)
+    return datasets.ResumableBatches(source, None, batch_size, seed=3)
 
 
 def validation():
@@ -59,7 +59,7 @@ def model(seed=0, defended=False, together=1):
             keras.layers.Dense(3),
         ]
     )
-    dd_keras.constrain_parseval(network, 1e-2, 0.5, seed=1)
+    dd_keras.add_parseval_constraints(network, 1e-2, 0.5, seed=1)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     if defended:
         attack = dd_keras.attacks.DeepFool(max_iter=2)
@@ -100,7 +100,7 @@ def fit(
         "verbose": 0,
         **more,
     }
-    ramp = [dd_keras.LamRamp(*ramp)] if defended else []
+    ramp = [dd_keras.RegularizationWarmup(*ramp)] if defended else []
     history = dd_keras.resumable_fit(
         trained,
         train or epochs(),
@@ -210,7 +210,7 @@ def test_steps_that_are_done_are_not_done_again(tmp_path):
         fit(tmp_path, Kill("on_train_batch_end", STEPS + 3))
     taken = []
 
-    class Counted(datasets.Epochs):
+    class Counted(datasets.ResumableBatches):
         def starting_at(self, epoch, step=0):
             if (epoch, step) != (0, 0):  # a look at the first batch is free
                 taken.append((epoch, step))
@@ -484,7 +484,7 @@ def test_nan_in_the_middle_of_an_epoch_is_named(tmp_path):
 
     x_bad = x
     x_bad[place, 4] = np.nan
-    train = datasets.Epochs(poisoned, None, 5, seed=3)
+    train = datasets.ResumableBatches(poisoned, None, 5, seed=3)
     with pytest.raises(
         training.DivergenceError,
         match=r"^epoch 2, step 3: the loss is nan .* The likely cause: of the "
@@ -556,7 +556,11 @@ def test_step_that_needs_more_than_there_is(tmp_path):
         training.OutOfMemoryError, match="does not fit into memory"
     ):
         dd_keras.resumable_fit(
-            network, datasets.Epochs(images, None, 2), 1, tmp_path, verbose=0
+            network,
+            datasets.ResumableBatches(images, None, 2),
+            1,
+            tmp_path,
+            verbose=0,
         )
 
 

@@ -198,7 +198,7 @@ def test_flags_reach_the_methods(tmp_path, prepared):
         "--limit=20",
         "--epochs=0",
         "--regularized_layers=first,last",
-        "--batch_norm=scale_trained",
+        "--batch_norm=frozen_statistics",
         "--eps=3.5",
         "--alpha=0.25",
         "--beta=0.125",
@@ -210,7 +210,7 @@ def test_flags_reach_the_methods(tmp_path, prepared):
     )
     assert list(prepared) == DEFENSES
     for model in prepared.values():
-        assert model.batch_norm == "scale_trained"
+        assert model.batch_norm == "frozen_statistics"
         assert model.evaluation_attack.candidates == 2
     for name in ("deep_defense", "combined"):
         assert prepared[name].regularized_layers == ["first", "last"]
@@ -238,7 +238,7 @@ def test_regulariser_starts_late_and_grows(tmp_path, monkeypatch):
         "--learning_rate=1e-6",
         "--lam=8",
         "--lam_start=1",
-        "--lam_ramp=2",
+        "--regularization_warmup=2",
         "--max_iter=1",
         "--c=5",
         f"--reference={affine(tmp_path / 'mine.keras')}",
@@ -283,8 +283,14 @@ def test_regulariser_starts_late_and_grows(tmp_path, monkeypatch):
         ("--reference_weight_decay=inf", r"_decay must be finite"),
         ("--lam_start=-1", r"flag --lam_start=-1(\.0)?: .*non-negative"),
         ("--lam_start=nan", r"--lam_start must be finite"),
-        ("--lam_ramp=-1", r"flag --lam_ramp=-1(\.0)?: .*non-negative"),
-        ("--lam_ramp=inf", r"--lam_ramp must be finite"),
+        (
+            "--regularization_warmup=-1",
+            r"flag --regularization_warmup=-1(\.0)?: .*non-negative",
+        ),
+        (
+            "--regularization_warmup=inf",
+            r"--regularization_warmup must be finite",
+        ),
         ("--batch_norm=off", r"flag --batch_norm=off: .*trained\|scale"),
         ("--evaluation_candidates=0", r"--evaluation_candidates=0: .*positive"),
         (

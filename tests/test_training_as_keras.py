@@ -166,7 +166,7 @@ def test_nan_names_the_steps_of_its_execution(tmp_path):
         values = tf.where(number == 1, tf.constant(x), tf.constant(X))
         return tf.data.Dataset.from_tensor_slices((values, Y))
 
-    train = datasets.Epochs(poisoned, None, 5, seed=3)
+    train = datasets.ResumableBatches(poisoned, None, 5, seed=3)
     with pytest.raises(
         training.DivergenceError,
         match=r"^epoch 2, steps 1 to 3: the loss is nan \(it was \d.* before\)"
@@ -200,10 +200,14 @@ def test_model_has_its_own_train_function_again(tmp_path, hook):
 
 def test_arrays_are_trained_on_as_their_epochs(tmp_path):
     source = tf.data.Dataset.from_tensor_slices((X, Y))
-    expected, _ = trained(tmp_path / "a", datasets.Epochs(source, None, 32))
+    expected, _ = trained(
+        tmp_path / "a", datasets.ResumableBatches(source, None, 32)
+    )
     found, _ = trained(tmp_path / "b", (X, Y))
     assert_equal(found, expected)
-    expected, _ = trained(tmp_path / "c", datasets.Epochs(source, None, 7))
+    expected, _ = trained(
+        tmp_path / "c", datasets.ResumableBatches(source, None, 7)
+    )
     found, history = trained(tmp_path / "d", (X, Y), batch_size=7)
     assert_equal(found, expected)
     assert history.params["steps"] == 3
@@ -227,9 +231,9 @@ def test_killed_training_on_weighted_arrays_goes_on(tmp_path):
         (
             validation(),
             TypeError,
-            "train: expected datasets.Epochs, or a tuple of arrays, .*; "
+            "train: expected datasets.ResumableBatches, or a tuple of arrays, .*; "
             "received a tf.data.Dataset, which cannot begin in the middle .* "
-            r"give datasets.Epochs\(dataset, None, batch_size\)",
+            r"give datasets.ResumableBatches\(dataset, None, batch_size\)",
         ),
         (X, TypeError, "train: expected .* received a ndarray"),
         ((X,), TypeError, "train: expected .* received a tuple of 1"),

@@ -12,9 +12,16 @@ import tensorflow as tf
 from dd_keras.datasets import digits, folder, imagenet, tfds_sets
 from dd_keras.datasets.data import NAMES, Data, batches, check_images
 from dd_keras.datasets.images import mean_subtracted
-from dd_keras.datasets.resumable_batches import Epochs
+from dd_keras.datasets.resumable_batches import ResumableBatches
 
-__all__ = ["NAMES", "Data", "Epochs", "batches", "check_images", "load"]
+__all__ = [
+    "NAMES",
+    "Data",
+    "ResumableBatches",
+    "batches",
+    "check_images",
+    "load",
+]
 
 # Sets of digits and letters: mirrored, they are others or none at all.
 _NEVER_FLIPPED = (
@@ -31,7 +38,7 @@ def load(
     augment=False,
     seed=0,
     recipe=None,
-    held_out=0.0,
+    validation_split=0.0,
 ):
     """Loads a data set by name.
 
@@ -71,7 +78,7 @@ def load(
             100 % of the area, 3:4 to 4:3) resized to 224x224; preprocessing
             standardises each channel. Channels are red, green, blue in both.
             `image_size` stands for 227 or 224, and scales 256 with it.
-        held_out: share of the training images, the last of them, that is not
+        validation_split: share of the training images, the last of them, that is not
             trained on, but for validation: for choices that the test images
             must not be asked about. In [0, 1). They are never augmented.
 
@@ -85,8 +92,8 @@ def load(
         RuntimeError: if the data can be neither found nor downloaded.
     """
     base = re.split("[:/]", name)[0]  # without version and configuration
-    _check_arguments(base, image_size, augment, recipe, held_out)
-    how = image_size, augment, seed, held_out
+    _check_arguments(base, image_size, augment, recipe, validation_split)
+    how = image_size, augment, seed, validation_split
     if base == "imagenet2012":
         return imagenet.load(name, data_dir, recipe or "caffe", *how)
     if name == "folder":
@@ -100,7 +107,7 @@ def load(
         raise tfds_sets.unavailable(name, data_dir, error) from error
 
 
-def _check_arguments(base, image_size, augment, recipe, held_out):
+def _check_arguments(base, image_size, augment, recipe, validation_split):
     if image_size is not None and not (
         type(image_size) is int and image_size > 0
     ):
@@ -123,8 +130,10 @@ def _check_arguments(base, image_size, augment, recipe, held_out):
             f"recipe: expected one of {sorted(imagenet.RECIPES)} or None; "
             f"received {recipe!r}."
         )
-    if not (isinstance(held_out, (int, float)) and 0 <= held_out < 1):
+    if not (
+        isinstance(validation_split, (int, float)) and 0 <= validation_split < 1
+    ):
         raise ValueError(
-            "held_out: expected a number of at least 0 and below 1; received "
-            f"{held_out!r}."
+            "validation_split: expected a number of at least 0 and below 1; received "
+            f"{validation_split!r}."
         )

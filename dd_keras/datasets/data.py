@@ -40,7 +40,7 @@ class Data(NamedTuple):
             in [0, 255], to one of `image_shape`, as the test images were
             made. None: `images.resize`, each side on its own.
         epoch: function, in the graph, from the number of an epoch to its
-            training images, where `train` varies them; see `Epochs`. None:
+            training images, where `train` varies them; see `ResumableBatches`. None:
             they are always those of `train`.
         validation: training images held out, in a fixed order; None: none.
     """

@@ -14,7 +14,7 @@ _SEED = 20181203
 _FORMATS = (".bmp", ".gif", ".jpeg", ".jpg", ".png")  # TensorFlow decodes them
 
 
-def load(data_dir, image_size, augment, seed, held_out):
+def load(data_dir, image_size, augment, seed, validation_split):
     """See `dd_keras.datasets.load`."""
     root = None if data_dir is None else pathlib.Path(data_dir).expanduser()
     if root is None or not root.is_dir():
@@ -34,7 +34,7 @@ def load(data_dir, image_size, augment, seed, held_out):
     )
     try:
         data = mean_subtracted(
-            *splits, class_names, image_size, augment, seed, held_out
+            *splits, class_names, image_size, augment, seed, validation_split
         )
         if not data.cache:  # the test images may not have been read yet
             data.test.reduce(0, lambda count, _: count + 1)

@@ -21,7 +21,7 @@ _TORCH_MEAN = (0.485, 0.456, 0.406)  # of pixels 0 to 1, as the next
 _TORCH_STD = (0.229, 0.224, 0.225)
 
 
-def load(name, data_dir, recipe, image_size, augment, seed, held_out):
+def load(name, data_dir, recipe, image_size, augment, seed, validation_split):
     """See `dd_keras.datasets.load`."""
     builder = tfds_sets.builder_of(name, data_dir)
     needed = ("train", "validation")
@@ -39,7 +39,7 @@ def load(name, data_dir, recipe, image_size, augment, seed, held_out):
             "(--data_dir in the apps)."
         )
     train, test, class_names = tfds_sets.read(builder, *needed)
-    train, validation = split_off(train, held_out)
+    train, validation = split_off(train, validation_split)
     original, middle, vary, *moments = RECIPES[recipe]
     crop = image_size or original
     side = round(crop * 256 / original)

@@ -12,7 +12,7 @@ flip = tf.image.stateless_random_flip_left_right
 
 
 def mean_subtracted(
-    train, test, class_names, image_size, augment, seed, held_out
+    train, test, class_names, image_size, augment, seed, validation_split
 ):
     """`Data` of two raw splits, in memory if they fit, as `load` has it.
 
@@ -24,9 +24,9 @@ def mean_subtracted(
         image_size: to resize to; None: not at all.
         augment: whether to mirror training images.
         seed: of `augment`.
-        held_out: share of the training images that is for validation.
+        validation_split: share of the training images that is for validation.
     """
-    train, validation = split_off(train, held_out)
+    train, validation = split_off(train, validation_split)
     splits = {"train": train, "test": test}
     if validation is not None:
         splits["validation"] = validation
@@ -85,7 +85,7 @@ def split_off(train, share):
     cut = size - max(1, round(share * size))
     if cut < 1:
         raise ValueError(
-            f"held_out: expected a share that leaves images to train on; "
+            f"validation_split: expected a share that leaves images to train on; "
             f"received {share} of {size} images."
         )
     return train.take(cut), train.skip(cut)

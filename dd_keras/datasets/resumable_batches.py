@@ -13,7 +13,7 @@ from dd_keras.datasets.data import (
 )
 
 
-class Epochs:
+class ResumableBatches:
     """Batches to train on, epoch after epoch, from any step on.
 
     Each epoch has an order of its own, which follows from its number and
@@ -84,7 +84,7 @@ class Epochs:
             y: (N, ...), their labels.
             sample_weight: (N,), or None. Batches are then triples.
             batch_size: samples a batch.
-            seed: see `Epochs`.
+            seed: see `ResumableBatches`.
 
         Raises:
             TypeError: if one of them is no array.

@@ -9,8 +9,11 @@ from dd_keras.defenses.base import DefenseModel
 from dd_keras.defenses.batch_norm import MODES as BATCH_NORM_MODES
 from dd_keras.defenses.deep_defense import DeepDefenseModel
 from dd_keras.defenses.methods import METHODS, Method, Settings
-from dd_keras.defenses.parseval import ParsevalConstraint, constrain_parseval
-from dd_keras.defenses.regularization_warmup import LamRamp
+from dd_keras.defenses.parseval import (
+    ParsevalConstraint,
+    add_parseval_constraints,
+)
+from dd_keras.defenses.regularization_warmup import RegularizationWarmup
 from dd_keras.defenses.split_exponential import SplitExponential
 
 __all__ = [
@@ -20,11 +23,11 @@ __all__ = [
     "CombinedModel",
     "DeepDefenseModel",
     "DefenseModel",
-    "LamRamp",
     "Method",
     "ParsevalConstraint",
+    "RegularizationWarmup",
     "Settings",
     "SplitExponential",
-    "constrain_parseval",
+    "add_parseval_constraints",
     "deepfool_dataset",
 ]

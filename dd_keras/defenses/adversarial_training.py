@@ -123,7 +123,7 @@ class AdversarialTrainingModel(DefenseModel):
         clean = super().task_loss(
             x, y, labels, y_pred, forward, sample_weight, training
         )
-        found, _ = self.attack_batch(self.adversary, x, labels, forward)
+        found, _ = self._attack_batch(self.adversary, x, labels, forward)
         x = logits.cast_inputs(self.model, x)
         x = tf.stop_gradient(x + found.perturbation)
         y_pred = self(x, training=training)

@@ -59,7 +59,7 @@ class DefenseModel(keras.Model):
         evaluation_attack: the attack behind `val_rho2`; by default `DeepFool`
             with up to 50 iterations.
         batch_norm: what training does to batch normalisation: `"trained"` is
-            Keras' own; `"scale_trained"` normalises by the moving statistics
+            Keras' own; `"frozen_statistics"` normalises by the moving statistics
             and leaves them as they are, but trains scale and offset;
             `"frozen"` trains neither.
         activation: what `model` ends in, see `logits_model`.
@@ -313,7 +313,7 @@ class DefenseModel(keras.Model):
         """Evaluates the objective, and rho from the predicted classes."""
         x, y, sample_weight = self._batch(data)
         found = self._objective(x, y, sample_weight, False)
-        _, rho = self.attack_batch(
+        _, rho = self._attack_batch(
             self.evaluation_attack, x, None, found.forward
         )
         self.rho_tracker.update_state(rho)
@@ -328,7 +328,7 @@ class DefenseModel(keras.Model):
         """A batch as (x, y, sample_weight), x being what `call` takes."""
         return prepare(self.model, *keras.utils.unpack_x_y_sample_weight(data))
 
-    def attack_batch(self, attack, x, labels, forward=None):
+    def _attack_batch(self, attack, x, labels, forward=None):
         """Attacks a batch in the graph at hand.
 
         Args:
@@ -419,6 +419,8 @@ class DefenseModel(keras.Model):
         """Builds the model from what `get_config` returned."""
         config.pop("dtype", None)  # the classifier's own
         config = keras.saving.deserialize_keras_object(config)
+        if config["batch_norm"] == "scale_trained":  # its name up to 0.1
+            config["batch_norm"] = "frozen_statistics"
         return cls(config.pop("model"), **config)
 
 

@@ -11,7 +11,11 @@ import keras
 
 from dd_keras.utils import keras_internals
 
-TRAINED, SCALE_TRAINED, FROZEN = MODES = ("trained", "scale_trained", "frozen")
+TRAINED, FROZEN_STATISTICS, FROZEN = MODES = (
+    "trained",
+    "frozen_statistics",
+    "frozen",
+)
 
 
 @contextlib.contextmanager

@@ -141,7 +141,7 @@ class DeepDefenseModel(DefenseModel):
         """Lets a share of `lam` be in force from the next step on.
 
         With a share of 0 no attack is run, and a step costs what it does
-        without a defence. For callbacks, see `LamRamp`.
+        without a defence. For callbacks, see `RegularizationWarmup`.
 
         Args:
             share: a number in [0, 1].
@@ -201,7 +201,7 @@ class DeepDefenseModel(DefenseModel):
         if layerwise:  # what a subclass shares is open to all weights
             forward = None
         with self._held() if layerwise else contextlib.nullcontext():
-            found, rho = self.attack_batch(self.attack, x, labels, forward)
+            found, rho = self._attack_batch(self.attack, x, labels, forward)
         correct = found.predictions == labels
         penalty = self.penalty(correct, rho, sample_weight)
         self.regularization_tracker.update_state(

@@ -18,7 +18,7 @@ from dd_keras.defenses.adversarial_training import (
 )
 from dd_keras.defenses.base import DefenseModel
 from dd_keras.defenses.deep_defense import DeepDefenseModel
-from dd_keras.defenses.parseval import constrain_parseval
+from dd_keras.defenses.parseval import add_parseval_constraints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,14 +108,14 @@ def adv_train_1(classifier, train, settings):
         settings.evaluation_attack,
         include_clean=settings.include_clean,
     )
-    train = datasets.Epochs(
+    train = datasets.ResumableBatches(
         images, None, settings.batch_size, settings.seed, cache=False
     )
     return clean(classifier, train, settings)
 
 
 def adv_train_2(classifier, train, settings):
-    """The adversarial objective of Goodfellow et al., with FGS online."""
+    """The adversarial objective of Goodfellow et al., with FGSM online."""
     model = AdversarialTrainingModel(
         classifier, **settings.of_adversarial_training, **settings.of_defense
     )
@@ -135,7 +135,7 @@ def combined(classifier, train, settings):
 
 def parseval(classifier, train, settings):
     """Plain fine-tuning under Parseval constraints."""
-    constrain_parseval(
+    add_parseval_constraints(
         classifier, settings.beta, settings.fraction, settings.seed
     )
     return clean(classifier, train, settings)
@@ -147,8 +147,8 @@ class Method(NamedTuple):
     Attributes:
         title: its name in tables and figures, as the paper has it.
         prepare: (classifier, train, settings) to (model, train): a built Keras
-            classifier, `datasets.Epochs` to train on, and `Settings`, to the
-            `DefenseModel` to compile and fit, and the `Epochs` to fit it on.
+            classifier, `datasets.ResumableBatches` to train on, and `Settings`, to the
+            `DefenseModel` to compile and fit, and the `ResumableBatches` to fit it on.
             Raises ValueError for bad settings.
         settings: names of the `Settings` that make it what it is.
     """

@@ -90,7 +90,7 @@ class ParsevalConstraint(keras.constraints.Constraint):
         }
 
 
-def constrain_parseval(model, beta=1e-4, fraction=0.3, seed=None):
+def add_parseval_constraints(model, beta=1e-4, fraction=0.3, seed=None):
     """Puts a `ParsevalConstraint` on all dense and convolutional layers.
 
     Also in nested models. Any training of `model` that is compiled from then

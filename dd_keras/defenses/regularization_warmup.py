@@ -5,7 +5,7 @@ import keras
 from dd_keras.utils import validation
 
 
-class LamRamp(keras.callbacks.Callback):
+class RegularizationWarmup(keras.callbacks.Callback):
     """Raises `lam` of a `DeepDefenseModel` from zero in the course of `fit`.
 
     The share of `lam` in force is 0 up to `start`, grows linearly over
@@ -30,7 +30,7 @@ class LamRamp(keras.callbacks.Callback):
     Example:
         model = dd_keras.DeepDefenseModel(classifier)
         model.compile("sgd", "sparse_categorical_crossentropy")
-        ramp = dd_keras.LamRamp(start=1, length=2)
+        ramp = dd_keras.RegularizationWarmup(start=1, length=2)
         model.fit(x_train, y_train, epochs=5, callbacks=[ramp])
     """
 
@@ -54,7 +54,7 @@ class LamRamp(keras.callbacks.Callback):
         """Makes sure that there is something to scale."""
         if not hasattr(self.model, "scale_lam"):
             raise TypeError(
-                "model: expected LamRamp on a DeepDefenseModel; received a "
+                "model: expected RegularizationWarmup on a DeepDefenseModel; received a "
                 f"{type(self.model).__name__}."
             )
         self._steps = self.params.get("steps")

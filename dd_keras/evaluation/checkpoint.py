@@ -56,7 +56,7 @@ class Checkpoint:
         if self.directory is not None:
             notes = np.array(json.dumps(self._notes(values)))
             with (
-                files.whole(self._path(len(self.parts))) as part,
+                files.atomic_write(self._path(len(self.parts))) as part,
                 open(part, "wb") as file,
             ):
                 np.savez(file, **values, **{_NOTES: notes})

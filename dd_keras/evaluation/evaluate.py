@@ -48,7 +48,7 @@ def evaluate_robustness(
             `keras.utils.PyDataset`. Sample weights are left aside.
         y: labels, see `sparse_labels`, where `data` is an array of inputs.
         metrics: what to measure: names, attacks or `Metric` objects, see
-            `evaluation.metrics.get` ("accuracy", "rho2", "fgsm_rho", "fgs",
+            `evaluation.metrics.get` ("accuracy", "rho2", "fgsm_rho", "fgsm",
             "pgd", "cw", "pass", ...). Attacks that would have one name are
             told apart by what differs, see `evaluation.naming.told_apart`.
         batch_size: samples a batch, of arrays; None: 32, as in `fit`. Data

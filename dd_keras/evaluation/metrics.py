@@ -24,7 +24,7 @@ POLICIES = ("predicted", "zero", "exclude")
 _Z = 1.959964  # of the normal distribution, for intervals of 95 %
 # Shares of samples above which a number is not to be trusted.
 _SUSPICIOUS = 0.01
-_SWEEP = np.arange(1, 21) / 50  # eps of "fgs", in widths of the valid range
+_SWEEP = np.arange(1, 21) / 50  # eps of "fgsm", in widths of the valid range
 _PGD_EPS = 0.1  # eps of "pgd", likewise
 
 
@@ -213,7 +213,7 @@ class Distance(Metric):
 
 @keras.saving.register_keras_serializable("dd_keras")
 class SmallestEps(Metric):
-    """The smallest eps at which FGS fools each sample.
+    """The smallest eps at which FGSM fools each sample.
 
     Arrays: `fgsm_eps`, that eps in units of the inputs; `fgsm_rho`, the
     paper's rho_inf (supplement, Eq. 2), ||perturbation||_inf / ||x||_inf; and
@@ -266,17 +266,17 @@ class SmallestEps(Metric):
 
 @keras.saving.register_keras_serializable("dd_keras")
 class EpsSweep(Metric):
-    """Accuracy under FGS at several eps.
+    """Accuracy under FGSM at several eps.
 
     All eps share one direction, that of the gradient at the clean input.
-    Array: `fgs_fooled`, bool (N, E). Numbers: `fgs_accuracy@<eps>`.
+    Array: `fgsm_fooled`, bool (N, E). Numbers: `fgsm_accuracy@<eps>`.
 
     Args:
         eps: sequence of numbers above 0, in units of the inputs.
         bounds: as in `attacks.FGSM`; None, as in the paper, for no bounds.
     """
 
-    name = "fgs"
+    name = "fgsm"
 
     def __init__(self, eps, bounds=None):
         eps = np.atleast_1d(eps).tolist()
@@ -299,13 +299,13 @@ class EpsSweep(Metric):
             step = self.attack.within_bounds(x, eps * way.perturbation)
             logits = attacks.inference_form(network)(x + step)
             fooled.append(attacks.decide(logits) != way.predictions)
-        return {"fgs_fooled": tf.stack(fooled, axis=1)}  # (B, E)
+        return {"fgsm_fooled": tf.stack(fooled, axis=1)}  # (B, E)
 
     def estimates(self, samples):
-        """`fgs_accuracy@<eps>` for each eps."""
-        withstood = samples.withstood("fgs_fooled")
+        """`fgsm_accuracy@<eps>` for each eps."""
+        withstood = samples.withstood("fgsm_fooled")
         return {
-            f"fgs_accuracy@{eps:g}": proportion(column)
+            f"fgsm_accuracy@{eps:g}": proportion(column)
             for eps, column in zip(self.eps, withstood.T, strict=True)
         }
 
@@ -446,13 +446,13 @@ def get(metric, bounds=None):
               "rho1", "rho1.5" or "rhoinf";
             - "fgsm_rho" (the paper's rho_inf), "fgsm_eps", "eps_ref":
               `SmallestEps()`;
-            - "fgs": `EpsSweep` at 20 eps up to 0.4 of the valid range;
+            - "fgsm": `EpsSweep` at 20 eps up to 0.4 of the valid range;
             - "pgd": `AccuracyUnder` PGD in l_inf with 40 steps, at eps a
               tenth of the valid range;
             - "cw": `Distance` by `CarliniWagnerL2`, as `cw_rho2`, `cw_l2`;
             - "pass": `PASS` of DeepFool's images.
-        bounds: (low, high), the valid range of the inputs. "fgs", "pgd" and
-            "pass" need it; PGD and C&W keep to it, DeepFool and FGS, as in
+        bounds: (low, high), the valid range of the inputs. "fgsm", "pgd" and
+            "pass" need it; PGD and C&W keep to it, DeepFool and FGSM, as in
             the paper, do not.
 
     Returns:
@@ -467,7 +467,7 @@ def get(metric, bounds=None):
         sized = hasattr(metric, "eps")
         return AccuracyUnder(metric) if sized else Distance(metric)
     bounds = validation.validate_bounds(bounds)
-    if metric in ("fgs", "pgd", "pass") and bounds is None:
+    if metric in ("fgsm", "pgd", "pass") and bounds is None:
         raise ValueError(
             f"bounds: the metric {metric!r} needs the valid range of the "
             "inputs, (low, high); received None."
@@ -478,7 +478,7 @@ def get(metric, bounds=None):
     known = {
         "accuracy": Accuracy,
         **dict.fromkeys(("fgsm_rho", "fgsm_eps", "eps_ref"), SmallestEps),
-        "fgs": lambda: EpsSweep(width * _SWEEP),
+        "fgsm": lambda: EpsSweep(width * _SWEEP),
         "pgd": lambda: AccuracyUnder(
             attacks.PGD(_PGD_EPS * width, bounds=bounds)
         ),
@@ -490,7 +490,7 @@ def get(metric, bounds=None):
     if metric == "rho_inf":
         raise ValueError(
             "metrics: 'rho_inf' could be two things; expected 'fgsm_rho', the "
-            "paper's rho_inf: the smallest eps of FGS over ||x||_inf (its "
+            "paper's rho_inf: the smallest eps of FGSM over ||x||_inf (its "
             "length is 'fgsm_eps'), or 'rhoinf', DeepFool in l_inf."
         )
     norm = re.fullmatch(r"(?:rho|l)(inf|\d+(?:\.\d+)?)", str(metric))

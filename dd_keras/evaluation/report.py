@@ -83,26 +83,26 @@ class RobustnessReport:
         }
 
     def success_rate(self):
-        """The success rate of FGS against eps (Figure 5 of the paper).
+        """The success rate of FGSM against eps (Figure 5 of the paper).
 
         Returns:
             dict of arrays (E,): `eps`, `success_rate` (the share of samples
             misclassified at it), and the ends of its interval `low`, `high`.
 
         Raises:
-            ValueError: if the report has no "fgs".
+            ValueError: if the report has no "fgsm".
         """
         for metric in self.metrics:
             if isinstance(metric, metrics_module.EpsSweep):
                 break
         else:
             raise ValueError(
-                "success_rate: expected a report with the metric 'fgs'; "
+                "success_rate: expected a report with the metric 'fgsm'; "
                 f"received one with {[m.name for m in self.metrics]}."
             )
         order = np.argsort(metric.eps)
         accuracy = np.array(
-            [self.estimates[f"fgs_accuracy@{eps:g}"][:3] for eps in metric.eps]
+            [self.estimates[f"fgsm_accuracy@{eps:g}"][:3] for eps in metric.eps]
         )[order]
         return {
             "eps": np.array(metric.eps)[order],
@@ -170,7 +170,7 @@ class RobustnessReport:
         content = json.dumps(
             {"summary": self.summary(), **self._settings()}, allow_nan=False
         )
-        with files.whole(path) as part, open(part, "wb") as file:
+        with files.atomic_write(path) as part, open(part, "wb") as file:
             np.savez_compressed(file, report=np.array(content), **self.values)
 
     def _settings(self):

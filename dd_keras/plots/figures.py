@@ -78,7 +78,7 @@ def convergence_curves(histories, path, norm=2):
 def success_rate_curves(
     curves, path, unit="pixels of 0 to 255", eps_ref=None, width=_COLUMN
 ):
-    """Success rate of FGS against its step eps (Figure 5).
+    """Success rate of FGSM against its step eps (Figure 5).
 
     Args:
         curves: dict from a model's name to a dict with `"eps"` (E,),

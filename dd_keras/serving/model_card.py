@@ -33,7 +33,7 @@ _LIMITS = (
 )
 _LEGEND = (
     "rho2: mean length of the perturbations that DeepFool finds, each over the "
-    "norm of its input; l2: their mean length. fgs_accuracy@eps: accuracy "
+    "norm of its input; l2: their mean length. fgsm_accuracy@eps: accuracy "
     "under the fast gradient sign method. Lengths and eps are in units of the "
     "network's inputs."
 )

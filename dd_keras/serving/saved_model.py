@@ -144,7 +144,7 @@ def export(
         examples = _validate_examples(examples, image_shape)
     card = model_card.describe(model, network, endpoints, attack, report, card)
 
-    with files.whole_directory(path) as part:
+    with files.atomic_directory(path) as part:
         _write(endpoints, part)
         extra = os.path.join(part, _EXTRA)
         model_card.write(card, extra)

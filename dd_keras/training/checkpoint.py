@@ -116,7 +116,7 @@ class Checkpoints:
             )
         )
         path = os.path.join(self.directory, _NAME.format(epoch, step))
-        with files.whole(path) as part, open(part, "wb") as file:
+        with files.atomic_write(path) as part, open(part, "wb") as file:
             np.savez(file, **content)
             file.flush()
             os.fsync(file.fileno())

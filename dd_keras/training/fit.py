@@ -64,10 +64,10 @@ def resumable_fit(
     Args:
         model: a compiled `keras.Model`, made anew as it was at first (the
             same seed, the same arguments).
-        train: `datasets.Epochs`, or arrays, (x, y) or (x, y, sample_weight),
-            of which `Epochs.of_arrays` makes one. Not a batched data set: it
+        train: `datasets.ResumableBatches`, or arrays, (x, y) or (x, y, sample_weight),
+            of which `ResumableBatches.of_arrays` makes one. Not a batched data set: it
             cannot be taken up in the middle of an epoch. Of an unbatched one,
-            give `datasets.Epochs(dataset, None, batch_size)`.
+            give `datasets.ResumableBatches(dataset, None, batch_size)`.
         epochs: number of epochs in all.
         checkpoint_dir: where the states of this training are kept, the two
             newest. Remove it when it is no longer needed.
@@ -159,11 +159,11 @@ def resumable_fit(
 
 
 def _epochs_of(train, batch_size):
-    """What `train` is, or is made into: `datasets.Epochs`."""
-    if isinstance(train, datasets.Epochs):
+    """What `train` is, or is made into: `datasets.ResumableBatches`."""
+    if isinstance(train, datasets.ResumableBatches):
         if batch_size is not None:
             raise ValueError(
-                "batch_size: expected None with datasets.Epochs, which have "
+                "batch_size: expected None with datasets.ResumableBatches, which have "
                 f"one of their own, {train.batch_size}; received "
                 f"{batch_size!r}."
             )
@@ -171,16 +171,18 @@ def _epochs_of(train, batch_size):
     if isinstance(train, tuple) and len(train) in (2, 3):
         if batch_size is None:
             batch_size = _BATCH_SIZE
-        return datasets.Epochs.of_arrays(*train, batch_size=batch_size)
+        return datasets.ResumableBatches.of_arrays(
+            *train, batch_size=batch_size
+        )
     what = type(train).__name__
     if isinstance(train, tf.data.Dataset):
         what = "tf.data.Dataset, which cannot begin in the middle of an epoch"
     elif isinstance(train, tuple):
         what += f" of {len(train)}"
     raise TypeError(
-        "train: expected datasets.Epochs, or a tuple of arrays, (x, y) or "
+        "train: expected datasets.ResumableBatches, or a tuple of arrays, (x, y) or "
         f"(x, y, sample_weight); received a {what}. Of an unbatched data set "
-        "give datasets.Epochs(dataset, None, batch_size)."
+        "give datasets.ResumableBatches(dataset, None, batch_size)."
     )
 
 

@@ -1,4 +1,4 @@
-"""Files and directories that appear whole or not at all."""
+"""Files and directories that are written atomically."""
 
 import contextlib
 import errno
@@ -32,7 +32,7 @@ _PART = ".part-"  # what directories begin with that are not finished
 
 
 @contextlib.contextmanager
-def whole(path):
+def atomic_write(path):
     """A name to write a file under, which becomes `path` at the end.
 
     Whoever reads `path`, also after a crash or on a full disk, finds the
@@ -45,9 +45,9 @@ def whole(path):
         Another name, beside it and with its ending.
 
     Example:
-        from dd_keras import files
+        from dd_keras.utils import files
 
-        with files.whole("results.json") as part, open(part, "w") as file:
+        with files.atomic_write("results.json") as part, open(part, "w") as file:
             file.write("{}")
     """
     path = os.fspath(path)
@@ -64,13 +64,13 @@ def whole(path):
 
 
 def write_text(text, path):
-    """Writes a text file in UTF-8, whole or not at all."""
-    with whole(path) as part, open(part, "w", encoding="utf-8") as file:
+    """Writes a text file in UTF-8, atomically."""
+    with atomic_write(path) as part, open(part, "w", encoding="utf-8") as file:
         file.write(text)
 
 
 @contextlib.contextmanager
-def whole_directory(parent):
+def atomic_directory(parent):
     """An empty directory to fill, and then to `place` beside it.
 
     It is hidden, and at the end it is removed unless it was placed. So are
@@ -83,9 +83,9 @@ def whole_directory(parent):
         Its path.
 
     Example:
-        from dd_keras import files
+        from dd_keras.utils import files
 
-        with files.whole_directory("models") as part:
+        with files.atomic_directory("models") as part:
             classifier.save(f"{part}/classifier.keras")
             files.place(part, "models/1")
     """
@@ -106,7 +106,7 @@ def place(part, path):
     """Gives a directory its final name, which must be free.
 
     Args:
-        part: what `whole_directory` gave.
+        part: what `atomic_directory` gave.
         path: its name from now on, on the same file system.
 
     Raises:
