@@ -22,6 +22,46 @@ from dd_keras import datasets, networks
 from dd_keras.training import optimizers
 
 ROOT = pathlib.Path(__file__).parents[1]
+# Set to 1: also what one example of its kind covers otherwise, such as each
+# form of each layer, and each published classifier.
+THOROUGH = os.environ.get("DD_KERAS_TEST_ALL", "0") != "0"
+# The files that take longest, longest first. They start first, so that at the
+# end of the run no worker waits for another's long file.
+LONGEST_FILES = (
+    "test_layers.py",
+    "test_resume.py",
+    "test_benchmarks.py",
+    "test_distribution.py",
+    "test_published.py",
+    "test_applications.py",
+    "test_apps.py",
+    "test_training_apps.py",
+    "test_sweep_resume.py",
+    "test_deep_defense.py",
+    "test_evaluate.py",
+    "test_deepfool.py",
+    "test_training_as_keras.py",
+    "test_carlini_wagner.py",
+    "test_gradient_sign.py",
+    "test_logits.py",
+    "test_parseval.py",
+)
+
+
+def pytest_configure(config):
+    """Workers take whole files in the order in which these are collected.
+
+    By default pytest-xdist hands out the files with the most tests first, but
+    the longest have few.
+    """
+    config.option.loadscopereorder = False
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Puts the longest files first; within a file the order stays."""
+    place = {name: number for number, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 def affine_classifier(weights, biases, dtype="float64"):

@@ -4,7 +4,7 @@
 
 JSON: strategy (see `distribution.strategy`), its replicas, repair (False: as
 Keras has it), output (npz of the weights and logs), epochs, checkpoint_dir,
-sleep (seconds a step), chief_has (a value to hand to all workers).
+sleep (seconds a step), chief_has (values to hand to all workers).
 """
 
 import json
@@ -85,8 +85,9 @@ def main(
     test = datasets.batches(data.test, data.preprocessing, BATCH)
     with scope.scope():
         if chief_has is not None:
-            mine = chief_has if distribution.is_chief() else "mine"
-            print("received", json.dumps(distribution.from_chief(mine)))
+            for value in chief_has:
+                mine = value if distribution.is_chief() else "mine"
+                print("received", json.dumps(distribution.from_chief(mine)))
             return
         trained = model()
     if checkpoint_dir is None:

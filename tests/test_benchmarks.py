@@ -213,6 +213,7 @@ def test_attacks(mnist_dir, tmp_path):
         "--batch_size=20",
         "--turns=2",
         "--cw_steps=50",
+        "--cw_images=5",
         f"--output={path}",
     )
     rows = rows_of(path)

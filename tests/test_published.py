@@ -1,4 +1,8 @@
-"""The promise: any Keras classifier can be wrapped. On published ones."""
+"""The promise: any Keras classifier can be wrapped. On published ones.
+
+A spread of them, one of each kind; with DD_KERAS_TEST_ALL=1 all. The command
+`python benchmarks/classifiers.py` goes through all too, and writes the table.
+"""
 
 import json
 import sys
@@ -7,23 +11,31 @@ import keras
 import numpy as np
 import pytest
 from absl.testing import flagsaver
-from conftest import ROOT, shell
+from conftest import THOROUGH, shell
 from published import CLASSIFIERS, Published
 from published.check import STAGES, check
 
-MEASURED = json.loads(
-    (ROOT / "results/classifiers.json").read_text(encoding="utf-8")
-)["rows"]
-
-
-def seconds(name):
-    """Of two steps, as the table has it; nothing for one that is new."""
-    row = MEASURED.get(name, {"step_s": 0.0, "regularizer_step_s": 0.0})
-    return row["step_s"] + row["regularizer_step_s"]
-
-
-# The command that writes the table goes through all of them.
-QUICKEST = sorted(CLASSIFIERS, key=seconds)[:40]
+# The quickest of each kind, and what is special about it.
+SPREAD = (
+    "heart_disease",  # functional, one sigmoid
+    "tf_titanic",  # sequential, Normalization inside, one logit
+    "mixed_precision",  # bfloat16
+    "tf_expert",  # subclassed, logits
+    "tf_expert_softmax",  # subclassed, softmax
+    "supervised_contrastive",  # nested, frozen layers
+    "sngp",  # own layer, spectral normalization, told what it ends in
+    "tf_flowers",  # augmentation and rescaling inside
+    "tf_audio",  # Resizing inside
+    "tempered",  # own softmax layer at the end
+    "deep_ensemble",  # a mean of softmaxes
+    "ct_scan",  # volumes
+    "timeseries_fcn",  # a sequence, two classes
+    "fnet",  # own layers, complex numbers inside
+    "text_transformer",  # attention
+    "pointnet",  # activity regularizer
+    "row_gru",  # recurrent
+)
+NAMES = CLASSIFIERS if THOROUGH else SPREAD
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +51,7 @@ def loaded(kind, folder):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", QUICKEST)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_published_classifier_is_defended(name, folder):
     row = {}
     keras.backend.clear_session()
