@@ -2,8 +2,8 @@
 
     python tests/replica_worker.py JSON
 
-JSON: strategy (see `distribution.strategy`), its replicas, repair (False: as
-Keras has it), output (npz of the weights and logs), epochs, checkpoint_dir,
+JSON: strategy (see `distribution.strategy`), its replicas, patched (False:
+Keras as it is), output (npz of the weights and logs), epochs, checkpoint_dir,
 sleep (seconds a step), chief_has (values to hand to all workers).
 """
 
@@ -20,6 +20,7 @@ import tensorflow as tf
 
 import dd_keras
 from dd_keras import datasets, distribution
+from dd_keras.utils import keras_internals
 
 IMAGES, BATCH = 106, 31  # the last batch has 13: shares that differ
 
@@ -70,7 +71,7 @@ def model():
 def main(
     strategy="none",
     replicas=None,
-    repair=True,
+    patched=True,
     output=None,
     epochs=2,
     checkpoint_dir=None,
@@ -78,8 +79,8 @@ def main(
     chief_has=None,
 ):
     """Trains as the JSON says."""
-    if not repair:
-        distribution._mend_keras = lambda: None
+    if not patched:
+        keras_internals.patch_multi_worker_fit = lambda: None
     scope = distribution.strategy(strategy, replicas=replicas)
     data = datasets.load("digits").limited(IMAGES)
     test = datasets.batches(data.test, data.preprocessing, BATCH)

@@ -15,6 +15,7 @@ import tensorflow as tf
 from conftest import ROOT, THOROUGH
 
 from dd_keras import distribution
+from dd_keras.utils import keras_internals
 
 WORKER = ROOT / "tests" / "replica_worker.py"
 TIMEOUT = 240
@@ -125,9 +126,9 @@ def test_workers_compute_what_one_device_does(alone, tmp_path):
 
 
 @pytest.mark.scale
-def test_keras_still_needs_to_be_mended():
-    """When this fails, `distribution._mend_keras` can go."""
-    workers = start_workers(repair=False, output=os.devnull)
+def test_keras_still_needs_to_be_patched():
+    """When this fails, `keras_internals.patch_multi_worker_fit` can go."""
+    workers = start_workers(patched=False, output=os.devnull)
     for worker in workers:
         output, _ = worker.communicate(timeout=TIMEOUT)
         assert worker.returncode != 0
@@ -135,9 +136,9 @@ def test_keras_still_needs_to_be_mended():
 
 
 @pytest.mark.scale
-def test_keras_needs_to_be_mended_for_shares_that_differ():
+def test_keras_needs_to_be_patched_for_shares_that_differ():
     process = start(
-        strategy="mirrored", replicas=3, repair=False, output=os.devnull
+        strategy="mirrored", replicas=3, patched=False, output=os.devnull
     )
     output, _ = process.communicate(timeout=TIMEOUT)
     assert process.returncode != 0
@@ -329,9 +330,9 @@ def test_only_lost_workers_are_called_lost(monkeypatch):
         raise other
 
 
-def test_mended_keras_is_as_ever_for_one_device():
-    distribution._mend_keras()
-    distribution._mend_keras()  # once is enough
+def test_patched_keras_is_unchanged_for_one_device():
+    keras_internals.patch_multi_worker_fit()
+    keras_internals.patch_multi_worker_fit()  # the second call does nothing
     network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     network.compile("sgd", "mse", metrics=["mae"])
     x = np.ones((5, 2), np.float32)
