@@ -9,8 +9,8 @@ folder of its own in --output_dir, and writes EXPERIMENT.json, with all its
 numbers and what made them, and EXPERIMENT.md or its figures. What is there
 already is not run again, and what was interrupted is resumed: experiments
 share their trainings. --dry_run only names the commands. --smoke takes less
-than a minute on two cores, on few of scikit-learn's digits and with one seed: it
-shows that all works, no more.
+than a minute on two cores, on few of scikit-learn's digits and with one seed:
+it shows that all works, no more.
 """
 
 import concurrent.futures

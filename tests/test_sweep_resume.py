@@ -15,8 +15,8 @@ import pytest
 from conftest import ROOT, run
 from test_apps import contents, parsed, refused
 
+from dd_keras import plots
 from dd_keras.defenses import METHODS
-from dd_keras.plots import figures
 
 FLAGS = (
     "--dataset=digits",
@@ -74,7 +74,7 @@ def whole(reference, tmp_path_factory):
     """
     directory = tmp_path_factory.mktemp("whole")
     made, drawn = [], {}
-    method, draw = METHODS["deep_defense"], figures.trade_off
+    method, draw = METHODS["deep_defense"], plots.trade_off
 
     def prepare(*arguments):
         model, train = method.prepare(*arguments)
@@ -87,7 +87,7 @@ def whole(reference, tmp_path_factory):
         draw(points, path, norm, first, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "trade_off", trade_off)
+        patch.setattr(plots, "trade_off", trade_off)
         patch.setitem(METHODS, "deep_defense", method._replace(prepare=prepare))
         sweep(directory, reference, *SWEEP)
     return directory, made, drawn

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags
-from conftest import imported, run
+from absl.testing import flagsaver
+from conftest import run
 from test_apps import affine, parsed, refused, weights
 from tfds_shaped import write_imagenet
+
+from shared import training_flags
 
 import dd_keras
 from dd_keras import datasets, defenses
@@ -344,10 +347,10 @@ def test_unknown_networks_are_refused_with_those_there_are(
 
 def test_defaults_of_an_app_must_be_its_flags():
     with (
-        imported("training") as training,
+        flagsaver.flagsaver(),
         pytest.raises(ValueError, match=r"^defaults: expected names of flags;"),
     ):
-        training.define_flags(["mlp"], epoch=3)
+        training_flags.define(["mlp"], epoch=3)
 
 
 # --- A defence of one's own -------------------------------------------------
