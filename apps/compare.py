@@ -8,7 +8,7 @@ text, Markdown and CSV, all numbers with their confidence intervals as
 comparison.json, each model's report as reports/NAME.json, and the figures
 success_rate.png, trade_off.png and rho.png. C&W and PASS take long, and are
 measured on the first --few images. Two LeNets on MNIST take about 10 minutes
-on two CPU cores. Interrupted, the same command goes on where it was.
+on two CPU cores. Interrupted, the same command resumes where it was.
 """  # noqa: E501
 
 import os

@@ -34,10 +34,10 @@ define_evaluation_flags(output_dir="/tmp/dd_keras/evaluation")
 flags.DEFINE_list(
     "metrics",
     ["accuracy", "rho2", "fgsm_rho", "fgsm", "pgd"],
-    "What to measure: accuracy; rho2 or l2 (also rho1, rhoinf, ...): DeepFool;"
-    " fgsm_rho, fgsm_eps or eps_ref: the smallest eps of FGSM, over the size "
-    "of the image (the paper's rho_inf), itself, and its median; fgsm: "
-    "accuracy at 20 eps; pgd: accuracy under PGD at a tenth of the pixel range; cw: "
+    "What to measure: accuracy; rho2 or l2 (also rho1, rhoinf, ...): DeepFool; "
+    "fgsm_rho, fgsm_eps or eps_ref: the smallest eps of FGSM, over the size of "
+    "the image (the paper's rho_inf), itself, and its median; fgsm: accuracy "
+    "at 20 eps; pgd: accuracy under PGD at a tenth of the pixel range; cw: "
     "Carlini and Wagner's l_2; pass: similarity of DeepFool's images.",
 )
 flags.DEFINE_list(
