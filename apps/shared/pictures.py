@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from absl import flags
 
-from shared.training import REFERENCE, TITLES
+from shared.training import REFERENCE, title_of
 from shared.training_flags import settings
 
 from dd_keras import datasets, plots
@@ -21,7 +21,7 @@ def draw_convergence(curves: dict[str, dict], path: str) -> None:
     """Draws accuracy and rho of each defence over its epochs."""
     with files.atomic_write(path) as part:
         plots.convergence_curves(
-            {TITLES[name]: curve for name, curve in curves.items()},
+            {title_of(name): curve for name, curve in curves.items()},
             part,
             FLAGS.norm,
         )
@@ -43,7 +43,7 @@ def draw_adversarial_images(
     images = _images(data, chosen)
     shown = "deep_defense" if "deep_defense" in models else FLAGS.defense[-1]
     attacked = {
-        TITLES[name]: _attacked(models[name], data.preprocessing(images))
+        title_of(name): _attacked(models[name], data.preprocessing(images))
         | {"rho": reports[name].values[f"rho{FLAGS.norm:g}"][chosen]}
         for name in (REFERENCE, shown)
     }

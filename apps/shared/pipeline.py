@@ -30,7 +30,7 @@ from shared.run import (
     validation_batches,
 )
 from shared.run_directory import RunDirectory
-from shared.training import REFERENCE, TITLES
+from shared.training import REFERENCE, title_of
 
 from dd_keras import datasets, distribution
 from dd_keras.defenses import METHODS
@@ -148,7 +148,7 @@ def _train(data, directory, paths):
     for name in FLAGS.defense:
         if trained[name] is not None:
             continue
-        print(f"\nFine-tuning: {TITLES[name]}")
+        print(f"\nFine-tuning: {title_of(name)}")
         classifier = training.load_reference(paths[REFERENCE], data)
         seconds, curve = training.defend(
             name, classifier, train, validation, directory.checkpoints(name)
@@ -166,7 +166,7 @@ def _evaluate(models, data, directory):
     more = [metrics.get("fgsm", data.bounds)] if FLAGS.export_dir else []
     reports = {}
     for name, model in models.items():
-        print(f"\nEvaluating: {TITLES[name]}")
+        print(f"\nEvaluating: {title_of(name)}")
         stage = f"evaluation_{name}_{len(more)}"
         reports[name] = training.evaluate(
             model,
@@ -187,7 +187,7 @@ def _curves(
     curves = {n: r["curve"] for n, r in trained.items() if "curve" in r}
     first = reports[REFERENCE].summary()
     if curves and data.validation is not None:
-        print(f"\nEvaluating on the validation images: {TITLES[REFERENCE]}")
+        print(f"\nEvaluating on the validation images: {title_of(REFERENCE)}")
         batches = validation_batches(data)
         first = training.evaluate(models[REFERENCE], batches).summary()
     start = {"accuracy": first["accuracy"], "rho": first[f"rho{FLAGS.norm:g}"]}
@@ -219,7 +219,7 @@ def _export(this, data, models, reports):
             f"{FLAGS.arch}_{name}",
             report=reports[name],
             card={
-                "name": f"{TITLES[name]}: {FLAGS.arch} on {this.dataset}",
+                "name": f"{title_of(name)}: {FLAGS.arch} on {this.dataset}",
                 "dataset": this.dataset,
                 "defense": training.defense_of(name),
                 "training": this.flags,

@@ -8,7 +8,7 @@ from absl import flags
 from shared.provenance import provenance
 from shared.run import Run
 from shared.run_directory import RunDirectory
-from shared.training import REFERENCE, TITLES
+from shared.training import REFERENCE, title_of
 
 from dd_keras import datasets
 from dd_keras.evaluation import RobustnessReport
@@ -90,7 +90,7 @@ def table(found: dict) -> str:
         ratio = math.nan if ratio is None else ratio
         rows.append(
             (
-                TITLES[name],
+                title_of(name),
                 f"{100 * values['accuracy']:.2f} %",
                 f"{values[f'rho{p}']:.4f}",
                 f"{ratio:.2f}",

@@ -29,11 +29,12 @@ from dd_keras.utils import files
 FLAGS = flags.FLAGS
 
 REFERENCE = "reference"
-TITLES = {
-    REFERENCE: "reference",
-    **{name: method.title for name, method in METHODS.items()},
-}
 PREPROCESSING = "preprocessing.keras"
+
+
+def title_of(name: str) -> str:
+    """What tables and figures call a model; its own name if it has no other."""
+    return METHODS[name].title if name in METHODS else name
 
 
 def start() -> tf.distribute.Strategy:
@@ -200,7 +201,7 @@ def _fit(
         )
     except DivergenceError as error:
         raise DivergenceError(
-            f"the training of '{TITLES.get(name, name)}' diverged in {error} "
+            f"the training of '{title_of(name)}' diverged in {error} "
             "No model was written for it; its last good checkpoint is in "
             f"{checkpoints}."
         ) from error
@@ -245,7 +246,7 @@ def _check_workers_agree(name, model):
     for weight in model.get_weights():
         digest.update(np.ascontiguousarray(weight))
     mine, worker = digest.hexdigest(), distribution.worker_index()
-    print(f"Worker {worker}: weights of '{TITLES.get(name, name)}': {mine}")
+    print(f"Worker {worker}: weights of '{title_of(name)}': {mine}")
     if mine != distribution.from_chief(mine):
         raise RuntimeError(
             f"worker {worker}: expected the chief's weights; received others. "
