@@ -479,8 +479,8 @@ def test_no_clean_baseline_leaves_no_trace_of_one(zeros):
     assert not [path for path in contents(output_dir) if "clean" in path]
 
 
-def trained_alone(*arguments):
-    """Runs the app up to its evaluation, which is interrupted."""
+def train_only(name, *arguments):
+    """Runs an app up to its evaluation, which is interrupted."""
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
@@ -488,14 +488,15 @@ def trained_alone(*arguments):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dd_keras, "evaluate_robustness", interrupted)
         with pytest.raises(SystemExit) as ended:
-            run("digits", *arguments)
+            run(name, *arguments)
     assert ended.value.code == 130
 
 
 def test_optimizer_flags_do_what_they_say(tmp_path):
     reference = affine(tmp_path / "mine.keras")
     momentum, weight_decay, rates = 0.9, 10.0, [2e-6, 2e-6, 1e-6]
-    trained_alone(
+    train_only(
+        "digits",
         *FULL_BATCH,
         f"--momentum={momentum}",
         f"--weight_decay={weight_decay}",
@@ -557,7 +558,9 @@ def test_zero_epochs_have_curves_of_the_reference_alone(untrained):
 
 
 def test_seed_draws_the_weights(untrained, tmp_path):
-    trained_alone(*UNTRAINED, "--seed=1", f"--output_dir={tmp_path / 'other'}")
+    train_only(
+        "digits", *UNTRAINED, "--seed=1", f"--output_dir={tmp_path / 'other'}"
+    )
     assert parsed(untrained / "results.json")["flags"]["seed"] == 0
     kernel = weights(untrained / "reference.keras")[0]
     other = weights(tmp_path / "other" / "reference.keras")[0]
