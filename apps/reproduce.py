@@ -151,7 +151,7 @@ def _run(plan, missing):
                     failed.append(step)
     if failed:
         names = ", ".join(step.name for step in failed)
-        cli.fail(f"{names} failed, see above. The same command goes on.")
+        cli.fail(f"{names} failed, see above. The same command resumes.")
 
 
 def _run_one(plan, step):

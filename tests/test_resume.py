@@ -134,7 +134,7 @@ def test_killed_app_goes_on_as_if_nothing_had_been(whole, tmp_path):
         kill_before_its_end(tmp_path, where, count or seconds)
     finished = shell("apps/digits.py", *ARGUMENTS, *directories(tmp_path))
     assert finished.returncode == 0, finished.stderr
-    assert "Going on with the unfinished run" in finished.stdout
+    assert "Resuming the unfinished run" in finished.stdout
     assert_same_run(tmp_path, whole)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["starts"] == len(MOMENTS) + 1

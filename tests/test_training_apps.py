@@ -3,6 +3,7 @@
 import csv
 import math
 import re
+import sys
 
 import keras
 import matplotlib.image
@@ -293,6 +294,29 @@ def test_regulariser_starts_late_and_grows(tmp_path, monkeypatch):
 )
 def test_bad_flags_are_refused_by_name(tmp_path, argument, message):
     assert re.search(message, refused(tmp_path, argument))
+
+
+@pytest.mark.parametrize(
+    ("package", "message"),
+    [
+        ("tensorboard", "error: the logs for TensorBoard take its package: "),
+        ("sklearn.datasets", "error: the data set 'digits' comes with scikit-"),
+    ],
+)
+def test_missing_packages_name_the_extra(
+    tmp_path, monkeypatch, package, message
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit) as ended:
+        run(
+            "digits",
+            "--limit=20",
+            "--arch=mlp",
+            "--epochs=1",
+            f"--output_dir={tmp_path / 'out'}",
+        )
+    assert str(ended.value).startswith(message)
+    assert "pip install 'dd_keras[apps]'" in str(ended.value)
 
 
 def test_layers_that_are_not_there_are_refused(tmp_path):

@@ -98,13 +98,13 @@ class RunDirectory:
         notes = self._notes()
         if notes is not None and notes["identity"] == identity:
             notes["starts"] += 1
-            print(f"Going on with the unfinished run in {self._directory}.")
+            print(f"Resuming the unfinished run in {self._directory}.")
         else:
             if notes is not None and not overwrite:
                 cli.fail(
                     f"--output_dir: {self._directory} holds an unfinished run "
                     f"with other settings: "
-                    f"{_difference(notes['identity'], identity)}. Go on with "
+                    f"{_difference(notes['identity'], identity)}. Resume "
                     f"it by its own command, {notes['command']!r}, or choose "
                     "another directory, or --overwrite it."
                 )
