@@ -27,7 +27,7 @@ check-scale: $(READY)
 lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/lint-imports
+	PYTHONPATH=apps $(VENV)/bin/lint-imports
 
 clean:
 	rm -rf $(VENV) $(HUB_VENV) $(DEMO_DIR) build *.egg-info .pytest_cache .ruff_cache

@@ -58,23 +58,12 @@ def shell(*command, cwd=ROOT, timeout=400):
 
 @contextlib.contextmanager
 def imported(name):
-    """An app's module with its flags, which are undefined again afterwards."""
-    modules = (
-        "common",
-        "runs",
-        "training",
-        "recipe",
-        "experiments",
-        "presentation",
-        name,
-    )
-    with flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "apps")
+    """A program's module with its flags, which are undefined afterwards."""
+    with flagsaver.flagsaver():
         try:
             yield importlib.import_module(name)
         finally:
-            for module in modules:
-                sys.modules.pop(module, None)
+            sys.modules.pop(name, None)
 
 
 def run(name, *arguments):

@@ -12,7 +12,13 @@ _LEVELS = 16  # scikit-learn's pixels count ink from 0 to 16
 
 def splits():
     """The splits of scikit-learn's digits, and the names of the classes."""
-    from sklearn.datasets import load_digits
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError(
+            "the data set 'digits' comes with scikit-learn: pip install "
+            f"'dd_keras[apps]' ({error})"
+        ) from error
 
     digits = load_digits()
     order = np.random.RandomState(_SEED).permutation(len(digits.target))

@@ -17,13 +17,29 @@ from dd_keras.defenses.adversarial_training import (
     deepfool_dataset,
 )
 from dd_keras.defenses.base import DefenseModel
+from dd_keras.defenses.batch_norm import MODES as BATCH_NORM_MODES
 from dd_keras.defenses.deep_defense import DeepDefenseModel
 from dd_keras.defenses.parseval import add_parseval_constraints
+
+
+def _setting(default, help, **limits):
+    """A field of `Settings`, with what a program's flag of it needs.
+
+    Args:
+        default: its value.
+        help: what it is, in a line of `--help`.
+        **limits: `minimum` and `maximum`, the ends of its range; `positive`,
+            a number above 0; `finite=False`, a number that may be infinite;
+            `choices`, all values there are.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, **limits})
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What the methods can be told; each takes what concerns it.
+
+    Programs make a flag of each field, by what its metadata says.
 
     Attributes:
         norm, evaluation_candidates: of the DeepFool behind `val_rho2`.
@@ -38,22 +54,58 @@ class Settings:
         batch_size, seed: of training sets made anew.
     """
 
-    norm: float = 2.0
-    evaluation_candidates: int | None = None
-    batch_norm: str = "trained"
-    lam: float = 15.0
-    c: float = 25.0
-    d: float = 5.0
-    regularized_layers: list | None = None
-    max_iter: int = 5
-    candidates: int | None = None
-    eps: float = 25.5
-    alpha: float = 0.5
-    include_clean: bool = False
-    beta: float = 1e-4
-    fraction: float = 0.3
-    batch_size: int = 100
-    seed: int = 0
+    norm: float = _setting(
+        2.0, "Order p of the norm, 1 to inf.", minimum=1, finite=False
+    )
+    evaluation_candidates: int | None = _setting(
+        None,
+        "The same, of the DeepFool behind rho in validation and evaluation.",
+        minimum=1,
+    )
+    batch_norm: str = _setting(
+        "trained",
+        "What fine-tuning does to batch normalisation: trains it; trains its "
+        "scale, and holds the statistics; or holds all.",
+        choices=BATCH_NORM_MODES,
+    )
+    lam: float = _setting(15.0, "Weight of the regulariser.", minimum=0)
+    c: float = _setting(
+        25.0, "Steepness of the penalty on correct samples.", positive=True
+    )
+    d: float = _setting(
+        5.0, "Steepness of the penalty on misclassified samples.", positive=True
+    )
+    regularized_layers: list | None = _setting(
+        None, "Layers that the regulariser's gradient reaches; all by default."
+    )
+    max_iter: int = _setting(5, "DeepFool iterations in training.", minimum=1)
+    candidates: int | None = _setting(
+        None,
+        "Most probable classes that DeepFool considers in training; all by "
+        "default.",
+        minimum=1,
+    )
+    eps: float = _setting(
+        25.5,
+        "Of FGSM in Adv. Train II, in units of the inputs.",
+        positive=True,
+    )
+    alpha: float = _setting(
+        0.5, "Share of the clean loss in Adv. Train II.", minimum=0, maximum=1
+    )
+    include_clean: bool = _setting(
+        False, "Adv. Train I: on the clean images as well."
+    )
+    beta: float = _setting(
+        1e-4, "Parseval: the step.", positive=True, maximum=1
+    )
+    fraction: float = _setting(
+        0.3, "Parseval: share of rows.", positive=True, maximum=1
+    )
+    batch_size: int = _setting(100, "Batch size.", minimum=1)
+    seed: int = _setting(
+        0, "Of weights, order and all else.", minimum=0, maximum=2**32 - 1
+    )
 
     @property
     def evaluation_attack(self):
