@@ -132,7 +132,7 @@ def _pgd(eps, bounds):
     attack = attacks.PGD(
         eps, steps=FLAGS.pgd_steps, restarts=FLAGS.pgd_restarts, bounds=bounds
     )
-    return evaluation.AccuracyUnder(attack, f"pgd@{eps:g}")
+    return evaluation.AccuracyUnderAttack(attack, f"pgd@{eps:g}")
 
 
 def _numbers(flag):
