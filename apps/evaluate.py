@@ -134,7 +134,7 @@ def _pgd(eps, bounds):
     attack = attacks.PGD(
         eps, steps=FLAGS.pgd_steps, restarts=FLAGS.pgd_restarts, bounds=bounds
     )
-    return evaluation.AccuracyUnder(attack, f"pgd@{eps:g}")
+    return evaluation.AccuracyUnderAttack(attack, f"pgd@{eps:g}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """All defences by name: how each turns a classifier into a model to train.
 
 A method takes a classifier, its training batches and `Settings`, and returns
-what to `fit` and what on; training that trains the classifier. To add one,
-write it in a file of its own, and give it a line in `METHODS`.
+the model to `fit` and the batches to fit it on; that trains the classifier. To
+add one, write it in a file of its own, and give it a line in `METHODS`.
 """
 
 import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
+
+import keras
 
 from dd_keras import datasets
 from dd_keras.attacks import FGSM, DeepFool
@@ -108,12 +110,12 @@ class Settings:
     )
 
     @property
-    def evaluation_attack(self):
+    def evaluation_attack(self) -> DeepFool:
         """The DeepFool behind `val_rho2` and the numbers of the tables."""
         return DeepFool(self.norm, candidates=self.evaluation_candidates)
 
     @property
-    def of_defense(self):
+    def of_defense(self) -> dict:
         """The arguments of every `DefenseModel`."""
         return {
             "evaluation_attack": self.evaluation_attack,
@@ -121,8 +123,8 @@ class Settings:
         }
 
     @property
-    def of_deep_defense(self):
-        """Those that `DeepDefenseModel` has besides."""
+    def of_deep_defense(self) -> dict:
+        """The further arguments of `DeepDefenseModel`."""
         return {
             "lam": self.lam,
             "c": self.c,
@@ -134,17 +136,28 @@ class Settings:
         }
 
     @property
-    def of_adversarial_training(self):
-        """Those that `AdversarialTrainingModel` has besides."""
+    def of_adversarial_training(self) -> dict:
+        """The further arguments of `AdversarialTrainingModel`."""
         return {"adversary": FGSM(self.eps), "alpha": self.alpha}
 
 
-def clean(classifier, train, settings):
+Prepared = tuple[DefenseModel, datasets.ResumableBatches]
+
+
+def clean(
+    classifier: keras.Model,
+    train: datasets.ResumableBatches,
+    settings: Settings,
+) -> Prepared:
     """Plain fine-tuning, what every gain is to be measured against."""
     return DefenseModel(classifier, **settings.of_defense), train
 
 
-def deep_defense(classifier, train, settings):
+def deep_defense(
+    classifier: keras.Model,
+    train: datasets.ResumableBatches,
+    settings: Settings,
+) -> Prepared:
     """Eq. 6 of the paper."""
     model = DeepDefenseModel(
         classifier, **settings.of_deep_defense, **settings.of_defense
@@ -152,7 +165,11 @@ def deep_defense(classifier, train, settings):
     return model, train
 
 
-def adv_train_1(classifier, train, settings):
+def adv_train_1(
+    classifier: keras.Model,
+    train: datasets.ResumableBatches,
+    settings: Settings,
+) -> Prepared:
     """Plain fine-tuning on the DeepFool images of the reference."""
     images = deepfool_dataset(
         classifier,
@@ -166,7 +183,11 @@ def adv_train_1(classifier, train, settings):
     return clean(classifier, train, settings)
 
 
-def adv_train_2(classifier, train, settings):
+def adv_train_2(
+    classifier: keras.Model,
+    train: datasets.ResumableBatches,
+    settings: Settings,
+) -> Prepared:
     """The adversarial objective of Goodfellow et al., with FGSM online."""
     model = AdversarialTrainingModel(
         classifier, **settings.of_adversarial_training, **settings.of_defense
@@ -174,7 +195,11 @@ def adv_train_2(classifier, train, settings):
     return model, train
 
 
-def combined(classifier, train, settings):
+def combined(
+    classifier: keras.Model,
+    train: datasets.ResumableBatches,
+    settings: Settings,
+) -> Prepared:
     """Deep Defense and `adv_train_2` in one objective."""
     model = CombinedModel(
         classifier,
@@ -185,7 +210,11 @@ def combined(classifier, train, settings):
     return model, train
 
 
-def parseval(classifier, train, settings):
+def parseval(
+    classifier: keras.Model,
+    train: datasets.ResumableBatches,
+    settings: Settings,
+) -> Prepared:
     """Plain fine-tuning under Parseval constraints."""
     add_parseval_constraints(
         classifier, settings.beta, settings.fraction, settings.seed
@@ -199,17 +228,17 @@ class Method(NamedTuple):
     Attributes:
         title: its name in tables and figures, as the paper has it.
         prepare: (classifier, train, settings) to (model, train): a built Keras
-            classifier, `datasets.ResumableBatches` to train on, and `Settings`, to the
-            `DefenseModel` to compile and fit, and the `ResumableBatches` to fit it on.
-            Raises ValueError for bad settings.
+            classifier, `datasets.ResumableBatches` to train on, and
+            `Settings`, to the `DefenseModel` to compile and fit, and the
+            `ResumableBatches` to fit it on. Raises ValueError for bad settings.
         settings: names of the `Settings` that make it what it is.
     """
 
     title: str
-    prepare: Callable
+    prepare: Callable[..., Prepared]
     settings: tuple[str, ...] = ()
 
-    def describe(self, values):
+    def describe(self, values: dict) -> dict:
         """Its title and its settings, as far as they are known.
 
         Args:

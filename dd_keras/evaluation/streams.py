@@ -1,11 +1,12 @@
 """Batches to evaluate on, from whatever `fit` takes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from dd_keras import attacks
 from dd_keras.classifier.inputs import unpack
@@ -24,11 +25,15 @@ class Stream(NamedTuple):
         batches: their number; None: not known.
     """
 
-    starting_at: Callable
+    starting_at: Callable[[int], Iterator[tuple]]
     batches: int | None
 
 
-def of(data, y=None, batch_size=None):
+def of(
+    data: object,
+    y: ArrayLike | None = None,
+    batch_size: int | None = None,
+) -> Stream:
     """The batches of (inputs, labels) of what a user has.
 
     Args and Raises: see `evaluate_robustness`.

@@ -33,6 +33,11 @@ def layers_of(model, include_self=True):
     return model._flatten_layers(include_self=include_self)
 
 
+def layer_names(model):
+    """The names of all layers of a model, see `layers_of`: a set of str."""
+    return {layer.name for layer in layers_of(model)}
+
+
 def operation_of(tensor):
     """The Keras operation that a symbolic `KerasTensor` is an output of.
 
