@@ -9,6 +9,7 @@ from dd_keras import distribution
 from dd_keras.attacks import DeepFool, Forward, missing_named
 from dd_keras.classifier import logits, losses
 from dd_keras.classifier.inputs import input_spec, pack, prepare, unpack
+from dd_keras.classifier.labels import sparse_labels
 from dd_keras.defenses import batch_norm as batch_normalization
 from dd_keras.defenses import checks
 from dd_keras.utils import norms
@@ -350,7 +351,7 @@ class DefenseModel(keras.Model):
         """The `Objective` of a batch, or of a replica's part of it."""
         x = distribution.not_empty(x)
         y_pred, forward = self._forward(x, training)
-        labels = logits.sparse_labels(y, max(2, y_pred.shape[-1]))
+        labels = sparse_labels(y, max(2, y_pred.shape[-1]))
         with tf.control_dependencies([labels]):  # checked before they are used
             y = tf.identity(y)
         loss = self.task_loss(

@@ -11,6 +11,7 @@ import tensorflow as tf
 from dd_keras.attacks import derivatives, traced
 from dd_keras.classifier import graphs, logits
 from dd_keras.classifier.inputs import unpack
+from dd_keras.classifier.labels import sparse_labels
 from dd_keras.training import StopAtNaN
 from dd_keras.utils import keras_internals
 
@@ -81,7 +82,7 @@ def check_arrays(model, x=None, y=None, *_):
             )
     if isinstance(y, np.ndarray):
         with named_assertions():
-            logits.sparse_labels(y, logits.num_classes(model))
+            sparse_labels(y, logits.num_classes(model))
 
 
 @contextlib.contextmanager
