@@ -6,6 +6,7 @@ from random starts (Madry et al., ICLR 2018).
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
@@ -400,7 +401,7 @@ _USUAL_REACH = 2.5
 class _Start(NamedTuple):
     """The clean inputs, and what a network makes of them."""
 
-    f: callable  # x -> class logits
+    f: Callable  # x -> class logits
     forward: base.Forward
     predictions: tf.Tensor  # (B,) int32
     y: tf.Tensor  # (B,) int32: the classes to leave, or to reach

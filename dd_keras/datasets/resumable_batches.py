@@ -11,6 +11,7 @@ from dd_keras.datasets.data import (
     preprocessed,
     shuffle_buffer,
 )
+from dd_keras.utils import config
 
 
 class ResumableBatches:
@@ -76,7 +77,7 @@ class ResumableBatches:
         )
 
     @classmethod
-    def of_arrays(cls, x, y, sample_weight=None, batch_size=32, seed=0):
+    def of_arrays(cls, x, y, sample_weight=None, batch_size=config.DEFAULT_BATCH_SIZE, seed=0):
         """Samples that are in memory, as NumPy or TensorFlow has them.
 
         Args:

@@ -12,9 +12,7 @@ from dd_keras import datasets, distribution
 from dd_keras.training import checkpoint, guards
 from dd_keras.training.best import KeepBest
 from dd_keras.training.executions import Executions
-from dd_keras.utils import files
-
-_BATCH_SIZE = 32  # of arrays, as Keras has it
+from dd_keras.utils import config, files
 
 
 class Interrupted(KeyboardInterrupt):
@@ -170,7 +168,7 @@ def _epochs_of(train, batch_size):
         return train
     if isinstance(train, tuple) and len(train) in (2, 3):
         if batch_size is None:
-            batch_size = _BATCH_SIZE
+            batch_size = config.DEFAULT_BATCH_SIZE
         return datasets.ResumableBatches.of_arrays(
             *train, batch_size=batch_size
         )

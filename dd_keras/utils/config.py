@@ -1,9 +1,11 @@
-"""What Keras-serialisable settings have in common."""
+"""Settings: a default that packages share, and equality by configuration."""
 
 import functools
 import hashlib
 
 import numpy as np
+
+DEFAULT_BATCH_SIZE = 32  # of arrays, as in Keras
 
 
 class EqualByConfig:
