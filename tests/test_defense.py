@@ -163,6 +163,7 @@ def test_config_comes_back():
     assert DefenseModel(network()).evaluation_attack == attacks.DeepFool()
 
 
+@pytest.mark.slow
 def test_saved_model_trains_on_in_a_new_process(tmp_path):
     """With the batch normalisation frozen, and Adam's moments."""
     x, y = clusters()
