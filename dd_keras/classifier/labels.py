@@ -1,12 +1,17 @@
 """From labels in any form that Keras takes to class numbers."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import tensorflow as tf
 
 # By how much the entries of a one-hot row may miss a sum of 1.
 _ROUNDING = 1e-2
 
 
-def sparse_labels(y, num_classes):
+def sparse_labels(
+    y: tf.Tensor | np.ndarray | Sequence[int], num_classes: int
+) -> tf.Tensor:
     """Labels as class numbers, whatever form they came in.
 
     Args:

@@ -3,6 +3,8 @@
 They are registered with Keras: what `logits_model` returns can be saved.
 """
 
+from typing import Any, Self
+
 import keras
 import tensorflow as tf
 
@@ -21,13 +23,13 @@ class WithoutActivation(keras.layers.Layer):
         layer: a built Keras layer with an `activation` attribute.
     """
 
-    def __init__(self, layer, **kwargs):
+    def __init__(self, layer: keras.layers.Layer, **kwargs: Any):
         # Of a quantised layer the precision, not the way of computing: that
         # is the inner layer's.
         super().__init__(dtype=layer.compute_dtype, **kwargs)
         self.layer = layer
 
-    def call(self, inputs):
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Returns the layer's pre-activation outputs."""
         activation = self.layer.activation
         self.layer.activation = keras.activations.linear
@@ -36,13 +38,13 @@ class WithoutActivation(keras.layers.Layer):
         finally:
             self.layer.activation = activation
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         layer = keras.saving.serialize_keras_object(self.layer)
         return {**super().get_config(), "layer": layer}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         """Builds the layer from what `get_config` returned."""
         layer = keras.saving.deserialize_keras_object(config.pop("layer"))
         config.pop("dtype", None)
@@ -53,10 +55,10 @@ class WithoutActivation(keras.layers.Layer):
 class Logits(keras.layers.Layer):
     """Says of what goes through it that it is logits; changes nothing."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any):
         super().__init__(autocast=False, **kwargs)
 
-    def call(self, inputs):
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Returns the inputs."""
         return inputs
 
@@ -69,11 +71,11 @@ class ProbabilitiesToLogits(keras.layers.Layer):
         activation: what made the probabilities, `"softmax"` or `"sigmoid"`.
     """
 
-    def __init__(self, activation, **kwargs):
+    def __init__(self, activation: str, **kwargs: Any):
         super().__init__(**kwargs)
         self.activation = activation
 
-    def call(self, inputs):
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Maps p, (B, n), to log p (softmax) or log p - log(1 - p)."""
         p = inputs
         if p.dtype != tf.float64:
@@ -83,6 +85,6 @@ class ProbabilitiesToLogits(keras.layers.Layer):
             return log_p
         return log_p - tf.math.log(tf.maximum(1.0 - p, _SIGMOID_MARGIN))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "activation": self.activation}

@@ -4,6 +4,8 @@ Cross-entropy, DeepFool and every decision rule here work on logits: the
 softmax saturates, its gradients vanish, and the class it favours is the same.
 """
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -18,7 +20,9 @@ from dd_keras.utils import keras_internals
 ACTIVATIONS = ("softmax", "sigmoid", "linear")
 
 
-def logits_model(model, activation=None):
+def logits_model(
+    model: keras.Model, activation: str | None = None
+) -> keras.Model:
     """The same classifier up to its logits, sharing its weights.
 
     The softmax or sigmoid at the end of a `Sequential` or functional model,
@@ -68,7 +72,7 @@ def logits_model(model, activation=None):
     return network if known else _marked(network)
 
 
-def output_activation(model, activation=None):
+def output_activation(model: keras.Model, activation: str | None = None) -> str:
     """What a classifier ends in: `"softmax"`, `"sigmoid"` or `"linear"`.
 
     Args and Raises: see `logits_model`.
@@ -94,17 +98,17 @@ def output_activation(model, activation=None):
     return activation
 
 
-def num_outputs(model):
+def num_outputs(model: keras.Model) -> int:
     """The number of columns of a classifier's output."""
     return _check_outputs(model)[-1]
 
 
-def num_classes(model):
+def num_classes(model: keras.Model) -> int:
     """The number of classes a classifier tells apart; 2 for one output."""
     return max(2, num_outputs(model))
 
 
-def same_in_training(model):
+def same_in_training(model: keras.Model) -> bool:
     """Whether a model computes the same in training as in inference.
 
     Dropout, batch statistics and the like make it False; whatever cannot be
@@ -122,12 +126,12 @@ def same_in_training(model):
     return one == other
 
 
-def input_shape(model):
+def input_shape(model: keras.Model) -> tf.TensorShape:
     """The shape of a batch of inputs, (None, ...)."""
     return inputs.input_spec(model).shape
 
 
-def working_dtype(model):
+def working_dtype(model: keras.Model) -> str:
     """What norms and logits are computed in, also under mixed precision.
 
     `"float64"` for a model with float64 weights, else `"float32"`.
@@ -136,12 +140,12 @@ def working_dtype(model):
     return "float64" if precise else "float32"
 
 
-def working_spec(model):
+def working_spec(model: keras.Model) -> tf.TensorSpec:
     """A batch of inputs as attacks see it: `tf.TensorSpec`."""
     return tf.TensorSpec(input_shape(model), working_dtype(model))
 
 
-def cast_inputs(model, x):
+def cast_inputs(model: keras.Model, x: Any) -> tf.Tensor:
     """Inputs in the precision that norms and logits are computed in.
 
     Args:
@@ -165,7 +169,7 @@ def cast_inputs(model, x):
     return tf.cast(x, working_dtype(model))
 
 
-def class_logits(logits):
+def class_logits(logits: tf.Tensor) -> tf.Tensor:
     """Logits with one column a class, in float32 or float64.
 
     Args:
