@@ -23,6 +23,49 @@ from dd_keras.training import optimizers
 
 ROOT = pathlib.Path(__file__).parents[1]
 
+# The test files of `make test-fast` and `make matrix`: the library itself,
+# without its programs, servers and data sets. tests/test_packaging.py asserts
+# that every test file is in one of the two lists. A test that takes many
+# seconds, or starts a process, is marked `slow`.
+CORE = {
+    "adversarial_training", "attack", "batch_norm", "carlini_wagner",
+    "compiled", "deep_defense", "deepfool", "defense", "encoded_images",
+    "evaluate", "files", "gradient_sign", "kernels", "logits", "losses",
+    "methods", "metrics", "model_card", "noise", "norms", "optimizers",
+    "parseval", "regularization_warmup", "report", "resumable_batches",
+    "saved_model", "server_config", "split_exponential", "tables", "training",
+    "training_as_keras", "warm_up",
+}  # fmt: skip
+NOT_CORE = {
+    "any_classifier", "applications", "apps", "benchmarks", "client",
+    "corrupt_inputs", "datasets", "distribution", "docstrings", "endpoints",
+    "evaluation_apps", "export_app", "figures", "kerashub", "layers",
+    "model_server", "networks", "packaging", "properties", "public_names",
+    "published", "reproduce", "results", "resume", "serving_benchmark",
+    "similarity", "soak", "sweep", "sweep_resume", "training_apps",
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """Marks the tests of the core."""
+    for item in items:
+        name = item.path.stem.removeprefix("test_")
+        if name in CORE and item.get_closest_marker("slow") is None:
+            item.add_marker("core")
+
+
+@pytest.fixture(autouse=True)
+def no_process(request, monkeypatch):
+    """A test of the core starts no process."""
+    if request.node.get_closest_marker("core"):
+
+        def refuse(*args, **kwargs):
+            raise AssertionError(
+                "a test of the core starts a process: mark it `slow`."
+            )
+
+        monkeypatch.setattr(subprocess, "Popen", refuse)
+
 
 def affine_classifier(weights, biases, dtype="float64"):
     """f(x) = x W + b on flat inputs, W of shape (D, n)."""

@@ -16,6 +16,7 @@ from dd_keras.attacks import (
 )
 from dd_keras.classifier import logits, losses
 from dd_keras.classifier.inputs import input_spec, pack, prepare, unpack
+from dd_keras.classifier.labels import sparse_labels
 from dd_keras.defenses import batch_norm as batch_normalization
 from dd_keras.defenses import checks
 from dd_keras.defenses.objective import Objective, all_computed
@@ -316,7 +317,7 @@ class DefenseModel(ClassifierWrapper):
         """The `Objective` of a batch, or of a replica's part of it."""
         x = distribution.not_empty(x)
         y_pred, forward = self._forward(x, training)
-        labels = logits.sparse_labels(y, max(2, y_pred.shape[-1]))
+        labels = sparse_labels(y, max(2, y_pred.shape[-1]))
         with tf.control_dependencies([labels]):  # checked before they are used
             y = tf.identity(y)
         loss = self.task_loss(

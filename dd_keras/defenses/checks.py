@@ -12,6 +12,7 @@ import tensorflow as tf
 from dd_keras.attacks import derivatives, traced
 from dd_keras.classifier import graphs, logits
 from dd_keras.classifier.inputs import unpack
+from dd_keras.classifier.labels import sparse_labels
 from dd_keras.training import StopAtNaN
 from dd_keras.utils import keras_internals
 
@@ -89,7 +90,7 @@ def check_arrays(
             )
     if isinstance(y, np.ndarray):
         with named_assertions():
-            logits.sparse_labels(y, logits.num_classes(model))
+            sparse_labels(y, logits.num_classes(model))
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ add one, write it in a file of its own, and give it a line in `METHODS`.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import keras
@@ -77,7 +77,7 @@ class Settings:
     d: float = _setting(
         5.0, "Steepness of the penalty on misclassified samples.", positive=True
     )
-    regularized_layers: list | None = _setting(
+    regularized_layers: Sequence[str] | None = _setting(
         None, "Layers that the regulariser's gradient reaches; all by default."
     )
     max_iter: int = _setting(5, "DeepFool iterations in training.", minimum=1)

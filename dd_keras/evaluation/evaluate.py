@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from dd_keras import attacks
 from dd_keras.classifier import compiled, inputs, logits
+from dd_keras.classifier.labels import sparse_labels
 from dd_keras.evaluation import checkpoint, naming, reliability, streams
 from dd_keras.evaluation import metrics as metrics_module
 from dd_keras.evaluation.report import RobustnessReport
@@ -157,7 +158,7 @@ def _checked(model, classes, batch, index):
         )
     try:
         x = logits.cast_inputs(model, _prepared(model, batch[0]))
-        y = logits.sparse_labels(batch[1], classes)
+        y = sparse_labels(batch[1], classes)
         if len(y) != len(x):
             raise ValueError(f"y: expected {len(x)} labels; received {len(y)}.")
     except (ValueError, tf.errors.InvalidArgumentError) as error:

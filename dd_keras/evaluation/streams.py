@@ -11,9 +11,7 @@ from numpy.typing import ArrayLike
 from dd_keras import attacks
 from dd_keras.classifier.inputs import unpack
 from dd_keras.evaluation import metrics
-from dd_keras.utils import validation
-
-_BATCH_SIZE = 32  # of arrays, Keras' own
+from dd_keras.utils import config, validation
 
 
 class Stream(NamedTuple):
@@ -96,7 +94,7 @@ def _of_arrays(x, y, batch_size):
         )
     size = validation.validate_integer(
         "batch_size",
-        _BATCH_SIZE if batch_size is None else batch_size,
+        config.DEFAULT_BATCH_SIZE if batch_size is None else batch_size,
         at_least=1,
     )
 
