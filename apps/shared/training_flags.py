@@ -8,6 +8,7 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -110,7 +111,7 @@ def _define_setting(field, kind):
         flags.DEFINE_integer(*common, text, **bounds)
     elif kind is bool:
         flags.DEFINE_bool(*common, text)
-    elif kind is list:
+    elif kind == Sequence[str]:
         flags.DEFINE_list(*common, text)
     else:
         flags.DEFINE_enum(*common, limits["choices"], text)
