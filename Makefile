@@ -3,43 +3,68 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+MATRIX ?= .venv-matrix
 DEMO_DIR ?= demo_output
-HUB_VENV ?= .venv-hub
-READY := $(VENV)/.ready
-HUB_READY := $(HUB_VENV)/.ready
 
-.PHONY: demo test test-hub check-scale lint clean
+READY := $(VENV)/.ready
+LOWEST := $(MATRIX)/lowest/.ready
+MIDDLE := $(MATRIX)/middle/.ready
+# In processes side by side, each file in one of them.
+PYTEST := -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+CORE := -m core
+
+.PHONY: demo test test-fast check-scale matrix matrix-lowest matrix-middle
+.PHONY: wheel lint clean
 
 demo: $(READY)
 	$(VENV)/bin/python apps/digits.py --output_dir=$(DEMO_DIR) --export_dir=savedmodels/digits --overwrite
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	$(VENV)/bin/python $(PYTEST)
 
-# Classifiers of KerasHub, which brings its own bounds: an environment apart.
-test-hub: $(HUB_READY)
-	$(HUB_VENV)/bin/python -m pytest tests/test_kerashub.py
+# The core alone, without subprocesses: tests/conftest.py says what it is.
+test-fast: $(READY)
+	$(VENV)/bin/python $(PYTEST) $(CORE)
 
 # The part of `make test` with several processes, and with killed ones.
 check-scale: $(READY)
 	$(VENV)/bin/python -m pytest -m scale
 
+# The core with the oldest packages that setup.py allows, beside KerasHub, and
+# with the newest packages, those of `make test`.
+matrix: matrix-lowest matrix-middle test-fast
+
+matrix-lowest: $(LOWEST)
+	$(<D)/bin/python $(PYTEST) $(CORE)
+
+matrix-middle: $(MIDDLE)
+	$(<D)/bin/python $(PYTEST) $(CORE)
+	$(<D)/bin/python -m pytest tests/test_kerashub.py
+
+# The wheel and the sdist, looked into, and the wheel used without this folder.
+wheel: $(READY)
+	$(VENV)/bin/python .ci/check_wheel.py
+
 lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/lint-imports
+	PYTHONPATH=apps $(VENV)/bin/lint-imports
+	$(VENV)/bin/mypy
 
 clean:
-	rm -rf $(VENV) $(HUB_VENV) $(DEMO_DIR) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(MATRIX) $(DEMO_DIR) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # `.ready` comes last: an environment half made is made again.
-$(READY) $(HUB_READY): setup.py pyproject.toml Makefile
+$(READY) $(LOWEST) $(MIDDLE): setup.py pyproject.toml Makefile .ci/lowest.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.12")'
 	rm -rf $(@D)
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]' $(PINS)
 	touch $@
 
-$(READY): EXTRAS := test
-$(HUB_READY): EXTRAS := test,kerashub
+$(READY) $(LOWEST): EXTRAS := test
+$(LOWEST): PINS := --constraint .ci/lowest.txt
+# The newest KerasHub there is: its tensorflow-text asks for TensorFlow < 2.21.
+$(MIDDLE): EXTRAS := test,kerashub
+$(MIDDLE): PINS := 'tensorflow==2.20.*'

@@ -16,11 +16,11 @@ which whiten the images; ours train on pixels 0 to 255 less their mean, as the
 fine-tuning does.
 """
 
-import common
-import recipe
-from absl import app, flags
+from absl import app
 
-recipe.define_flags(
+from shared import cli, pipeline
+
+pipeline.define_flags(
     ["convnet", "nin"],
     epochs=50,
     halved_epochs=10,
@@ -33,13 +33,12 @@ recipe.define_flags(
     reference_last_rate=0.1,
     output_dir="/tmp/dd_keras/cifar10",
 )
-flags.adopt_module_key_flags(recipe)  # for --help
 
 
-@common.main
+@cli.main
 def main():
-    """Runs the recipe on CIFAR-10."""
-    recipe.run("cifar10")
+    """Trains, defends and evaluates on CIFAR-10."""
+    pipeline.run(__name__, "cifar10")
 
 
 if __name__ == "__main__":

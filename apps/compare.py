@@ -8,7 +8,7 @@ text, Markdown and CSV, all numbers with their confidence intervals as
 comparison.json, each model's report as reports/NAME.json, and the figures
 success_rate.png, trade_off.png and rho.png. C&W and PASS take long, and are
 measured on the first --few images. Two LeNets on MNIST take about 10 minutes
-on two CPU cores. Interrupted, the same command goes on where it was.
+on two CPU cores. Interrupted, the same command resumes where it was.
 """  # noqa: E501
 
 import os
@@ -16,12 +16,15 @@ import re
 import shutil
 import time
 
-import common  # before TensorFlow, which it quietens
 from absl import app, flags
 
-from dd_keras import evaluation
+from shared import cli, inputs
+from shared.evaluation import evaluate_split
+from shared.flags import define_evaluation_flags
+from shared.provenance import as_rows, provenance, write_json
+
+from dd_keras import evaluation, plots
 from dd_keras.evaluation import metrics
-from dd_keras.plots import figures
 from dd_keras.utils import files, tables
 
 FLAGS = flags.FLAGS
@@ -34,8 +37,7 @@ flags.DEFINE_multi_string(
 flags.DEFINE_string(
     "ours", None, "The NAME whose eps_ref all are compared at.", required=True
 )
-common.define_evaluation_flags(output_dir="/tmp/dd_keras/comparison")
-flags.adopt_module_key_flags(common)
+define_evaluation_flags(output_dir="/tmp/dd_keras/comparison")
 flags.DEFINE_integer(
     "few", 1000, "Images for C&W and PASS; 0: neither.", lower_bound=0
 )
@@ -49,28 +51,28 @@ _SHARES = (0.2, 0.5, 1.0)  # of eps_ref, Table 1
 _ENDINGS = {"text": "txt", "markdown": "md", "csv": "csv"}
 
 
-@common.main
+@cli.main
 def main():
     """Compares classifiers, from flags to files."""
     started = time.time()
     paths = dict(text.split("=", 1) for text in FLAGS.model)
     if len(paths) < len(FLAGS.model):
-        common.fail(f"--model: expected each name once; received {FLAGS.model}")
+        cli.fail(f"--model: expected each name once; received {FLAGS.model}")
     if FLAGS.ours not in paths:
-        common.fail(
+        cli.fail(
             f"--ours: expected one of {list(paths)}; received {FLAGS.ours!r}."
         )
-    output_dir = common.own_directory(FLAGS.output_dir)
-    data = common.load_evaluation_data()
+    output_dir = cli.own_directory(FLAGS.output_dir)
+    data = inputs.load_evaluation_data()
     classifiers = {
-        name: common.load_classifier(path, data, FLAGS.activation)
+        name: inputs.load_classifier(path, data, FLAGS.activation)
         for name, path in paths.items()
     }
     checkpoints = os.path.join(output_dir, "checkpoints")
 
     def evaluate(name, what, chosen, limit=None):
         print(f"\nEvaluating: {name}, {what}")
-        return common.evaluate(
+        return evaluate_split(
             classifiers[name],
             data,
             chosen,
@@ -81,7 +83,7 @@ def main():
     ours = evaluate(FLAGS.ours, "eps_ref", ["eps_ref"])
     eps_ref = ours.summary()["eps_ref"]
     if not eps_ref:
-        common.fail(
+        cli.fail(
             "--ours: expected a classifier that some eps fools on half of the "
             f"images, and 0 does not; the eps_ref of {FLAGS.ours!r} is "
             f"{eps_ref}."
@@ -101,7 +103,7 @@ def main():
     shutil.rmtree(checkpoints)
     for table in _tables(comparison, FLAGS.format).values():
         print(f"\n{table}")
-    common.finish(written, started)
+    cli.print_written(written, started)
 
 
 def _comparison(reports, few, eps_ref):
@@ -188,30 +190,30 @@ def _write(comparison, reports, eps_ref, output_dir, started):
         for name, text in _tables(comparison, form).items():
             files.write_text(text + "\n", new(f"{name}.{ending}"))
     numbers = {
-        name: common.as_rows(estimates)
+        name: as_rows(estimates)
         for name, estimates in comparison["models"].items()
     }
-    common.write_json(
+    write_json(
         {
             **comparison,
             "models": numbers,
             "columns": ["value", "low", "high"],
             "paths": dict(text.split("=", 1) for text in FLAGS.model),
             "total_seconds": time.time() - started,
-            **common.provenance(),
+            **provenance(),
         },
         new("comparison.json"),
     )
     for name, report in reports.items():
         report.to_json(new(os.path.join("reports", f"{name}.json")))
     with files.atomic_write(new("success_rate.png")) as part:
-        figures.success_rate_curves(
+        plots.success_rate_curves(
             {name: report.success_rate() for name, report in reports.items()},
             part,
             eps_ref=eps_ref,
         )
     with files.atomic_write(new("trade_off.png")) as part:
-        figures.trade_off(
+        plots.trade_off(
             {
                 name: {
                     "accuracy": [report.summary()["accuracy"]],
@@ -222,7 +224,7 @@ def _write(comparison, reports, eps_ref, output_dir, started):
             part,
         )
     with files.atomic_write(new("rho.png")) as part:
-        figures.rho_histogram(
+        plots.rho_histogram(
             {name: report.values["rho2"] for name, report in reports.items()},
             next(iter(reports.values())).labels,
             part,

@@ -12,11 +12,11 @@ Deviations from the paper: it has no such data set. Network, epochs, rates and
 c are chosen for it; lam, d and the attack are the paper's.
 """
 
-import common
-import recipe
-from absl import app, flags
+from absl import app
 
-recipe.define_flags(
+from shared import cli, pipeline
+
+pipeline.define_flags(
     ["digits_cnn", "mlp"],
     c=10.0,
     epochs=60,
@@ -26,13 +26,12 @@ recipe.define_flags(
     reference_learning_rate=3e-3,
     output_dir="/tmp/dd_keras/digits",
 )
-flags.adopt_module_key_flags(recipe)  # for --help
 
 
-@common.main
+@cli.main
 def main():
-    """Runs the recipe on the digits."""
-    recipe.run("digits")
+    """Trains, defends and evaluates on the digits."""
+    pipeline.run(__name__, "digits")
 
 
 if __name__ == "__main__":

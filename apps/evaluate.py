@@ -7,35 +7,37 @@ Prints a table, and writes to --output_dir evaluation.json (numbers, confidence
 intervals, what made them), report.json (every image), report.npz (the same
 arrays for NumPy), table.md, and where they were measured success_rate.png (FGSM
 against eps) and rho.png (rho_2 by class). LeNet on MNIST's 10,000 test images with the default metrics takes
-about a minute and a half on two CPU cores. Interrupted, the same command goes
-on where it was.
+about a minute and a half on two CPU cores. Interrupted, the same
+command resumes where it was.
 """  # noqa: E501
 
 import os
 import shutil
 import time
 
-import common  # before TensorFlow, which it quietens
 from absl import app, flags
 
-from dd_keras import attacks, evaluation
+from shared import cli, inputs
+from shared.evaluation import evaluate_split, numbers_of
+from shared.flags import define_evaluation_flags
+from shared.provenance import as_rows, provenance, write_json
+
+from dd_keras import attacks, evaluation, plots
 from dd_keras.evaluation import metrics
-from dd_keras.plots import figures
 from dd_keras.utils import files
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
     "model", None, "A .keras file or a SavedModel.", required=True
 )
-common.define_evaluation_flags(output_dir="/tmp/dd_keras/evaluation")
-flags.adopt_module_key_flags(common)
+define_evaluation_flags(output_dir="/tmp/dd_keras/evaluation")
 flags.DEFINE_list(
     "metrics",
     ["accuracy", "rho2", "fgsm_rho", "fgsm", "pgd"],
-    "What to measure: accuracy; rho2 or l2 (also rho1, rhoinf, ...): DeepFool;"
-    " fgsm_rho, fgsm_eps or eps_ref: the smallest eps of FGSM, over the size of "
-    "the image (the paper's rho_inf), itself, and its median; fgsm: accuracy at "
-    "20 eps; pgd: accuracy under PGD at a tenth of the pixel range; cw: "
+    "What to measure: accuracy; rho2 or l2 (also rho1, rhoinf, ...): DeepFool; "
+    "fgsm_rho, fgsm_eps or eps_ref: the smallest eps of FGSM, over the size of "
+    "the image (the paper's rho_inf), itself, and its median; fgsm: accuracy "
+    "at 20 eps; pgd: accuracy under PGD at a tenth of the pixel range; cw: "
     "Carlini and Wagner's l_2; pass: similarity of DeepFool's images.",
 )
 flags.DEFINE_list(
@@ -56,29 +58,29 @@ flags.DEFINE_integer(
 )
 
 
-@common.main
+@cli.main
 def main():
     """Evaluates a classifier, from flags to files."""
     started = time.time()
-    output_dir = common.own_directory(FLAGS.output_dir)
-    data = common.load_evaluation_data()
-    classifier = common.load_classifier(FLAGS.model, data, FLAGS.activation)
+    output_dir = cli.own_directory(FLAGS.output_dir)
+    data = inputs.load_evaluation_data()
+    classifier = inputs.load_classifier(FLAGS.model, data, FLAGS.activation)
     chosen = [metrics.get(name, data.bounds) for name in FLAGS.metrics]
     if FLAGS.eps is not None:
-        sweep = evaluation.EpsSweep(_numbers("eps"))
+        sweep = evaluation.EpsSweep(numbers_of("eps"))
         chosen = [m for m in chosen if m.name != sweep.name] + [sweep]
     if FLAGS.pgd_eps is not None:
         chosen = [m for m in chosen if m.name != "pgd"]
-        chosen += [_pgd(eps, data.bounds) for eps in _numbers("pgd_eps")]
+        chosen += [_pgd(eps, data.bounds) for eps in numbers_of("pgd_eps")]
     checkpoint_dir = os.path.join(output_dir, "checkpoint")
-    report = common.evaluate(classifier, data, chosen, checkpoint_dir)
+    report = evaluate_split(classifier, data, chosen, checkpoint_dir)
     paths = _write(report, output_dir)
     paths.append(os.path.join(output_dir, "evaluation.json"))
-    common.write_json(
+    write_json(
         {
             "model": FLAGS.model,
             "images": len(report),
-            "numbers": common.as_rows(report.estimates),
+            "numbers": as_rows(report.estimates),
             "columns": ["value", "low", "high"],
             "attacks": {
                 metric.name: repr(metric.attack)
@@ -88,13 +90,13 @@ def main():
             "misclassified": report.misclassified,
             "warnings": report.warnings,
             "total_seconds": time.time() - started,
-            **common.provenance(),
+            **provenance(),
         },
         paths[-1],
     )
     shutil.rmtree(checkpoint_dir)
     print(f"\n{report.table(FLAGS.format)}")
-    common.finish(paths, started)
+    cli.print_written(paths, started)
 
 
 def _write(report, output_dir):
@@ -116,11 +118,11 @@ def _write(report, output_dir):
     name = os.path.basename(os.path.normpath(FLAGS.model))
     if "fgsm_fooled" in report.values:
         with files.atomic_write(success_path) as part:
-            figures.success_rate_curves({name: report.success_rate()}, part)
+            plots.success_rate_curves({name: report.success_rate()}, part)
         written.append(success_path)
     if "rho2" in report.values:
         with files.atomic_write(rho_path) as part:
-            figures.rho_histogram(
+            plots.rho_histogram(
                 {name: report.values["rho2"]}, report.labels, part
             )
         written.append(rho_path)
@@ -132,16 +134,7 @@ def _pgd(eps, bounds):
     attack = attacks.PGD(
         eps, steps=FLAGS.pgd_steps, restarts=FLAGS.pgd_restarts, bounds=bounds
     )
-    return evaluation.AccuracyUnder(attack, f"pgd@{eps:g}")
-
-
-def _numbers(flag):
-    """The numbers of a flag that lists them."""
-    given = FLAGS[flag].value
-    try:
-        return [float(text) for text in given]
-    except ValueError:
-        common.fail(f"--{flag}: expected numbers; received {given}.")
+    return evaluation.AccuracyUnderAttack(attack, f"pgd@{eps:g}")
 
 
 if __name__ == "__main__":

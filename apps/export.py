@@ -15,8 +15,12 @@ import json
 import os
 import time
 
-import common  # before TensorFlow, which it quietens
 from absl import app, flags
+
+from shared import cli, inputs, serving
+from shared.evaluation import evaluate_split
+from shared.flags import define_classifier_flags
+from shared.provenance import provenance
 
 from dd_keras import attacks
 from dd_keras.defenses import METHODS
@@ -26,8 +30,7 @@ FLAGS = flags.FLAGS
 
 _NO_DATASET = "none"
 
-common.define_classifier_flags()
-flags.adopt_module_key_flags(common)
+define_classifier_flags()
 flags.DEFINE_string(
     "model", None, "The classifier, a .keras file.", required=True
 )
@@ -76,7 +79,7 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
     "candidates",
     None,
-    "Likeliest classes that it considers; all by default.",
+    "Most probable classes that it considers; all by default.",
     lower_bound=1,
 )
 flags.DEFINE_bool(
@@ -86,26 +89,26 @@ flags.DEFINE_bool(
 )
 
 
-@common.main
+@cli.main
 def main():
     """Exports a classifier, from flags to files."""
     started = time.time()
-    common.writable_directory(FLAGS.export_dir, "export_dir")
+    cli.writable_directory(FLAGS.export_dir, "export_dir")
     training = _training_flags()
     data, options = None, {}
     if FLAGS.dataset != _NO_DATASET:
-        data = common.load_evaluation_data()
+        data = inputs.load_evaluation_data()
     elif FLAGS.preprocessing not in ("dataset", "none"):
-        options["preprocessing"] = common.load_model(FLAGS.preprocessing)
-    classifier = common.load_classifier(FLAGS.model, data, FLAGS.activation)
+        options["preprocessing"] = inputs.load_model(FLAGS.preprocessing)
+    classifier = inputs.load_classifier(FLAGS.model, data, FLAGS.activation)
     report = None
     if data is not None and FLAGS.metrics:
         chosen = [metrics.get(name, data.bounds) for name in FLAGS.metrics]
-        report = common.evaluate(classifier, data, chosen, None)
+        report = evaluate_split(classifier, data, chosen, None)
         print(report.table())
     stem = os.path.splitext(os.path.basename(FLAGS.model))[0]
     name = FLAGS.name or stem
-    version = common.export(
+    version = serving.export(
         classifier,
         data,
         FLAGS.export_dir,
@@ -124,12 +127,12 @@ def main():
             "defense": FLAGS.defense
             and METHODS[FLAGS.defense].describe(training or {}),
             "training": training,
-            "made_by": common.provenance()["command"],
+            "made_by": provenance()["command"],
         },
         **options,
     )
-    written = common.write_server_files(data, FLAGS.export_dir)
-    common.finish([version, *written], started)
+    written = serving.write_server_files(data, FLAGS.export_dir)
+    cli.print_written([version, *written], started)
 
 
 def _training_flags():
@@ -140,7 +143,7 @@ def _training_flags():
         with open(FLAGS.results, encoding="utf-8") as file:
             return dict(json.load(file)["flags"])
     except (OSError, ValueError, LookupError, TypeError) as error:
-        common.fail(
+        cli.fail(
             "--results: expected the results.json of an app that trains; "
             f"received {FLAGS.results}: {type(error).__name__}: {error}"
         )

@@ -11,17 +11,17 @@ Datasets must have prepared ImageNet in --data_dir from the two archives that
 its owners hand out; without, the error says how. Images are prepared as
 Caffe's recipe has it for AlexNet, as ResNet's has it for all others.
 
-Deviations from the paper: DeepFool considers the ten likeliest classes, as
+Deviations from the paper: DeepFool considers the ten most probable classes, as
 its authors' code does, also in the evaluation. We had no ImageNet to run this
 on: it is tested on small data of the same form.
 """  # noqa: E501
 
-import common
-import recipe
 from absl import app, flags
 
+from shared import cli, pipeline
+
 FLAGS = flags.FLAGS
-recipe.define_flags(
+pipeline.define_flags(
     ["alexnet", "resnet18"],
     lam=5.0,
     c=500.0,
@@ -38,14 +38,13 @@ recipe.define_flags(
     augment=True,
     output_dir="/tmp/dd_keras/imagenet",
 )
-flags.adopt_module_key_flags(recipe)  # for --help
 
 
-@common.main
+@cli.main
 def main():
-    """Runs the recipe on ImageNet."""
+    """Trains, defends and evaluates on ImageNet."""
     crops = "caffe" if FLAGS.arch == "alexnet" else "resnet"
-    recipe.run("imagenet2012", recipe=crops)
+    pipeline.run(__name__, "imagenet2012", recipe=crops)
 
 
 if __name__ == "__main__":

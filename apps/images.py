@@ -14,26 +14,25 @@ The settings are the paper's for MNIST; c is the one to turn: the larger the
 images, the smaller rho, and the larger c (500 on ImageNet).
 """  # noqa: E501
 
-import common
-import recipe
 from absl import app, flags
+
+from shared import cli, pipeline
+from shared.flags import define_dataset_flag
 
 from dd_keras import networks
 
 FLAGS = flags.FLAGS
-common.define_dataset_flag()
-recipe.define_flags(
+define_dataset_flag()
+pipeline.define_flags(
     ["lenet", *(name for name in networks.NAMES if name != "lenet")],
     output_dir="/tmp/dd_keras/images",
 )
-flags.adopt_module_key_flags(common)  # for --help
-flags.adopt_module_key_flags(recipe)
 
 
-@common.main
+@cli.main
 def main():
-    """Runs the recipe on the data set of the flags."""
-    recipe.run(FLAGS.dataset, recipe=FLAGS.recipe)
+    """Trains, defends and evaluates on the data set of the flags."""
+    pipeline.run(__name__, FLAGS.dataset, recipe=FLAGS.recipe)
 
 
 if __name__ == "__main__":

@@ -15,21 +15,20 @@ start from N(0, 0.01) weights and use the fine-tuning's optimizer. For all of
 its tables and figures on MNIST see reproduce.py.
 """  # noqa: E501
 
-import common
-import recipe
-from absl import app, flags
+from absl import app
 
-recipe.define_flags(
+from shared import cli, pipeline
+
+pipeline.define_flags(
     ["lenet", "mlp"],
     output_dir="/tmp/dd_keras/mnist",
 )
-flags.adopt_module_key_flags(recipe)  # for --help
 
 
-@common.main
+@cli.main
 def main():
-    """Runs the recipe on MNIST."""
-    recipe.run("mnist")
+    """Trains, defends and evaluates on MNIST."""
+    pipeline.run(__name__, "mnist")
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@
 Runs the commands of the other apps that an experiment is made of, each in a
 folder of its own in --output_dir, and writes EXPERIMENT.json, with all its
 numbers and what made them, and EXPERIMENT.md or its figures. What is there
-already is not run again, and what was interrupted goes on: experiments share
-their trainings. --dry_run only names the commands. --smoke takes less than a
-minute on two cores, on few of scikit-learn's digits and with one seed: it
-shows that all works, no more.
+already is not run again, and what was interrupted is resumed: experiments
+share their trainings. --dry_run only names the commands. --smoke takes less
+than a minute on two cores, on few of scikit-learn's digits and with one seed:
+it shows that all works, no more.
 """
 
 import concurrent.futures
@@ -20,10 +20,13 @@ import subprocess
 import sys
 import time
 
-import common  # before TensorFlow, which it quietens
-import experiments
-import presentation
 from absl import app, flags
+
+from paper.experiments import EXPERIMENTS, steps_of
+from paper.steps import Plan
+from paper.tables import loaded
+from shared import cli
+from shared.provenance import provenance, write_json
 
 from dd_keras.utils import files
 
@@ -31,7 +34,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_list(
     "experiment",
     None,
-    f"Which: of {', '.join(presentation.EXPERIMENTS)}, or all.",
+    f"Which: of {', '.join(EXPERIMENTS)}, or all.",
     required=True,
 )
 flags.DEFINE_string("data_dir", None, "Where TFDS keeps its data.")
@@ -49,24 +52,23 @@ flags.DEFINE_bool("smoke", False, "All in little, on little.")
 flags.DEFINE_bool("dry_run", False, "Name the commands; run none.")
 flags.register_validator(
     "experiment",
-    lambda names: names and (set(names) <= {*presentation.EXPERIMENTS, "all"}),
-    message="--experiment must be of "
-    f"{', '.join(presentation.EXPERIMENTS)}, or all.",
+    lambda names: names and (set(names) <= {*EXPERIMENTS, "all"}),
+    message=f"--experiment must be of {', '.join(EXPERIMENTS)}, or all.",
 )
 flags.register_validator(
     "output_dir", bool, message="--output_dir must not be empty."
 )
 
 
-@common.main
+@cli.main
 def main():
     """Reproduces, from flags to files."""
     started = time.time()
     names = list(dict.fromkeys(FLAGS.experiment))
     if "all" in names:
-        names = list(presentation.EXPERIMENTS)
-    plan = experiments.Plan(FLAGS.output_dir, FLAGS.data_dir, FLAGS.smoke)
-    needed = {name: presentation.steps_of(name, plan) for name in names}
+        names = list(EXPERIMENTS)
+    plan = Plan(FLAGS.output_dir, FLAGS.data_dir, FLAGS.smoke)
+    needed = {name: steps_of(name, plan) for name in names}
     steps = plan.needed([step for found in needed.values() for step in found])
     missing = [step for step in steps if not _is_done(plan, step)]
     print(f"{len(steps)} commands, {len(missing)} of them to run.")
@@ -74,12 +76,12 @@ def main():
         for step in missing:
             print(shlex.join(["python", *plan.command(step)]))
         return
-    common.own_directory(FLAGS.output_dir)
+    cli.own_directory(FLAGS.output_dir)
     _run(plan, missing)
     written = []
     for name in names:
         written += _present(name, plan, plan.needed(needed[name]))
-    common.finish(written, started)
+    cli.print_written(written, started)
 
 
 def _is_done(plan, step):
@@ -90,17 +92,17 @@ def _is_done(plan, step):
     """
     path = plan.result(step.name)
     try:
-        command = presentation.loaded(path)["command"]
+        command = loaded(path)["command"]
     except FileNotFoundError:
         return False
     except (KeyError, TypeError, ValueError) as error:
-        common.fail(
+        cli.fail(
             f"{path}: expected what a command wrote; it cannot be read: "
             f"{error}. Remove its folder, and it is made again."
         )
     wanted = _comparable(plan.command(step), step.name)
     if _comparable(shlex.split(command)[1:], step.name) != wanted:
-        common.fail(
+        cli.fail(
             f"{path}: expected the result of "
             f"{shlex.join(['python', *plan.command(step)])!r}; it is of "
             f"{command!r}. Remove its folder, or choose another --output_dir."
@@ -149,7 +151,7 @@ def _run(plan, missing):
                     failed.append(step)
     if failed:
         names = ", ".join(step.name for step in failed)
-        common.fail(f"{names} failed, see above. The same command goes on.")
+        cli.fail(f"{names} failed, see above. The same command resumes.")
 
 
 def _run_one(plan, step):
@@ -175,16 +177,16 @@ def _run_one(plan, step):
 
 def _present(name, plan, steps):
     """Writes an experiment; returns paths."""
-    experiment = presentation.EXPERIMENTS[name]
+    experiment = EXPERIMENTS[name]
     numbers = experiment.make(plan)
     written = [plan.path(f"{name}.json")]
-    common.write_json(
+    write_json(
         {
             "experiment": name,
             "smoke": FLAGS.smoke,
             "numbers": numbers,
             "made_by": {step.name: _provenance(plan, step) for step in steps},
-            **common.provenance(),
+            **provenance(),
         },
         written[0],
     )
@@ -202,7 +204,7 @@ def _provenance(plan, step):
     Of a run that was interrupted, `total_seconds` are those of the last of
     its `starts`, `training_seconds` of all.
     """
-    found = presentation.loaded(plan.result(step.name))
+    found = loaded(plan.result(step.name))
     told = (
         "command", "commit", "date", "machine", "versions",
         "starts", "total_seconds", "training_seconds",

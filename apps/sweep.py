@@ -7,39 +7,45 @@ Figure 3 fine-tunes one reference with each pair of --lams and --cs, Figure 4
 with the regulariser on one layer at a time, and on all. Each run ends in
 runs/NAME.json in --output_dir; sweep.csv and the figures are brought up to
 date after each, and sweep.json holds all of them in the end. Interrupted, or
-stopped by --max_runs, the same command goes on with what is missing. A run of
+stopped by --max_runs, the same command runs what is missing. A run of
 LeNet on MNIST, five epochs, is 3,000 steps of 86 ms on two idle CPU cores
 (benchmarks/training_step.py), and there are 27 + 5 of them; --epochs=1 takes a
 fifth of that.
 """
 
 import contextlib
-import csv
 import dataclasses
 import hashlib
-import io
 import json
 import math
 import os
 import time
-from typing import NamedTuple
 
-import common  # before TensorFlow, which it quietens
-import runs
-import training
 from absl import app, flags
 
-from dd_keras.plots import figures
+from paper import sweep_files
+from paper.sweep_files import ALL_LAYERS, FineTuning
+from shared import cli, inputs, training, training_flags
+from shared.flags import define_dataset_flag
+from shared.provenance import (
+    as_json,
+    named_flag_values,
+    provenance,
+    write_json,
+)
+from shared.run import Run, test_batches, training_batches
+from shared.run_directory import RunDirectory
+from shared.training_flags import settings
+
+from dd_keras.training import DivergenceError
 from dd_keras.utils import files
 
 FLAGS = flags.FLAGS
-common.define_dataset_flag()
-training.define_flags(
+define_dataset_flag()
+training_flags.define(
     ["lenet", "mlp", "digits_cnn", "convnet", "nin"],
     output_dir="/tmp/dd_keras/sweep",
 )
-flags.adopt_module_key_flags(common)  # for --help
-flags.adopt_module_key_flags(training)
 flags.DEFINE_list("figure", ["3", "4"], "Which of the two: 3, 4, or 3,4.")
 flags.DEFINE_list("lams", ["5", "15", "25"], "lam of Figure 3.")
 flags.DEFINE_list(
@@ -72,8 +78,6 @@ flags.register_validator(
     message="--keep must be last: the figures are of the last epoch.",
 )
 
-ALL_LAYERS = "all"
-
 # What trained the reference.
 _OF_REFERENCE = [
     "arch", "weights", "augment", "batch_size", "momentum",
@@ -83,45 +87,22 @@ _OF_REFERENCE = [
 ]  # fmt: skip
 
 
-class Run(NamedTuple):
-    """One fine-tuning.
-
-    Attributes:
-        figure: "3" or "4".
-        series: what its points are joined by in the figure.
-        label: what tells it from others of its series.
-        settings: `dd_keras.defenses.Settings`.
-    """
-
-    figure: str
-    series: str
-    label: str
-    settings: training.Settings
-
-    @property
-    def name(self):
-        """Of its files."""
-        words = [f"figure{self.figure}", self.series, self.label]
-        return "_".join(word for word in words if word)
-
-
-@common.main
+@cli.main
 def main():
     """Sweeps, from flags to files."""
     started = time.time()
-    strategy = training.start()
-    with strategy.scope():
+    with training.start().scope():
         _sweep(started)
 
 
 def _sweep(started):
-    output_dir = common.own_directory(FLAGS.output_dir)
+    output_dir = cli.own_directory(FLAGS.output_dir)
     os.makedirs(os.path.join(output_dir, "runs"), exist_ok=True)
-    data = training.load_data(FLAGS.dataset, recipe=FLAGS.recipe)
-    train = training.training_batches(data)
-    test = training.test_batches(data)
+    data = Run.of_flags(__name__, FLAGS.dataset, FLAGS.recipe).load_data()
+    train = training_batches(data)
+    test = test_batches(data)
     path = _reference(data, train, output_dir)
-    reference = common.load_classifier(path, data).model
+    reference = inputs.load_classifier(path, data).model
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     first = _evaluated(reference, digest, test, output_dir)
@@ -145,23 +126,23 @@ def _sweep(started):
                 test,
                 progress.checkpoints("training"),
             ),
-            **common.provenance(),
+            **provenance(),
         }
-        common.write_json(finished[run.name], _path(output_dir, run.name))
+        write_json(finished[run.name], _path(output_dir, run.name))
         progress.finish()
-        _write(runs, finished, first, output_dir)
-    written = _write(runs, finished, first, output_dir)
+        sweep_files.write(runs, finished, first, output_dir)
+    written = sweep_files.write(runs, finished, first, output_dir)
     if all(finished.values()):
         written.append(_write_all(finished, first, output_dir))
     print(
         f"\n{sum(map(bool, finished.values()))} of {len(runs)} runs are done."
     )
-    common.finish(written, started)
+    cli.print_written(written, started)
 
 
 def _progress(output_dir, name, identity):
-    """The `runs.Run` of one fine-tuning."""
-    return runs.Run(os.path.join(output_dir, "checkpoints", name), identity)
+    """The `RunDirectory` of one fine-tuning."""
+    return RunDirectory(os.path.join(output_dir, "checkpoints", name), identity)
 
 
 def _result(run, classifier, train, test, checkpoints):
@@ -175,11 +156,11 @@ def _result(run, classifier, train, test, checkpoints):
             test,
             checkpoints,
             run.settings,
-            # Figure 4 draws the way there, Figure 3 its end.
+            # Figure 4 draws every epoch, Figure 3 the last.
             validation_freq=1 if run.figure == "4" else FLAGS.epochs,
             log_as=run.name,
         )
-    except training.DivergenceError as error:  # a result, too
+    except DivergenceError as error:  # a result, too
         print(error)
         seconds, curve = time.time() - started, None
     return {"curve": curve, "seconds": seconds}
@@ -192,7 +173,7 @@ def _reference(data, train, output_dir):
     path = os.path.join(output_dir, f"{training.REFERENCE}.keras")
     if not os.path.exists(path):
         progress = _progress(
-            output_dir, training.REFERENCE, _flags(_OF_REFERENCE)
+            output_dir, training.REFERENCE, named_flag_values(_OF_REFERENCE)
         )
         reference, _ = training.train_reference(
             data, train, progress.checkpoints("training")
@@ -207,7 +188,7 @@ def _runs(reference):
     runs = []
     if "3" in FLAGS.figure:
         runs += [
-            Run("3", f"lam={lam}", f"c={c}", training.settings(lam=lam, c=c))
+            FineTuning("3", f"lam={lam}", f"c={c}", settings(lam=lam, c=c))
             for lam in _numbers("lams")
             for c in _numbers("cs")
         ]
@@ -219,14 +200,14 @@ def _runs(reference):
         if not set(names) <= {*weighted, ALL_LAYERS} or len(set(names)) < len(
             names
         ):
-            common.fail(
+            cli.fail(
                 f"--layers: expected of {weighted} and {ALL_LAYERS!r}, each "
                 f"once; received {names}."
             )
         for name in names:
             layers = None if name == ALL_LAYERS else [name]
-            settings = training.settings(regularized_layers=layers)
-            runs.append(Run("4", f"layer={name}", "", settings))
+            chosen = settings(regularized_layers=layers)
+            runs.append(FineTuning("4", f"layer={name}", "", chosen))
     return runs
 
 
@@ -238,7 +219,7 @@ def _numbers(name):
         numbers = [0]
     valid = all(0 < number < math.inf for number in numbers)
     if not numbers or not valid or len(set(numbers)) < len(numbers):
-        common.fail(
+        cli.fail(
             f"--{name}: expected different numbers above 0; received "
             f"{FLAGS[name].value}."
         )
@@ -255,13 +236,9 @@ def _identity(run, digest):
     return {
         "run": run.name,
         "reference_sha256": digest,
-        "flags": _flags(names),
-        "settings": common.as_json(dataclasses.asdict(run.settings)),
+        "flags": named_flag_values(names),
+        "settings": as_json(dataclasses.asdict(run.settings)),
     }
-
-
-def _flags(names):
-    return common.as_json({name: FLAGS[name].value for name in names})
 
 
 def _path(output_dir, name):
@@ -285,14 +262,14 @@ def _read(path, wanted):
         with open(path, encoding="utf-8") as file:
             result = dict(json.load(file))
     except (TypeError, ValueError) as error:
-        common.fail(
+        cli.fail(
             f"{path}: expected the JSON of a run; it cannot be read: {error}. "
             "Remove it, and the same command runs it again."
         )
     found = _flat(result)
     for key, value in _flat(wanted).items():
         if found.get(key) != value:
-            common.fail(
+            cli.fail(
                 f"{path}: expected a run with {key} {value}; it is one with "
                 f"{found.get(key)}. Choose another --output_dir."
             )
@@ -314,7 +291,7 @@ def _evaluated(reference, digest, test, output_dir):
     names += ["norm", "evaluation_candidates"]
     if not FLAGS.reference:  # what trained it
         names += _OF_REFERENCE
-    identity = {"reference_sha256": digest, **_flags(names)}
+    identity = {"reference_sha256": digest, **named_flag_values(names)}
     found = _read(path, identity)
     if found is not None:
         return found
@@ -325,7 +302,7 @@ def _evaluated(reference, digest, test, output_dir):
         "accuracy": summary["accuracy"],
         "rho": summary[f"rho{FLAGS.norm:g}"],
     }
-    common.write_json(result, path)
+    write_json(result, path)
     return result
 
 
@@ -338,72 +315,16 @@ def _write_all(finished, first, output_dir):
     ):
         if json.load(file).get("runs") == finished:
             return path
-    common.write_json(
+    write_json(
         {
             "reference": first,
             "runs": finished,
             "total_seconds": sum(r["seconds"] for r in finished.values()),
-            **common.provenance(),
+            **provenance(),
         },
         path,
     )
     return path
-
-
-def _write(runs, finished, first, output_dir):
-    """Writes the CSV and the figures of all finished runs; their paths."""
-    done = [(run, finished[run.name]) for run in runs if finished[run.name]]
-    written = [os.path.join(output_dir, "sweep.csv")]
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(
-        ["figure", "lam", "c", "layer", "epochs", "accuracy", "rho", "seconds"]
-    )
-    for run, result in done:
-        curve = result["curve"] or {"accuracy": [""], "rho": ["diverged"]}
-        table.writerow(
-            [
-                run.figure,
-                run.settings.lam,
-                run.settings.c,
-                " ".join(run.settings.regularized_layers or [ALL_LAYERS]),
-                FLAGS.epochs,
-                curve["accuracy"][-1],
-                curve["rho"][-1],
-                round(result["seconds"], 1),
-            ]
-        )
-    files.write_text(text.getvalue(), written[0])
-    for figure in FLAGS.figure:
-        points = {}
-        for run, result in done:
-            if run.figure != figure or not result["curve"]:
-                continue
-            series = points.setdefault(
-                run.series, {"accuracy": [], "rho": [], "labels": []}
-            )
-            for key in ("accuracy", "rho"):
-                # Of Figure 4 the way there, from the reference.
-                way = [first[key]] if figure == "4" else []
-                series[key] += [*way, *result["curve"][key]]
-            series["labels"].append(run.label)
-        if not points:
-            continue
-        if figure == "4":
-            for series in points.values():
-                del series["labels"]
-        written.append(os.path.join(output_dir, f"figure{figure}.png"))
-        with files.atomic_write(written[-1]) as part:
-            figures.trade_off(
-                points,
-                part,
-                FLAGS.norm,
-                (first["rho"], first["accuracy"]),
-                width=7.0,
-                note=f"{FLAGS.arch} on {FLAGS.dataset}. Trainings: "
-                f"{len(done)}; epochs: {FLAGS.epochs} (the paper: 5).",
-            )
-    return written
 
 
 if __name__ == "__main__":

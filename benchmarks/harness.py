@@ -110,7 +110,7 @@ def print_table(rows, columns):
 
 
 def save(path, benchmark, rows, **settings):
-    """Writes results as JSON, whole or not at all.
+    """Writes results as JSON, atomically.
 
     Args:
         path: where to.

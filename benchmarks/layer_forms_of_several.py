@@ -221,5 +221,6 @@ def _convnext(t):
     )(t)
 
 
-# Of keras.applications, in a small form: those with layers that are mended.
+# Of keras.applications, in a small form: those with layers whose second
+# derivatives are corrected.
 NETS = [("applications.ConvNeXt", "picture", "four blocks", _convnext)]

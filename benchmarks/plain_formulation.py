@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from dd_keras import attacks
 from dd_keras.classifier import logits
+from dd_keras.classifier.labels import sparse_labels
 
 
 class PlainDeepFool(attacks.DeepFool):
@@ -23,7 +24,7 @@ class PlainDeepFool(attacks.DeepFool):
         clean = f(x)
         n = clean.shape[-1]
         predictions = decide(clean)
-        y = predictions if y is None else logits.sparse_labels(y, n)
+        y = predictions if y is None else sparse_labels(y, n)
         correct = predictions == y
         considered = tf.one_hot(y, n) == 0  # (B, n)
         if self.candidates is not None:

@@ -4,7 +4,7 @@ Deep Defense's regulariser is made of gradients by the inputs; its gradient by
 the weights is a second derivative of every layer. TensorFlow's are wrong in
 places, so no derivative of TensorFlow's can be the judge. The value is: its
 differences along a direction are the gradient's product with it, in float64 to
-nine digits. A layer is right to `TOLERANCE`, or it is refused by an error that
+nine digits. A layer agrees to `TOLERANCE`, or it is refused by an error that
 names it; there is nothing third.
 """
 

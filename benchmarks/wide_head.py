@@ -10,9 +10,9 @@ def with_classes(network, classes, seed=0):
     """Replaces a network's last dense layer by one with more classes.
 
     The further classes have the trained ones' weights in random order, and a
-    bias so low that they are never the likeliest nor the nearest: decisions,
-    perturbations and iterations stay those of the trained network, and a
-    difference in time is the cost of the classes.
+    bias so low that they are never the most probable nor the nearest:
+    decisions, perturbations and iterations stay those of the trained network,
+    and a difference in time is the cost of the classes.
 
     Args:
         network: Keras classifier that ends in a dense layer of logits.

@@ -9,6 +9,8 @@ import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -21,7 +23,13 @@ NAMES = ("none", "mirrored", "multi_worker")
 _LOST = ("Collective ops is aborted", "heartbeat", "Connection reset")
 
 
-def strategy(name="none", *, replicas=None, cluster_resolver=None):
+def strategy(
+    name: str = "none",
+    *,
+    replicas: int | None = None,
+    cluster_resolver: tf.distribute.cluster_resolver.ClusterResolver
+    | None = None,
+) -> tf.distribute.Strategy:
     """A strategy of `tf.distribute`, by name.
 
     Call it first of all: devices, and the connection to other workers, cannot
@@ -144,7 +152,7 @@ def _slurm_resolver():
     return resolver(gpus_per_node=tasks, gpus_per_task=1, auto_set_gpu=False)
 
 
-def is_chief():
+def is_chief() -> bool:
     """Whether this process, in the scope at hand, is the one that writes.
 
     Of several workers one is; a process alone always is.
@@ -152,7 +160,7 @@ def is_chief():
     return worker_index() == 0
 
 
-def worker_index():
+def worker_index() -> int:
     """The number of this process among the workers; 0 is the chief's."""
     resolver = tf.distribute.get_strategy().cluster_resolver
     if resolver is None or not resolver.task_type:
@@ -163,7 +171,7 @@ def worker_index():
     return resolver.task_id + ("chief" in jobs)
 
 
-def num_workers():
+def num_workers() -> int:
     """The number of processes that train, in the scope at hand."""
     resolver = tf.distribute.get_strategy().cluster_resolver
     if resolver is None or not resolver.task_type:
@@ -172,7 +180,7 @@ def num_workers():
     return sum(len(jobs.get(job, ())) for job in ("chief", "worker"))
 
 
-def from_chief(value):
+def from_chief(value: Any) -> Any:
     """What the chief has, for all workers; they wait for each other.
 
     Args:
@@ -190,7 +198,7 @@ def from_chief(value):
     return json.loads(text.decode())
 
 
-def barrier():
+def barrier() -> None:
     """Waits until all workers are here."""
     from_chief(None)
 
@@ -210,7 +218,7 @@ def _of_chief(array):
     return scope.experimental_local_results(scope.run(share))[0].numpy()
 
 
-def not_empty(x):
+def not_empty(x: tf.Tensor) -> tf.Tensor:
     """A replica's part of a batch, once it is sure that there is one.
 
     On the CPU, TensorFlow dies of a convolution of nothing.
@@ -231,7 +239,7 @@ def not_empty(x):
         return tf.identity(x)
 
 
-def batch_share(samples):
+def batch_share(samples: tf.Tensor) -> tf.Tensor | None:
     """This replica's share of a batch, in units of an equal share.
 
     Keras divides a mean over a replica's samples by the number of replicas,
@@ -254,7 +262,7 @@ def batch_share(samples):
 
 
 @contextlib.contextmanager
-def lost_workers_named():
+def lost_workers_named() -> Iterator[None]:
     """Says so where TensorFlow fails as another worker is gone.
 
     Raises:

@@ -36,7 +36,6 @@ LONGEST_FILES = (
     "test_applications.py",
     "test_apps.py",
     "test_training_apps.py",
-    "test_sweep_resume.py",
     "test_deep_defense.py",
     "test_evaluate.py",
     "test_deepfool.py",
@@ -48,6 +47,29 @@ LONGEST_FILES = (
 )
 
 
+# The test files of `make test-fast` and `make matrix`: the library itself,
+# without its programs, servers and data sets. tests/test_packaging.py asserts
+# that every test file is in one of the two lists. A test that takes many
+# seconds, or starts a process, is marked `slow`.
+CORE = {
+    "adversarial_training", "attack", "batch_norm", "carlini_wagner",
+    "compiled", "deep_defense", "deepfool", "defense", "encoded_images",
+    "evaluate", "files", "gradient_sign", "kernels", "logits", "losses",
+    "methods", "metrics", "model_card", "noise", "norms", "optimizers",
+    "parseval", "regularization_warmup", "report", "resumable_batches",
+    "saved_model", "server_config", "split_exponential", "tables", "training",
+    "training_as_keras", "warm_up",
+}  # fmt: skip
+NOT_CORE = {
+    "any_classifier", "applications", "apps", "benchmarks", "client",
+    "corrupt_inputs", "datasets", "distribution", "docstrings", "endpoints",
+    "evaluation_apps", "export_app", "figures", "kerashub", "layers",
+    "model_server", "networks", "packaging", "properties", "public_names",
+    "published", "reproduce", "results", "resume", "serving_benchmark",
+    "similarity", "soak", "sweep", "training_apps",
+}  # fmt: skip
+
+
 def pytest_configure(config):
     """Workers take whole files in the order in which these are collected.
 
@@ -57,11 +79,27 @@ def pytest_configure(config):
     config.option.loadscopereorder = False
 
 
-@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    """Puts the longest files first; within a file the order stays."""
+    """Marks the tests of the core, and puts the longest files first."""
     place = {name: number for number, name in enumerate(LONGEST_FILES)}
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
+    for item in items:
+        name = item.path.stem.removeprefix("test_")
+        if name in CORE and item.get_closest_marker("slow") is None:
+            item.add_marker("core")
+
+
+@pytest.fixture(autouse=True)
+def no_process(request, monkeypatch):
+    """A test of the core starts no process."""
+    if request.node.get_closest_marker("core"):
+
+        def refuse(*args, **kwargs):
+            raise AssertionError(
+                "a test of the core starts a process: mark it `slow`."
+            )
+
+        monkeypatch.setattr(subprocess, "Popen", refuse)
 
 
 def affine_classifier(weights, biases, dtype="float64"):
@@ -98,23 +136,12 @@ def shell(*command, cwd=ROOT, timeout=400):
 
 @contextlib.contextmanager
 def imported(name):
-    """An app's module with its flags, which are undefined again afterwards."""
-    modules = (
-        "common",
-        "runs",
-        "training",
-        "recipe",
-        "experiments",
-        "presentation",
-        name,
-    )
-    with flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "apps")
+    """A program's module with its flags, which are undefined afterwards."""
+    with flagsaver.flagsaver():
         try:
             yield importlib.import_module(name)
         finally:
-            for module in modules:
-                sys.modules.pop(module, None)
+            sys.modules.pop(name, None)
 
 
 def run(name, *arguments):

@@ -19,8 +19,8 @@ import numpy as np
 import tensorflow as tf
 from absl import app
 
+from dd_keras import plots
 from dd_keras.evaluation import checkpoint
-from dd_keras.plots import figures
 from dd_keras.utils import files
 
 
@@ -103,7 +103,7 @@ def prepare(where, count):
     elif where == "evaluation":
         before(checkpoint.Checkpoint, "add", killer)
     elif where == "figure":
-        before(figures, "adversarial_images", killer)
+        before(plots, "adversarial_images", killer)
     elif where == "export":
         before(files, "place", killer)
     elif where == "saving":

@@ -389,6 +389,7 @@ def test_configs_come_back():
     assert AdversarialTrainingModel(network(), adversary=FGSM).alpha == 0.5
 
 
+@pytest.mark.slow
 def test_saved_models_train_on_in_a_new_process(tmp_path):
     x, y = clusters(dtype=np.float32)
     np.savez(tmp_path / "data.npz", x=x, y=y)

@@ -19,6 +19,8 @@ from absl import app as absl_app
 from absl import flags
 from conftest import ROOT, imported, run, shell
 
+from paper.tables import published
+
 import dd_keras
 from dd_keras import attacks, datasets
 from dd_keras.utils import norms
@@ -349,14 +351,11 @@ assert "dd_keras" not in sys.modules
 
 
 def test_eval_only_gives_the_same_numbers_and_changes_no_model(
-    trained, results, tmp_path
+    trained, results, tmp_path, capsys
 ):
     directory = shutil.copytree(trained[0], tmp_path / "copy")
     before = contents(directory)
-    finished = shell(
-        "apps/digits.py", *TINY, "--eval_only", f"--output_dir={directory}"
-    )
-    assert finished.returncode == 0, finished.stderr
+    run("digits", *TINY, "--eval_only", f"--output_dir={directory}")
     after = contents(directory)
     assert set(after) == {*before, "evaluation.json"}
     for path in before:
@@ -367,24 +366,9 @@ def test_eval_only_gives_the_same_numbers_and_changes_no_model(
     assert evaluation["curves"] == evaluation["training_seconds"] == {}
     for name, values in results["models"].items():
         assert evaluation["models"][name] == pytest.approx(values, rel=1e-5)
-    rows = table(finished.stdout)
+    rows = table(capsys.readouterr().out)
     expected = table(trained[1])
     assert rows == {name: (*expected[name][:4], "-") for name in MODELS}
-
-
-def test_same_seed_gives_the_same_numbers(trained, results, tmp_path):
-    finished = shell("apps/digits.py", *TINY, f"--output_dir={tmp_path}")
-    assert finished.returncode == 0, finished.stderr
-    again = parsed(tmp_path / "results.json")
-    assert again["models"] == results["models"]
-    assert again["curves"] == results["curves"]
-    for name in MODELS:
-        for new, old in zip(
-            weights(tmp_path / f"{name}.keras"),
-            weights(trained[0] / f"{name}.keras"),
-            strict=True,
-        ):
-            np.testing.assert_array_equal(new, old)
 
 
 # --- Flags ------------------------------------------------------------------
@@ -495,23 +479,28 @@ def test_no_clean_baseline_leaves_no_trace_of_one(zeros):
     assert not [path for path in contents(output_dir) if "clean" in path]
 
 
-@pytest.mark.parametrize(
-    ("momentum", "weight_decay", "halved_epochs", "rates"),
-    [
-        (0.9, 10.0, 1, [2e-6, 2e-6, 1e-6]),
-        (0.5, 0.0, 3, [1e-6, 1e-6, 1e-6]),
-    ],
-)
-def test_optimizer_flags_do_what_they_say(
-    tmp_path, momentum, weight_decay, halved_epochs, rates
-):
+def train_only(name, *arguments):
+    """Runs an app up to its evaluation, which is interrupted."""
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dd_keras, "evaluate_robustness", interrupted)
+        with pytest.raises(SystemExit) as ended:
+            run(name, *arguments)
+    assert ended.value.code == 130
+
+
+def test_optimizer_flags_do_what_they_say(tmp_path):
     reference = affine(tmp_path / "mine.keras")
-    run(
+    momentum, weight_decay, rates = 0.9, 10.0, [2e-6, 2e-6, 1e-6]
+    train_only(
         "digits",
         *FULL_BATCH,
         f"--momentum={momentum}",
         f"--weight_decay={weight_decay}",
-        f"--halved_epochs={halved_epochs}",
+        "--halved_epochs=1",
         f"--reference={reference}",
         f"--output_dir={tmp_path / 'out'}",
     )
@@ -524,22 +513,19 @@ def test_optimizer_flags_do_what_they_say(
         np.testing.assert_allclose(new - old, value - old, rtol=1e-3, atol=1e-8)
 
 
-def untrained_run(directory, seed):
-    run(
-        "digits",
-        "--limit=20",
-        "--epochs=0",
-        "--reference_epochs=0",
-        "--defense=deep_defense",
-        f"--seed={seed}",
-        f"--output_dir={directory}",
-    )
-    return directory
+UNTRAINED = (
+    "--limit=20",
+    "--epochs=0",
+    "--reference_epochs=0",
+    "--defense=deep_defense",
+)
 
 
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory):
-    return untrained_run(tmp_path_factory.mktemp("untrained"), 0)
+    directory = tmp_path_factory.mktemp("untrained")
+    run("digits", *UNTRAINED, f"--output_dir={directory}")
+    return directory
 
 
 def test_zero_epochs_train_nothing(untrained):
@@ -572,7 +558,9 @@ def test_zero_epochs_have_curves_of_the_reference_alone(untrained):
 
 
 def test_seed_draws_the_weights(untrained, tmp_path):
-    untrained_run(tmp_path / "other", 1)
+    train_only(
+        "digits", *UNTRAINED, "--seed=1", f"--output_dir={tmp_path / 'other'}"
+    )
     assert parsed(untrained / "results.json")["flags"]["seed"] == 0
     kernel = weights(untrained / "reference.keras")[0]
     other = weights(tmp_path / "other" / "reference.keras")[0]
@@ -666,12 +654,9 @@ def test_reference_that_nothing_fools_is_reported_all_the_same(
 
 
 PAPER = {
-    "mnist_lenet": {"c": 25.0, "epochs": 5, "halved_epochs": 1},
-    "mnist_mlp": {"c": 25.0, "epochs": 5, "halved_epochs": 1},
-    "cifar10_convnet": {"c": 25.0, "epochs": 50, "halved_epochs": 10},
-    "cifar10_nin": {"c": 70.0, "epochs": 50, "halved_epochs": 10},
-    "imagenet_alexnet": {"c": 500.0, "epochs": 10},
-    "imagenet_resnet18": {"c": 500.0, "epochs": 10},
+    f"{dataset}_{network}": settings
+    for dataset, networks in published("settings").items()
+    for network, settings in networks.items()
 }
 
 
@@ -685,13 +670,7 @@ def test_flagfiles_hold_the_papers_settings(row):
     imagenet = dataset == "imagenet"
     paper = {
         "arch": network,
-        "lam": 5.0 if imagenet else 15.0,
-        "d": 5.0,
         "max_iter": 5,
-        "batch_size": 256 if imagenet else 100,
-        "learning_rate": 1e-4 if imagenet else 5e-4,
-        "momentum": 0.9,
-        "weight_decay": 5e-4,
         "fraction": 0.3,
         "beta": 3e-4 if dataset == "cifar10" else 1e-4,
         "augment": imagenet or network == "nin",
@@ -703,7 +682,10 @@ def test_flagfiles_hold_the_papers_settings(row):
     # The defaults are the paper's as well; of the reference it says nothing.
     changed = {name for name in values if values[name] != defaults[name]}
     reference = {"reference_epochs", "reference_learning_rate"}
-    own = {"c", "augment"} if network == "nin" else set()
+    own = {
+        "nin": {"c", "augment"},
+        "resnet18": {"epochs", "halved_epochs"},
+    }.get(network, set())
     assert changed <= {"arch", "flagfile"} | reference | own
 
 
@@ -712,17 +694,16 @@ def test_every_flagfile_is_held_to_the_paper():
     assert {path.stem for path in files} == set(PAPER)
 
 
-def test_mnist_runs_from_its_flagfile(tmp_path, mnist_dir):
-    finished = shell(
-        "apps/mnist.py",
-        "--flagfile=apps/flags/mnist_mlp.cfg",
+def test_mnist_runs_from_its_flagfile(tmp_path, mnist_dir, capsys):
+    run(
+        "mnist",
+        f"--flagfile={ROOT / 'apps/flags/mnist_mlp.cfg'}",
         "--limit=200",
         "--epochs=1",
-        "--reference_epochs=30",
+        f"--reference={ROOT / 'savedmodels/mnist_mlp_reference.keras'}",
         f"--data_dir={mnist_dir}",
         f"--output_dir={tmp_path}",
     )
-    assert finished.returncode == 0, finished.stderr
     written = parsed(tmp_path / "results.json")
     assert written["dataset"] == {"name": "mnist", "train": 200, "test": 200}
     assert written["flags"]["arch"] == "mlp"
@@ -730,7 +711,7 @@ def test_mnist_runs_from_its_flagfile(tmp_path, mnist_dir):
     for name in MODELS:
         values = written["models"][name]
         assert values["samples"] == 200
-        assert values["accuracy"] > 0.6  # of a network shown 200 digits
+        assert values["accuracy"] > 0.95
         assert 0.02 < values["rho2"] < 1
         model = keras.saving.load_model(tmp_path / f"{name}.keras")
         assert [layer.name for layer in model.layers[-3:]] == [
@@ -738,7 +719,7 @@ def test_mnist_runs_from_its_flagfile(tmp_path, mnist_dir):
             "fc2",
             "fc3",
         ]
-    assert set(table(finished.stdout)) == set(MODELS)
+    assert set(table(capsys.readouterr().out)) == set(MODELS)
 
 
 # --- Bad input --------------------------------------------------------------
@@ -779,23 +760,11 @@ def refused(directory, *arguments, name="digits"):
     [
         ("--lam=-1", r"flag --lam=-1(\.0)?: .*non-negative"),
         ("--lam=nan", r"flag --lam=nan: --lam must be finite"),
-        ("--lam=much", r"flag --lam=much: .*float"),
         ("--c=0", r"flag --c=0(\.0)?: --c must be a finite number above 0"),
-        ("--d=-5", r"flag --d=-5(\.0)?: --d must be a finite number above 0"),
-        ("--norm=0.5", r"flag --norm=0\.5: .*>= 1"),
-        ("--norm=nan", r"norm.*expected.*nan|flag --norm=nan"),
-        ("--candidates=0", r"flag --candidates=0: .*positive"),
+        ("--norm=nan", r"flag --norm=nan: --norm must be a number"),
         ("--candidates=10", r"candidates: expected at most 9,.*received 10"),
-        ("--max_iter=0", r"flag --max_iter=0: .*positive"),
-        ("--epochs=-1", r"flag --epochs=-1: .*non-negative"),
-        ("--batch_size=0", r"flag --batch_size=0: .*positive"),
-        ("--limit=0", r"flag --limit=0: .*positive"),
         ("--learning_rate=0", r"flag --learning_rate=0(\.0)?: .*above 0"),
-        ("--momentum=1.5", r"flag --momentum=1\.5: .*\[0"),
-        ("--momentum=nan", r"momentum"),
-        ("--weight_decay=-1", r"flag --weight_decay=-1(\.0)?: .*non-negative"),
-        ("--seed=-1", r"flag --seed=-1: .*\[0"),
-        ("--seed=4294967296", r"seed.*4294967296"),
+        ("--momentum=nan", r"--momentum must be finite"),
         (
             "--arch=vgg",
             r"flag --arch=vgg: --arch must be one of digits_cnn, mlp, or ",
@@ -1011,19 +980,6 @@ def test_loss_that_diverges_ends_the_run_without_that_model(tmp_path):
     assert names == {
         "reference.keras", "preprocessing.keras", "logs", "checkpoints",
     }  # fmt: skip
-
-
-def test_bad_flag_on_the_command_line_exits_with_one_line(tmp_path):
-    output_dir = tmp_path / "out"
-    finished = shell("apps/digits.py", "--lam=-1", f"--output_dir={output_dir}")
-    assert finished.returncode == 1
-    assert re.search(
-        r"^FATAL Flags parsing error: flag --lam=-1(\.0)?: ",
-        finished.stderr,
-        re.MULTILINE,
-    )
-    assert "Traceback" not in finished.stdout + finished.stderr
-    assert not output_dir.exists()
 
 
 def test_truncated_reference_on_the_command_line_exits_with_one_line(

@@ -258,14 +258,14 @@ def test_compiled_steps_are_the_eager_ones(jit_compile):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_statistics_of_holds_within_its_scope_alone():
+def test_statistics_are_frozen_within_the_context_alone():
     x, _ = data()
     model = network()
     inference = model(x, training=False)
     before = values(model.weights)
-    with batch_norm.statistics_of(model, FROZEN):
+    with batch_norm.frozen_statistics(model, FROZEN):
         np.testing.assert_array_equal(model(x, training=True), inference)
     for path, value in values(model.weights).items():
         np.testing.assert_array_equal(value, before[path])
-    with batch_norm.statistics_of(model, TRAINED):
+    with batch_norm.frozen_statistics(model, TRAINED):
         assert np.abs(model(x, training=True) - inference).max() > 1e-3

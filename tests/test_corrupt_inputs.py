@@ -16,6 +16,8 @@ from absl import app as absl_app
 from absl import flags
 from conftest import imported, shell
 
+from shared import inputs
+
 import dd_keras
 from dd_keras import datasets
 from dd_keras.datasets import images
@@ -147,21 +149,18 @@ def test_no_flipped_byte_changes_a_model_unnoticed(tmp_path, whole):
     x = rng.normal(size=(3, 8, 8, 1)).astype(np.float32)
     places = rng.integers(len(whole), size=200)
     refusals = 0
-    with imported("evaluate"):
-        import common
-
-        expected = common.load_model(str(path))(x)
-        for place in places:
-            path.write_bytes(flipped(whole, place, rng))
-            try:
-                model = common.load_model(str(path))
-            except SystemExit as ended:
-                message = str(ended)
-                assert message.startswith(f"error: {path}: {UNREADABLE}")
-                assert "\n" not in message
-                refusals += 1
-            else:  # in a date, or in a field of the zip file that none reads
-                np.testing.assert_array_equal(model(x), expected)
+    expected = inputs.load_model(str(path))(x)
+    for place in places:
+        path.write_bytes(flipped(whole, place, rng))
+        try:
+            model = inputs.load_model(str(path))
+        except SystemExit as ended:
+            message = str(ended)
+            assert message.startswith(f"error: {path}: {UNREADABLE}")
+            assert "\n" not in message
+            refusals += 1
+        else:  # in a date, or in a field of the zip file that none reads
+            np.testing.assert_array_equal(model(x), expected)
     # Nearly all of the file is weights and configuration.
     assert refusals > 0.9 * len(places)
 

@@ -787,6 +787,7 @@ def test_interrupted_fit_goes_on_from_its_backup(tmp_path):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_saved_model_trains_on_in_a_new_process(tmp_path):
     x, y = flowers()
     np.savez(tmp_path / "data.npz", x=x, y=y)

@@ -163,6 +163,7 @@ def test_config_comes_back():
     assert DefenseModel(network()).evaluation_attack == attacks.DeepFool()
 
 
+@pytest.mark.slow
 def test_saved_model_trains_on_in_a_new_process(tmp_path):
     """With the batch normalisation frozen, and Adam's moments."""
     x, y = clusters()
@@ -206,8 +207,8 @@ print(json.dumps(logs))
 )
 def test_bad_arguments_are_named_by_every_defence(cls, arguments):
     message = (
-        "batch_norm: expected one of ('trained', 'frozen_statistics', 'frozen'); "
-        "received 'fixed'."
+        "batch_norm: expected one of ('trained', 'frozen_statistics', "
+        "'frozen'); received 'fixed'."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         cls(network(), batch_norm="fixed", **arguments)

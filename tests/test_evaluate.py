@@ -396,6 +396,7 @@ def test_two_names_of_one_metric_measure_it_once(convolutional, metrics):
     assert len(report.metrics) == 1
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_data_set(tmp_path):
     script = tmp_path / "memory.py"
     script.write_text(
@@ -443,7 +444,10 @@ for batches in (20, 400):  # 400 batches are 983 MB of pixels
         ({"metrics": []}, "^metrics: expected at least one; received none"),
         (
             {
-                "metrics": ["pgd", evaluation.AccuracyUnder(attacks.PGD(0.5))],
+                "metrics": [
+                    "pgd",
+                    evaluation.AccuracyUnderAttack(attacks.PGD(0.5)),
+                ],
                 "bounds": (0, 1),
             },
             "^metrics: expected one of each name; received two .* 'pgd'",
@@ -782,7 +786,7 @@ def built(model, value):
 
 
 @pytest.mark.parametrize(
-    ("model", "sound", "faulty", "activation", "doubt"),
+    ("model", "sound", "faulty", "activation", "warned_of"),
     [
         (Saturated, 1.0, 1e4, "softmax", "gradient .* is zero on"),
         (Noisy, 0.0, 0.5, "linear", "outputs are random"),
@@ -790,8 +794,8 @@ def built(model, value):
     ],
     ids=["saturated", "random", "masked"],
 )
-def test_faulty_model_raises_doubts_and_a_sound_one_none(
-    model, sound, faulty, activation, doubt
+def test_faulty_model_gives_reliability_warnings_and_a_sound_one_none(
+    model, sound, faulty, activation, warned_of
 ):
     rng = np.random.default_rng(0)
     x = rng.uniform(0.2, 0.8, size=(200, *SHAPE)).astype(np.float32)
@@ -803,13 +807,13 @@ def test_faulty_model_raises_doubts_and_a_sound_one_none(
     dataset = batched(x, rng.integers(2, size=200), 100)
     report = evaluate_robustness(built(model, sound), dataset, **settings)
     assert report.warnings == ()
-    with pytest.warns(UserWarning, match=doubt):
+    with pytest.warns(UserWarning, match=warned_of):
         report = evaluate_robustness(built(model, faulty), dataset, **settings)
-    assert any(re.search(doubt, warning) for warning in report.warnings)
+    assert any(re.search(warned_of, warning) for warning in report.warnings)
     assert all(f"Warning: {w}" in report.table() for w in report.warnings)
 
 
-def test_attack_that_fools_nobody_raises_a_doubt(convolutional):
+def test_attack_that_fools_nobody_gives_a_reliability_warning(convolutional):
     model, x, y = convolutional
     tiny = attacks.MinimalFGSM(eps_max=1e-6)
     with pytest.warns(
@@ -823,7 +827,9 @@ def test_attack_that_fools_nobody_raises_a_doubt(convolutional):
         )
 
 
-def test_strong_attack_that_finds_less_raises_a_doubt(convolutional):
+def test_strong_attack_that_finds_less_gives_a_reliability_warning(
+    convolutional,
+):
     model, x, y = convolutional
     weak = attacks.CarliniWagnerL2(binary_search_steps=1, initial_const=1e3)
     with pytest.warns(UserWarning, match=r"^cw_l2: .* is longer than the"):

@@ -1,6 +1,8 @@
 """apps/evaluate.py and apps/compare.py, run as a user would."""
 
+import contextlib
 import csv
+import io
 import json
 import os
 import re
@@ -12,6 +14,7 @@ import time
 import keras
 import numpy as np
 import pytest
+from absl import flags
 from conftest import ROOT, run, shell
 
 from dd_keras import attacks, datasets
@@ -160,8 +163,8 @@ def test_saved_model_gives_the_same(
     images = keras.Input(digits_data.image_shape)
     served = keras.Model(images, classifier(digits_data.preprocessing(images)))
     served.export(tmp_path / "served", verbose=False)
-    done = shell(
-        "apps/evaluate.py",
+    run(
+        "evaluate",
         f"--model={tmp_path / 'served'}",
         "--activation=linear",
         "--preprocessing=none",
@@ -169,7 +172,6 @@ def test_saved_model_gives_the_same(
         f"--output_dir={tmp_path / 'out'}",
         *FEW,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
     found = RobustnessReport.from_json(tmp_path / "out/report.json")
     first = RobustnessReport.from_json(evaluated[0] / "report.json")
     np.testing.assert_array_equal(found.predictions, first.predictions)
@@ -209,9 +211,8 @@ def test_killed_evaluation_goes_on_to_the_identical_report(
     stamp = first_batch.stat().st_mtime_ns
 
     # Changed flags are another evaluation: nothing is mixed.
-    other = shell(*command, "--misclassified=zero")
-    assert other.returncode == 1
-    assert "the misclassified of the one it holds differs" in other.stderr
+    with pytest.raises(SystemExit, match="the misclassified of the one it"):
+        run("evaluate", *command[1:], "--misclassified=zero")
     assert first_batch.stat().st_mtime_ns == stamp
 
     resumed = shell(*command)
@@ -222,9 +223,9 @@ def test_killed_evaluation_goes_on_to_the_identical_report(
     assert not first_batch.parent.exists()
 
 
-def test_flags_choose_metrics_eps_and_form(model_path, tmp_path):
-    done = shell(
-        "apps/evaluate.py",
+def test_flags_choose_metrics_eps_and_form(model_path, tmp_path, capsys):
+    run(
+        "evaluate",
         f"--model={model_path}",
         "--metrics=accuracy,fgsm",
         "--eps=10,20.5",
@@ -234,8 +235,8 @@ def test_flags_choose_metrics_eps_and_form(model_path, tmp_path):
         f"--output_dir={tmp_path}",
         *FEW,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    rows = list(csv.reader(done.stdout[done.stdout.index("120 s") :].split()))
+    printed = capsys.readouterr().out
+    rows = list(csv.reader(printed[printed.index("120 s") :].split()))
     assert rows  # it is CSV
     report = RobustnessReport.from_json(tmp_path / "report.json")
     assert list(report.summary()) == [
@@ -248,17 +249,18 @@ def test_flags_choose_metrics_eps_and_form(model_path, tmp_path):
 def compared(model_path, weaker_path, tmp_path_factory):
     """A comparison of two models: directory and output."""
     directory = tmp_path_factory.mktemp("compared")
-    done = shell(
-        "apps/compare.py",
-        f"--model=ours={model_path}",
-        f"--model=weaker={weaker_path}",
-        "--ours=ours",
-        "--few=20",
-        f"--output_dir={directory}",
-        *FEW,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return directory, done.stdout
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        run(
+            "compare",
+            f"--model=ours={model_path}",
+            f"--model=weaker={weaker_path}",
+            "--ours=ours",
+            "--few=20",
+            f"--output_dir={directory}",
+            *FEW,
+        )
+    return directory, printed.getvalue()
 
 
 def test_comparison_has_all_numbers_of_both_tables(compared):
@@ -368,8 +370,6 @@ def test_bad_flags_end_with_one_line(
     assert not list(tmp_path.glob("out/*.json"))
 
 
-def test_name_without_a_path_is_refused_by_the_flag(tmp_path):
-    done = shell("apps/compare.py", "--model=nopath", "--ours=a")
-    assert done.returncode == 1
-    assert "--model must be NAME=PATH" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_name_without_a_path_is_refused_by_the_flag():
+    with pytest.raises(flags.Error, match="--model must be NAME=PATH"):
+        run("compare", "--model=nopath", "--ours=a")

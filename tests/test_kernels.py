@@ -229,6 +229,7 @@ print("trained")
 """
 
 
+@pytest.mark.slow
 def test_a_residual_network_is_trained_without_a_crash():
     """In a process of its own, which the stock kernel would end."""
     done = shell("-c", RESIDUAL)

@@ -7,8 +7,9 @@ import pytest
 import tensorflow as tf
 
 from dd_keras import logits_model
-from dd_keras.classifier import logits
-from dd_keras.classifier.logits import class_logits, num_classes, sparse_labels
+from dd_keras.classifier import logit_layers, logits
+from dd_keras.classifier.labels import sparse_labels
+from dd_keras.classifier.logits import class_logits, num_classes
 
 INPUTS, HIDDEN = 4, 5
 WEIGHTS = 4  # two kernels, two biases
@@ -312,7 +313,7 @@ def test_model_is_intact_afterwards():
 
 def test_model_is_intact_after_a_failed_call():
     model = sequential(ENDINGS["Dense softmax"](3))
-    last = logits.WithoutActivation(model.layers[-1])
+    last = logit_layers.WithoutActivation(model.layers[-1])
     with pytest.raises(ValueError, match="incompatible with the layer"):
         last(tf.zeros((2, HIDDEN + 1)))
     assert model.layers[-1].activation is keras.activations.softmax
@@ -628,7 +629,7 @@ def test_one_hot_labels_must_be_numbers(value):
     y[1, 2] = value
     message = "y: expected finite labels"
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
-        logits.sparse_labels(y, 3)
+        sparse_labels(y, 3)
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -428,6 +428,7 @@ def test_config_comes_back():
     assert (paper["beta"], paper["fraction"]) == (1e-4, 0.3)
 
 
+@pytest.mark.slow
 def test_saved_model_stays_constrained_in_a_new_process(tmp_path):
     model = small_lenet()
     add_parseval_constraints(model, BETA, 0.5, seed=1)

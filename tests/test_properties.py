@@ -21,6 +21,7 @@ from hypothesis.extra import numpy as hnp
 
 from dd_keras import attacks, defenses, evaluation
 from dd_keras.classifier import logits
+from dd_keras.classifier.labels import sparse_labels
 from dd_keras.defenses import split_exponential
 from dd_keras.evaluation import metrics
 from dd_keras.utils import norms, validation
@@ -347,11 +348,11 @@ def test_labels_of_all_forms_are_the_same_classes(num_classes, data, dtype):
         data.draw(st.lists(st.integers(0, num_classes - 1), max_size=6)), int
     )
     for form in label_forms(y, num_classes, dtype):
-        found = logits.sparse_labels(form, num_classes)
+        found = sparse_labels(form, num_classes)
         assert found.dtype == tf.int32
         np.testing.assert_array_equal(found, y)
     if len(y):
-        listed = logits.sparse_labels(y.tolist(), num_classes)
+        listed = sparse_labels(y.tolist(), num_classes)
         np.testing.assert_array_equal(listed, y)
 
 
@@ -380,7 +381,7 @@ def test_labels_that_are_no_class_are_clear_errors(num_classes, data, dtype):
     message = "y: expected (labels in|whole numbers)"
     for form in (y, y[:, None]):
         with pytest.raises(tf.errors.InvalidArgumentError, match=message):
-            logits.sparse_labels(form, num_classes)
+            sparse_labels(form, num_classes)
 
 
 @every("num_classes", CLASSES)
@@ -392,11 +393,11 @@ def test_labels_of_another_shape_are_clear_errors(num_classes, shape):
         labels = np.zeros(shape, int)
         if len(shape) == 2 and shape[1] == num_classes:
             labels[:, 0] = 1  # one-hot
-        found = logits.sparse_labels(labels, num_classes)
+        found = sparse_labels(labels, num_classes)
         assert found.shape == shape[:1]
     else:
         with pytest.raises(ValueError, match="y: expected labels of shape"):
-            logits.sparse_labels(np.zeros(shape, int), num_classes)
+            sparse_labels(np.zeros(shape, int), num_classes)
 
 
 @examples(25)

@@ -85,7 +85,7 @@ def model(lam=LAM, rate=0.01, **kwargs):
 
 
 def fit(defended, *ramp, data=DATA, epochs=4, **kwargs):
-    """The history and the `Watch` of a fit with `RegularizationWarmup(*ramp)`."""
+    """The history and the `Watch` of a fit with a `RegularizationWarmup`."""
     watch = Watch()
     Spy.runs = 0
     history = defended.fit(
@@ -287,6 +287,9 @@ def test_models_without_lam_are_refused():
         (DefenseModel(classifier), "DefenseModel"),
     ):
         other.compile("sgd", "sparse_categorical_crossentropy")
-        message = f"model: expected RegularizationWarmup on a DeepDefenseModel; received a {name}."
+        message = (
+            "model: expected RegularizationWarmup on a DeepDefenseModel; "
+            f"received a {name}."
+        )
         with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
             other.fit(DATA, verbose=0, callbacks=[RegularizationWarmup()])

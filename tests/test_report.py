@@ -15,15 +15,15 @@ from dd_keras.attacks import DeepFool
 from dd_keras.evaluation import (
     PASS,
     Accuracy,
-    AccuracyUnder,
+    AccuracyUnderAttack,
     Distance,
     EpsSweep,
     Metric,
     RobustnessReport,
     SmallestEps,
     evaluate_robustness,
+    statistics,
 )
-from dd_keras.evaluation import report as report_module
 
 SAMPLES = 23
 
@@ -52,7 +52,7 @@ def report():
         Distance(DeepFool(np.inf)),
         "fgsm_rho",
         EpsSweep([0.1, 0.05], (0, 1)),
-        AccuracyUnder(attacks.PGD(0.05, bounds=(0, 1))),
+        AccuracyUnderAttack(attacks.PGD(0.05, bounds=(0, 1))),
         misclassified="exclude",
     )
 
@@ -302,7 +302,7 @@ def test_infinity_norm_and_pixelwise_bounds_come_back(tmp_path):
     metrics = (
         Accuracy(),
         Distance(DeepFool(np.inf)),
-        AccuracyUnder(attacks.PGD(0.1, norm=np.inf, bounds=bounds)),
+        AccuracyUnderAttack(attacks.PGD(0.1, norm=np.inf, bounds=bounds)),
         EpsSweep([1, 2], bounds),
         PASS(attacks.DeepFool(np.inf), bounds),
     )
@@ -433,7 +433,7 @@ class Own(Metric):
         return {"off": np.ptp(values["off_logits"], axis=1)}
 
     def estimates(self, samples):
-        return {"off": report_module.metrics_module.mean(samples.values["off"])}
+        return {"off": statistics.mean(samples.values["off"])}
 
 
 def test_metric_of_ones_own_goes_through_everything(tmp_path):

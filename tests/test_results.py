@@ -4,12 +4,16 @@ import json
 import pathlib
 import re
 import shlex
+import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import imported
+
+from paper.experiments import EXPERIMENTS, steps_of
+from paper.steps import TUNED, Plan
+from paper.tables import seeds_text
 
 from dd_keras.serving import weights_hash
 
@@ -43,12 +47,9 @@ def numbers(results, name):
 @pytest.fixture(scope="module")
 def plan():
     """The committed results of MNIST, and what presents them."""
-    with imported("reproduce") as module:
-        module.experiments.sys.argv = ["apps/reproduce.py"]
-        yield (
-            module.experiments.Plan("results/mnist", "tensorflow_datasets"),
-            module.presentation,
-        )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["apps/reproduce.py"])
+        yield Plan("results/mnist", "tensorflow_datasets")
 
 
 TABLES = ("table1_mnist", "table2_mnist", "limits_mnist", "tuning_mnist")
@@ -63,8 +64,7 @@ FIGURES = [
 def test_tables_equal_results(plan, monkeypatch, name):
     """From what each command wrote to what a reader sees."""
     monkeypatch.chdir(ROOT)
-    plan, presentation = plan
-    experiment = presentation.EXPERIMENTS[name]
+    experiment = EXPERIMENTS[name]
     results = loaded(f"mnist/{name}.json")
     assert results["numbers"] == json.loads(json.dumps(experiment.make(plan)))
     text = experiment.text(results["numbers"])
@@ -72,9 +72,9 @@ def test_tables_equal_results(plan, monkeypatch, name):
     assert text in GUIDE
 
 
-def test_first_table_equals_results(plan):
+def test_first_table_equals_results():
     numbers = loaded("mnist/table1_mnist.json")["numbers"]
-    assert plan[1].seeds_text(numbers) in README
+    assert seeds_text(numbers) in README
 
 
 @pytest.mark.parametrize(
@@ -83,10 +83,9 @@ def test_first_table_equals_results(plan):
 def test_results_were_made_by_these_commands(plan, monkeypatch, name):
     """In full, by the commands of today, from committed code."""
     monkeypatch.chdir(ROOT)
-    plan, presentation = plan
     results = loaded(f"mnist/{name}.json")
     assert results["smoke"] is False
-    steps = plan.needed(presentation.steps_of(name, plan))
+    steps = plan.needed(steps_of(name, plan))
     assert set(results["made_by"]) == {step.name for step in steps}
     for step in steps:
         made = results["made_by"][step.name]
@@ -102,15 +101,13 @@ def test_figures_are_shown(name):
     assert (MNIST / f"{name}.png").stat().st_size > 10_000
 
 
-def test_defences_are_set_to_the_best_trials(plan):
+def test_defences_are_set_to_the_best_trials():
     from_trials = loaded("mnist/tuning_mnist.json")["numbers"]
-    with imported("reproduce") as module:
-        tuned = module.experiments.TUNED
     for network in NETWORKS:
         best = {}
         for settings in from_trials[network]["best"].values():
             best |= settings
-        assert tuned[network] == best
+        assert TUNED[network] == best
 
 
 def test_three_seeds_meet_the_paper():

@@ -299,6 +299,7 @@ MOMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("moment", "versions"), MOMENTS.items())
 def test_killed_export_leaves_only_whole_versions(moment, versions, tmp_path):
     script = tmp_path / "script.py"
@@ -339,6 +340,7 @@ def exporting(tmp_path, path, times):
     )
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(tmp_path):
     path = tmp_path / "small"
     random = np.random.RandomState(0)
@@ -354,6 +356,7 @@ def test_killed_at_random_moments(tmp_path):
     assert all(name.isdecimal() for name in names(path))
 
 
+@pytest.mark.slow
 def test_two_exports_at_once_seen_by_a_third(tmp_path):
     """Each gets its versions, and what a server sees meanwhile is whole."""
     path = tmp_path / "small"
@@ -382,6 +385,7 @@ def test_two_exports_at_once_seen_by_a_third(tmp_path):
     assert all(whole(path / name) for name in names(path))
 
 
+@pytest.mark.slow
 def test_keras_export_of_a_defense_gives_the_classifier(tmp_path):
     """Keras' own `model.export`, never called before, in a fresh process."""
     model = small_model()

@@ -1,211 +1,423 @@
-"""Figures 3 and 4: a sweep that can stop and go on."""
+"""Figures 3 and 4: a sweep; stopped, killed and started again as well."""
 
+import copy
 import csv
-import json
-import math
+import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import keras
 import matplotlib.image
-import numpy as np
 import pytest
-from absl import flags
-from conftest import run
+from conftest import ROOT, run
+from test_apps import contents, parsed, refused
 
-QUICK = (
+from dd_keras import plots
+from dd_keras.defenses import METHODS
+
+FLAGS = (
     "--dataset=digits",
     "--limit=20",
-    "--batch_size=20",
-    "--epochs=1",
-    "--learning_rate=1e-6",
+    "--batch_size=10",  # two: their order matters
+    "--epochs=2",
+    "--learning_rate=1e-5",
+    "--lam=3",
+    "--c=4",
+    "--max_iter=1",
 )
-GRID = ("--lams=5,15", "--cs=10")
-NAMES = [
-    "figure3_lam=5_c=10",
-    "figure3_lam=15_c=10",
-    "figure4_layer=affine",
-    "figure4_layer=all",
-]
+SWEEP = (*FLAGS, "--lams=1,2.5", "--cs=5", "--layers=first,all")
+# In the order they are run; lam, c and layers of each.
+RUNS = {
+    "figure3_lam=1_c=5": (1, 5, None),
+    "figure3_lam=2.5_c=5": (2.5, 5, None),
+    "figure4_layer=first": (3, 4, ["first"]),
+    "figure4_layer=all": (3, 4, None),
+}
+NAMES = list(RUNS)
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    """An affine classifier of the digits."""
-    path = tmp_path_factory.mktemp("reference") / "affine.keras"
+    """A classifier of the digits with two layers, untrained."""
+    keras.utils.set_random_seed(0)
+    small = {"kernel_initializer": keras.initializers.RandomNormal(stddev=0.01)}
     model = keras.Sequential(
         [
             keras.Input((8, 8, 1)),
-            keras.layers.Flatten(),
-            keras.layers.Dense(10, name="affine"),
+            keras.layers.Flatten(name="flat"),
+            keras.layers.Dense(8, "relu", name="first", **small),
+            keras.layers.Dense(10, name="last", **small),
         ]
     )
-    kernel = np.random.default_rng(0).normal(scale=1e-3, size=(64, 10))
-    model.layers[-1].set_weights([kernel, np.zeros(10)])
+    path = tmp_path_factory.mktemp("reference") / "mine.keras"
     model.save(path)
     return path
 
 
-def sweep(reference, directory, *arguments):
+def sweep(directory, reference, *arguments):
     run(
         "sweep",
-        *QUICK,
-        *GRID,
         f"--reference={reference}",
         f"--output_dir={directory}",
         *arguments,
     )
 
 
-def files(directory):
-    return {p.name: p.read_bytes() for p in (directory / "runs").iterdir()}
+@pytest.fixture(scope="module")
+def whole(reference, tmp_path_factory):
+    """A sweep without interruption.
+
+    Its directory, the models trained, and what each figure was last drawn of.
+    """
+    directory = tmp_path_factory.mktemp("whole")
+    made, drawn = [], {}
+    method, draw = METHODS["deep_defense"], plots.trade_off
+
+    def prepare(*arguments):
+        model, train = method.prepare(*arguments)
+        made.append(model)
+        return model, train
+
+    def trade_off(points, path, norm, first, **kwargs):
+        (name,) = re.findall(r"figure\d", os.path.basename(path))
+        drawn[name] = copy.deepcopy(points), first
+        draw(points, path, norm, first, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "trade_off", trade_off)
+        patch.setitem(METHODS, "deep_defense", method._replace(prepare=prepare))
+        sweep(directory, reference, *SWEEP)
+    return directory, made, drawn
 
 
-def rows(directory):
+def results(directory):
+    """What each finished run has written, by its name."""
+    return {
+        path.stem: parsed(path)
+        for path in (directory / "runs").glob("figure*.json")
+    }
+
+
+def table(directory):
     with open(directory / "sweep.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-def result(directory, name):
-    return json.loads((directory / "runs" / f"{name}.json").read_text("utf-8"))
+# --- A whole sweep ----------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def stopped_and_gone_on(reference, tmp_path_factory):
-    """A sweep in two parts: its directory, and its files after the first."""
-    directory = tmp_path_factory.mktemp("sweep")
-    sweep(reference, directory, "--max_runs=1")
-    assert not (directory / "sweep.json").exists()
-    first = files(directory)
-    assert len(rows(directory)) == 1
-    sweep(reference, directory)
-    return directory, first
+def test_each_run_has_settings_and_numbers_of_its_own(whole):
+    found = results(whole[0])
+    assert set(found) == set(RUNS)
+    for (name, expected), model in zip(RUNS.items(), whole[1], strict=True):
+        assert expected == (
+            model.lam,
+            model.penalty.c,
+            model.regularized_layers,
+        )
+        settings, curve = found[name]["settings"], found[name]["curve"]
+        names = ("lam", "c", "regularized_layers")
+        assert tuple(settings[key] for key in names) == expected
+        assert settings["max_iter"] == 1
+        # Figure 4 draws all epochs, Figure 3 the last.
+        epochs = 2 if "figure4" in name else 1
+        assert len(curve["rho"]) == len(curve["accuracy"]) == epochs
+        assert len(curve["training_loss"]) == 2
+    losses = {r["curve"]["training_loss"][-1] for r in found.values()}
+    assert len(losses) == len(RUNS)
 
 
-def test_goes_on_with_the_runs_that_are_missing(stopped_and_gone_on):
-    directory, first = stopped_and_gone_on
-    assert set(first) == {"reference.json", f"{NAMES[0]}.json"}
-    after = files(directory)
-    assert set(after) == {"reference.json", *(f"{n}.json" for n in NAMES)}
-    for name, content in first.items():
-        assert after[name] == content  # not run again
-
-
-def test_csv_holds_the_numbers_of_the_runs(stopped_and_gone_on):
-    directory, _ = stopped_and_gone_on
-    found = rows(directory)
-    assert [(r["figure"], r["lam"], r["c"], r["layer"]) for r in found] == [
-        ("3", "5", "10", "all"),
-        ("3", "15", "10", "all"),
-        ("4", "15.0", "25.0", "affine"),
-        ("4", "15.0", "25.0", "all"),
+def test_csv_and_json_hold_the_numbers_of_all_runs(whole):
+    directory, runs = whole[0], results(whole[0])
+    rows = table(directory)
+    assert [(r["figure"], r["lam"], r["c"], r["layer"]) for r in rows] == [
+        ("3", "1", "5", "all"),
+        ("3", "2.5", "5", "all"),
+        ("4", "3.0", "4.0", "first"),
+        ("4", "3.0", "4.0", "all"),
     ]
-    for row, name in zip(found, NAMES, strict=True):
-        curve = result(directory, name)["curve"]
+    for row, name in zip(rows, NAMES, strict=True):
+        curve = runs[name]["curve"]
         assert float(row["accuracy"]) == curve["accuracy"][-1]
         assert float(row["rho"]) == curve["rho"][-1] > 0
-
-
-def test_only_the_layer_named_is_regularised(stopped_and_gone_on):
-    directory, _ = stopped_and_gone_on
-    layers = [
-        result(directory, name)["settings"]["regularized_layers"]
-        for name in NAMES
-    ]
-    assert layers == [None, None, ["affine"], None]
-    # The network has no other layer: the two runs of Figure 4 are one.
-    alone, everything = (result(directory, name)["curve"] for name in NAMES[2:])
-    assert alone["rho"] == pytest.approx(everything["rho"], rel=1e-4)
-
-
-def test_json_holds_all_once_all_are_done(stopped_and_gone_on):
-    directory, _ = stopped_and_gone_on
-    found = json.loads((directory / "sweep.json").read_text("utf-8"))
+    found = parsed(directory / "sweep.json")
     assert list(found["runs"]) == NAMES
-    for name in NAMES:
-        assert found["runs"][name] == result(directory, name)
-    assert found["reference"] == result(directory, "reference")
-    assert found["total_seconds"] == sum(
-        run["seconds"] for run in found["runs"].values()
-    )
+    assert found["runs"] == runs
+    assert found["reference"] == parsed(directory / "runs" / "reference.json")
+    assert found["total_seconds"] == sum(r["seconds"] for r in runs.values())
     assert found["command"].startswith("python ")
 
 
-@pytest.mark.parametrize("damage", ["", "[]", '{"runs": '])
-def test_damaged_json_of_all_is_written_again(
-    reference, stopped_and_gone_on, tmp_path, damage
-):
-    directory, _ = stopped_and_gone_on
-    shutil.copytree(directory, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "sweep.json").write_text(damage)
-    sweep(reference, tmp_path)
-    found = json.loads((tmp_path / "sweep.json").read_text("utf-8"))
-    assert list(found["runs"]) == NAMES
-
-
-@pytest.mark.parametrize("figure", ["figure3.png", "figure4.png"])
-def test_figures_are_drawn(stopped_and_gone_on, figure):
-    directory, _ = stopped_and_gone_on
-    assert matplotlib.image.imread(directory / figure).std() > 0
-
-
-def refused(reference, directory, *arguments):
-    with pytest.raises((flags.Error, SystemExit)) as caught:
-        sweep(reference, directory, *arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def test_runs_of_other_settings_are_not_mixed(reference, stopped_and_gone_on):
-    directory, _ = stopped_and_gone_on
-    before = files(directory)
-    line = refused(reference, directory, "--learning_rate=2e-6")
-    assert (
-        f"{NAMES[0]}.json: expected a run with learning_rate 2e-06; it is one"
-        in line
+def test_figures_show_the_runs(whole):
+    directory, _, drawn = whole
+    for name in drawn:
+        picture = matplotlib.image.imread(directory / f"{name}.png")
+        assert picture.std() > 0
+    first = parsed(directory / "runs" / "reference.json")
+    curves = {name: r["curve"] for name, r in results(directory).items()}
+    keys = ("accuracy", "rho")
+    assert drawn["figure3"] == (
+        {
+            f"lam={lam}": {
+                **{key: curves[f"figure3_lam={lam}_c=5"][key] for key in keys},
+                "labels": ["c=5"],
+            }
+            for lam in ("1", "2.5")
+        },
+        (first["rho"], first["accuracy"]),
     )
-    assert "Choose another --output_dir." in line
-    assert files(directory) == before
+    assert drawn["figure4"] == (
+        {
+            f"layer={layer}": {  # the way from the reference
+                key: [first[key], *curves[f"figure4_layer={layer}"][key]]
+                for key in keys
+            }
+            for layer in ("first", "all")
+        },
+        (first["rho"], first["accuracy"]),
+    )
 
 
-def test_damaged_run_is_named(reference, stopped_and_gone_on, tmp_path):
-    directory, _ = stopped_and_gone_on
-    runs = tmp_path / "runs"
-    runs.mkdir()
-    for name, content in files(directory).items():
-        (runs / name).write_bytes(content)
-    damaged = runs / f"{NAMES[1]}.json"
-    damaged.write_bytes(damaged.read_bytes()[:100])
-    line = refused(reference, tmp_path)
-    assert f"{damaged}: expected the JSON of a run; it cannot be read" in line
+def test_the_app_of_the_data_set_gives_the_same_numbers(
+    whole, reference, tmp_path
+):
+    run(
+        "digits",
+        "--defense=deep_defense",
+        f"--reference={reference}",
+        f"--output_dir={tmp_path}",
+        *FLAGS[1:],
+    )
+    expected = parsed(tmp_path / "results.json")
+    curve = results(whole[0])["figure4_layer=all"]["curve"]
+    for key, values in expected["curves"]["deep_defense"].items():
+        start = 0 if key == "training_loss" else 1  # the reference
+        assert curve[key] == pytest.approx(values[start:], rel=1e-5)
+    first = parsed(whole[0] / "runs" / "reference.json")
+    for key, name in (("accuracy", "accuracy"), ("rho", "rho2")):
+        measured = expected["models"]["reference"][name]
+        assert first[key] == pytest.approx(measured, rel=1e-5)
+
+
+# --- Stopped, killed, and started again -------------------------------------
+
+
+def test_stopped_and_killed_it_goes_on_to_the_same_numbers(
+    whole, reference, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    sweep(out, reference, *SWEEP, "--max_runs=1")
+    printed = capsys.readouterr().out
+    assert "4 runs, 4 of them to do." in printed
+    assert "1 of 4 runs are done." in printed
+    assert set(results(out)) == set(NAMES[:1])
+    assert (out / "figure3.png").exists()
+    assert not (out / "figure4.png").exists()
+    stopped = contents(out / "runs")
+
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "apps/sweep.py",
+            f"--reference={reference}",
+            f"--output_dir={out}",
+            *SWEEP,
+        ],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "CUDA_VISIBLE_DEVICES": "-1",
+        },
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:  # its second run, the third of all, begins
+        deadline = time.time() + 300
+        while not (out / "logs" / f"{NAMES[2]}.csv").exists():
+            assert process.poll() is None, "ended before it could be killed"
+            assert time.time() < deadline, "its second run does not begin"
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert set(results(out)) == set(NAMES[:2])
+    assert len(table(out)) == 2
+    killed = contents(out / "runs")
+    assert stopped.items() <= killed.items()
+
+    sweep(out, reference, *SWEEP)
+    assert "4 runs, 2 of them to do." in capsys.readouterr().out
+    assert killed.items() <= contents(out / "runs").items()
+    assert not [path for path in contents(out) if ".part" in path]
+    expected, found = results(whole[0]), results(out)
+    assert set(found) == set(RUNS)
+    for name, result in found.items():
+        assert result["settings"] == expected[name]["settings"]
+        for key, values in expected[name]["curve"].items():
+            assert result["curve"][key] == pytest.approx(values, rel=1e-5)
+    for row, other in zip(table(out), table(whole[0]), strict=True):
+        assert float(row["rho"]) == pytest.approx(float(other["rho"]), rel=1e-5)
+
+
+def test_finished_sweep_trains_nothing(whole, reference, tmp_path, monkeypatch):
+    out = shutil.copytree(whole[0], tmp_path / "out")
+    before = contents(out)
+    (out / "sweep.json").write_text('{"runs": ')  # is written again
+    monkeypatch.setattr(keras.Model, "fit", None)
+    sweep(out, reference, *SWEEP)
+    after = contents(out)
+    assert list(parsed(out / "sweep.json")["runs"]) == NAMES
+    pictures = {"figure3.png", "figure4.png", "sweep.json"}
+    assert set(after) == set(before)
+    assert {p for p in before if after[p] != before[p]} <= pictures
+
+
+def test_runs_asked_for_later_join_those_there_are(
+    whole, reference, tmp_path, capsys
+):
+    out = shutil.copytree(whole[0], tmp_path / "out")
+    before = contents(out / "runs")
+    sweep(out, reference, *SWEEP, "--cs=5,6", "--figure=3", "--max_runs=0")
+    printed = capsys.readouterr().out
+    assert "4 runs, 2 of them to do." in printed
+    assert "2 of 4 runs are done." in printed
+    assert contents(out / "runs") == before
+    assert [row["c"] for row in table(out)] == ["5", "5"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "file", "expected"),
+    [
+        ("--learning_rate=2e-5", NAMES[0], "learning_rate 2e-05; .* 1e-05"),
+        ("--batch_size=5", NAMES[0], "batch_size 5; .* 10"),
+        ("--lam_start=1", NAMES[0], "lam_start 1.0; .* 0.0"),
+        ("--c=5", NAMES[2], "c 5.0; .* 4.0"),  # Figure 3 has its own
+        ("--limit=19", "reference", "limit 19; .* 20"),
+        (
+            "--evaluation_candidates=3",
+            "reference",
+            "evaluation_candidates 3; .* None",
+        ),
+    ],
+)
+def test_other_settings_are_refused(whole, reference, argument, file, expected):
+    message = refused(
+        whole[0], f"--reference={reference}", *SWEEP, argument, name="sweep"
+    )
+    path = whole[0] / "runs" / f"{file}.json"
+    assert message.startswith(f"error: {path}: ")
+    assert re.search(
+        rf": expected a run with {expected}\. Choose another --output_dir\.$",
+        message,
+    )
+
+
+def test_other_reference_is_refused(whole, reference, tmp_path):
+    model = keras.saving.load_model(reference)
+    model.set_weights([2 * weight for weight in model.get_weights()])
+    model.save(tmp_path / "other.keras")
+    message = refused(
+        whole[0],
+        f"--reference={tmp_path / 'other.keras'}",
+        *SWEEP,
+        name="sweep",
+    )
+    assert message.startswith(
+        f"error: {whole[0] / 'runs' / 'reference.json'}: expected a run with "
+        "reference_sha256 "
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "damaged"),
+    [(NAMES[1], '{"run": "figu'), (NAMES[1], ""), ("reference", "[1, 2]")],
+)
+def test_damaged_file_of_a_run_is_named(
+    whole, reference, tmp_path, name, damaged
+):
+    out = shutil.copytree(whole[0], tmp_path / "out")
+    path = out / "runs" / f"{name}.json"
+    path.write_text(damaged)
+    message = refused(out, f"--reference={reference}", *SWEEP, name="sweep")
+    assert message.startswith(
+        f"error: {path}: expected the JSON of a run; it cannot be read: "
+    )
+    assert message.endswith(" Remove it, and the same command runs it again.")
+
+
+# --- The reference that it trains -------------------------------------------
+
+
+def test_reference_is_trained_once(tmp_path, capsys):
+    arguments = (
+        *("--dataset=digits", "--limit=20", "--figure=4", "--max_runs=0"),
+        *("--arch=mlp", "--reference_epochs=1", f"--output_dir={tmp_path}"),
+    )
+    run("sweep", *arguments)
+    printed = capsys.readouterr().out
+    assert "Training the reference: mlp" in printed
+    assert "4 runs, 4 of them to do." in printed  # fc1, fc2, fc3, all
+    assert table(tmp_path) == []
+    before = contents(tmp_path)
+    run("sweep", *arguments)
+    assert "Training" not in capsys.readouterr().out
+    assert contents(tmp_path) == before
+    # It is not taken for another one.
+    assert refused(
+        tmp_path, *arguments, "--arch=digits_cnn", name="sweep"
+    ).startswith(
+        f"error: {tmp_path / 'runs' / 'reference.json'}: expected a run with "
+        "arch digits_cnn; it is one with mlp."
+    )
+
+
+# --- What goes wrong --------------------------------------------------------
+
+
+def test_sweep_goes_on_after_a_run_that_diverges(
+    reference, tmp_path, capsys, monkeypatch
+):
+    arguments = (*FLAGS, "--figure=3", "--cs=5", "--lams=1e38,1", "--epochs=1")
+    sweep(tmp_path, reference, *arguments)
+    printed = capsys.readouterr().out
+    assert "diverged in epoch 1, step " in printed
+    assert "The likely cause: the updates are too large." in printed
+    assert "2 of 2 runs are done." in printed
+    diverged, finite = table(tmp_path)
+    assert (diverged["accuracy"], diverged["rho"]) == ("", "diverged")
+    curve = results(tmp_path)["figure3_lam=1_c=5"]["curve"]
+    assert float(finite["rho"]) == curve["rho"][-1]
+    assert (tmp_path / "figure3.png").exists()
+    monkeypatch.setattr(keras.Model, "fit", None)  # nor is it tried again
+    sweep(tmp_path, reference, *arguments)
+    assert "2 runs, 0 of them to do." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--figure=5", "--figure must be 3, 4, or 3,4."),
-        ("--lams=much", "--lams: expected different numbers above 0"),
-        ("--cs=0", "--cs: expected different numbers above 0"),
-        ("--cs=5,5", "--cs: expected different numbers above 0"),
-        ("--layers=conv9", "--layers: expected of ['affine'] and 'all'"),
-        ("--epochs=0", "--epochs must be above 0."),
-        ("--max_runs=-1", "flag --max_runs=-1"),
+        ("--figure=3,3", r"^flag --figure=.*--figure must be 3, 4, or 3,4\."),
+        ("--epochs=0", r"--epochs must be above 0\."),
+        ("--lams=", r"^error: --lams: expected .* above 0; received \[\]"),
+        ("--lams=much", r"^error: --lams: expected different numbers above"),
+        ("--lams=5,5.0", r"^error: --lams: expected different numbers"),
+        ("--cs=5,nan", r"^error: --cs: expected .* received \['5', 'nan'\]"),
+        (
+            "--layers=conv9",
+            r"^error: --layers: expected of \['first', 'last'\] and 'all', "
+            r"each once; received \['conv9'\]\.$",
+        ),
+        ("--layers=flat", r"^error: --layers: expected of \['first', 'last'\]"),
+        ("--layers=first,first", r"^error: --layers: .* each once; received"),
     ],
 )
-def test_bad_flags_are_refused(reference, tmp_path, argument, message):
-    assert message in refused(reference, tmp_path, "--max_runs=0", argument)
-
-
-def test_run_that_diverges_is_a_result(reference, tmp_path):
-    sweep(
-        reference,
-        tmp_path,
-        "--figure=3",
-        "--lams=5",
-        "--epochs=3",
-        "--learning_rate=1e38",
+def test_bad_flags_are_refused_by_name(whole, reference, argument, message):
+    found = refused(
+        whole[0], f"--reference={reference}", *SWEEP, argument, name="sweep"
     )
-    assert result(tmp_path, NAMES[0])["curve"] is None
-    (row,) = rows(tmp_path)
-    assert (row["accuracy"], row["rho"]) == ("", "diverged")
-    assert not (tmp_path / "figure3.png").exists()
-    assert math.isfinite(float(row["seconds"]))
+    assert re.search(message, found)

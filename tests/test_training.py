@@ -597,6 +597,7 @@ def test_second_signal_ends_at_once():
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_full_disk_loses_nothing(whole, tmp_path):
     """A write that fails half way: no byte beyond some size is accepted."""
     limit = 6_000  # bytes a file may have; a checkpoint has more

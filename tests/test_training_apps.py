@@ -3,6 +3,7 @@
 import csv
 import math
 import re
+import sys
 
 import keras
 import matplotlib.image
@@ -10,9 +11,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags
-from conftest import imported, run
-from test_apps import affine, parsed, refused, weights
+from absl.testing import flagsaver
+from conftest import run
+from test_apps import affine, parsed, refused, train_only, weights
 from tfds_shaped import write_imagenet
+
+from shared import training_flags
 
 import dd_keras
 from dd_keras import datasets, defenses
@@ -192,7 +196,7 @@ def test_flags_reach_the_methods(tmp_path, prepared):
     ]
     reference = keras.Sequential(layers)
     reference.save(tmp_path / "mine.keras")
-    run(
+    train_only(
         "digits",
         f"--defense={','.join(DEFENSES)}",
         "--limit=20",
@@ -230,7 +234,7 @@ def test_regulariser_starts_late_and_grows(tmp_path, monkeypatch):
         scale(self, share)
 
     monkeypatch.setattr(dd_keras.DeepDefenseModel, "scale_lam", spy)
-    run(
+    train_only(
         "digits",
         "--limit=20",
         "--batch_size=20",  # one step an epoch
@@ -264,46 +268,55 @@ def test_regulariser_starts_late_and_grows(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--alpha=2", r"flag --alpha=2(\.0)?: .*\[0"),
         ("--alpha=nan", r"flag --alpha=nan: --alpha must be finite"),
         ("--beta=0", r"flag --beta=0(\.0)?: --beta must be a finite number "),
         ("--beta=2", r"flag --beta=2(\.0)?: .*1"),
-        ("--fraction=0", r"flag --fraction=0(\.0)?: --fraction must be a "),
         ("--fraction=1.5", r"flag --fraction=1\.5: .*1"),
         ("--eps=nan", r"flag --eps=nan: --eps must be a finite number above"),
-        ("--eps=0", r"flag --eps=0(\.0)?: --eps must be a finite number above"),
         ("--c=inf", r"flag --c=inf: --c must be a finite number above 0"),
         ("--reference_last_rate=0", r"--reference_last_rate must be a finite"),
-        ("--reference_last_rate=2", r"flag --reference_last_rate=2(\.0)?: "),
         ("--last_rate=0", r"--last_rate must be a finite number above 0"),
-        ("--reference_last_epochs=-1", r"flag --reference_last_epochs=-1: "),
-        ("--reference_epochs=-1", r"flag --reference_epochs=-1: "),
         ("--reference_learning_rate=nan", r"--reference_learning_rate must be"),
-        ("--reference_weight_decay=-1", r"flag --reference_weight_decay=-1"),
         ("--reference_weight_decay=inf", r"_decay must be finite"),
-        ("--lam_start=-1", r"flag --lam_start=-1(\.0)?: .*non-negative"),
         ("--lam_start=nan", r"--lam_start must be finite"),
-        (
-            "--regularization_warmup=-1",
-            r"flag --regularization_warmup=-1(\.0)?: .*non-negative",
-        ),
         (
             "--regularization_warmup=inf",
             r"--regularization_warmup must be finite",
         ),
-        ("--batch_norm=off", r"flag --batch_norm=off: .*trained\|scale"),
-        ("--evaluation_candidates=0", r"--evaluation_candidates=0: .*positive"),
+        ("--batch_norm=off", r"flag --batch_norm=off: .*trained\|"),
         (
             "--evaluation_candidates=10",
             r"^error: --evaluation_candidates: expected at most 9, .* 10\.$",
         ),
         ("--weights=imagenet", r"^error: --weights: expected with a keras\.ap"),
         ("--augment", r"^error: augment: expected False for 'digits'"),
-        ("--image_size=0", r"flag --image_size=0: .*positive"),
     ],
 )
 def test_bad_flags_are_refused_by_name(tmp_path, argument, message):
     assert re.search(message, refused(tmp_path, argument))
+
+
+@pytest.mark.parametrize(
+    ("package", "message"),
+    [
+        ("tensorboard", "error: the logs for TensorBoard take its package: "),
+        ("sklearn.datasets", "error: the data set 'digits' comes with scikit-"),
+    ],
+)
+def test_missing_packages_name_the_extra(
+    tmp_path, monkeypatch, package, message
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit) as ended:
+        run(
+            "digits",
+            "--limit=20",
+            "--arch=mlp",
+            "--epochs=1",
+            f"--output_dir={tmp_path / 'out'}",
+        )
+    assert str(ended.value).startswith(message)
+    assert "pip install 'dd_keras[apps]'" in str(ended.value)
 
 
 def test_layers_that_are_not_there_are_refused(tmp_path):
@@ -344,10 +357,10 @@ def test_unknown_networks_are_refused_with_those_there_are(
 
 def test_defaults_of_an_app_must_be_its_flags():
     with (
-        imported("training") as training,
+        flagsaver.flagsaver(),
         pytest.raises(ValueError, match=r"^defaults: expected names of flags;"),
     ):
-        training.define_flags(["mlp"], epoch=3)
+        training_flags.define(["mlp"], epoch=3)
 
 
 # --- A defence of one's own -------------------------------------------------
@@ -414,7 +427,7 @@ def test_flags_of_the_reference_are_its_own(tmp_path, monkeypatch):
         return fit(self, *arguments, **{**kwargs, "epochs": 0})
 
     monkeypatch.setattr(keras.Model, "fit", spy)
-    run(
+    train_only(
         "digits",
         "--arch=mlp",
         "--limit=20",
@@ -451,50 +464,36 @@ def imagenet_dir(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("arch", "size", "mean", "deviation", "defense", "epochs"),
+    ("arch", "size", "mean", "deviation", "start"),
     [
         # AlexNet takes 67 pixels and more.
-        ("alexnet", 67, (123, 117, 104), (1, 1, 1), "deep_defense", 1),
+        ("alexnet", 67, (123, 117, 104), (1, 1, 1), run),
         (
             "resnet18",
             32,
             (123.675, 116.28, 103.53),
             (58.395, 57.12, 57.375),
-            "clean",
-            0,
+            train_only,
         ),
     ],
 )
-def test_imagenet(
-    tmp_path, imagenet_dir, arch, size, mean, deviation, defense, epochs
-):
-    run(
+def test_imagenet(tmp_path, imagenet_dir, arch, size, mean, deviation, start):
+    start(
         "imagenet",
         f"--arch={arch}",
         f"--image_size={size}",
-        f"--epochs={epochs}",
+        "--epochs=0",
         "--reference_epochs=0",
         "--batch_size=4",
-        "--max_iter=1",
-        "--candidates=1",
         "--evaluation_candidates=1",
-        f"--defense={defense}",
+        "--candidates=1",
+        "--defense=clean",
         f"--data_dir={imagenet_dir}",
         f"--output_dir={tmp_path}",
     )
-    results = parsed(tmp_path / "results.json")
-    assert results["dataset"] == {
-        "name": "imagenet2012",
-        "train": 8,
-        "test": 4,
-    }
-    assert list(results["models"]) == ["reference", defense]
-    for values in results["models"].values():
-        assert values["samples"] == 4
-        assert math.isfinite(values["rho2"])
     preprocessing, classifier = (
         keras.saving.load_model(tmp_path / f"{name}.keras")
-        for name in ("preprocessing", defense)
+        for name in ("preprocessing", "clean")
     )
     assert classifier.input_shape == (None, size, size, 3)
     assert classifier.output_shape == (None, 3)
@@ -505,6 +504,18 @@ def test_imagenet(
         (128 - np.array(mean)) / deviation,
         rtol=1e-4,
     )
+    if start is train_only:
+        return
+    results = parsed(tmp_path / "results.json")
+    assert results["dataset"] == {
+        "name": "imagenet2012",
+        "train": 8,
+        "test": 4,
+    }
+    assert list(results["models"]) == ["reference", "clean"]
+    for values in results["models"].values():
+        assert values["samples"] == 4
+        assert math.isfinite(values["rho2"])
     assert drawn(tmp_path / "adversarial_images.png")
 
 
@@ -558,22 +569,21 @@ def test_keras_application_on_a_folder(tmp_path, photos):
         "--augment",
         "--reference_epochs=0",
         "--epochs=1",
-        "--max_iter=1",
-        "--candidates=1",
+        "--evaluation_candidates=1",
         "--batch_norm=frozen",
-        "--defense=deep_defense",
+        "--defense=clean",
         f"--output_dir={tmp_path}",
     )
     results = parsed(tmp_path / "results.json")
     assert results["dataset"] == {"name": "folder", "train": 8, "test": 2}
-    assert list(results["models"]) == ["reference", "deep_defense"]
+    assert list(results["models"]) == ["reference", "clean"]
     for values in results["models"].values():
         assert math.isfinite(values["rho2"])
     # Raw pixels in; what the network wants done to them is its first layer.
     pixels = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3))
     preprocessing, classifier = (
         keras.saving.load_model(tmp_path / f"{name}.keras")
-        for name in ("preprocessing", "deep_defense")
+        for name in ("preprocessing", "clean")
     )
     np.testing.assert_allclose(preprocessing(pixels), pixels, rtol=1e-6)
     assert classifier.name == "MobileNet"

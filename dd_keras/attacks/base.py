@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from dd_keras.attacks import derivatives, kernels
 from dd_keras.classifier import compiled, graphs, logits
+from dd_keras.classifier.labels import sparse_labels
 from dd_keras.utils import keras_internals, validation
 from dd_keras.utils.config import EqualByConfig
 
@@ -155,7 +156,7 @@ class Attack(EqualByConfig):
         )
         batch = [x]
         if y is not None:
-            batch.append(logits.sparse_labels(y, num_classes))
+            batch.append(sparse_labels(y, num_classes))
             if len(batch[1]) != len(x):
                 raise ValueError(
                     f"y: expected {len(x)} labels, one for each input; "

@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from dd_keras.attacks import base
-from dd_keras.classifier.logits import sparse_labels
+from dd_keras.classifier.labels import sparse_labels
 from dd_keras.utils import keras_internals, norms, validation
 
 # Up to this many target classes, their gradients are written out one after

@@ -133,7 +133,7 @@ def missing_named(network):
         missing = re.search(r"registry has no entry for: (\w+)", str(error))
         if missing is None:
             raise
-        layers = {layer.name for layer in keras_internals.layers_of(network)}
+        layers = keras_internals.layer_names(network)
         scope, order = _place_of(missing[1], network)
         raise _refusal(missing[1], scope, layers, order=order) from error
 

@@ -6,13 +6,14 @@ from random starts (Madry et al., ICLR 2018).
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
 from dd_keras.attacks import base, draws
-from dd_keras.classifier.logits import sparse_labels
+from dd_keras.classifier.labels import sparse_labels
 from dd_keras.utils import norms, validation
 
 
@@ -400,7 +401,7 @@ _USUAL_REACH = 2.5
 class _Start(NamedTuple):
     """The clean inputs, and what a network makes of them."""
 
-    f: callable  # x -> class logits
+    f: Callable  # x -> class logits
     forward: base.Forward
     predictions: tf.Tensor  # (B,) int32
     y: tf.Tensor  # (B,) int32: the classes to leave, or to reach

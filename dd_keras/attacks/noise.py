@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from dd_keras.attacks import base, draws
-from dd_keras.classifier.logits import sparse_labels
+from dd_keras.classifier.labels import sparse_labels
 from dd_keras.utils import norms, validation
 
 

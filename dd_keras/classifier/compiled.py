@@ -2,6 +2,8 @@
 
 import threading
 import weakref
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import keras
 
@@ -34,7 +36,7 @@ _OF_TRAINING = frozenset(
 _IGNORED = _OF_KERAS | _OF_TRAINING
 
 
-def function(model, key, make):
+def function(model: keras.Model, key: Hashable, make: Callable[[], Any]) -> Any:
     """What `make` built for this model and key, built once.
 
     It is built anew once the model has changed: other layers, or another
@@ -96,14 +98,14 @@ def _weak(function):
 class _Held:
     """A dict that Keras does not look into when it saves a model."""
 
-    def __init__(self):
-        self.entries = {}
+    def __init__(self) -> None:
+        self.entries: dict[Hashable, tuple] = {}
         self.lock = threading.RLock()
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: dict) -> "_Held":
         return _Held()  # what is compiled is of the original
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return _Held, ()
 
 

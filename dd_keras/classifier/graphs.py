@@ -6,6 +6,8 @@ a way that can be differentiated.
 """
 
 import re
+from collections.abc import Callable, Container
+from typing import Any
 
 import tensorflow as tf
 
@@ -34,7 +36,7 @@ _RANDOM = (
 )  # fmt: skip
 
 
-def trace(call, spec):
+def trace(call: Callable[[tf.Tensor], Any], spec: tf.TensorSpec) -> Any:
     """A function as a graph.
 
     Args:
@@ -59,7 +61,7 @@ def trace(call, spec):
         ) from error
 
 
-def ending(tensor):
+def ending(tensor: tf.Tensor) -> str | None:
     """What an output is: `"softmax"`, `"sigmoid"`, `"linear"`, or a guess.
 
     The mean or the sum of softmaxes is one, too: what is done with it, the
@@ -82,7 +84,7 @@ def ending(tensor):
     return "linear" if op.type in _LINEAR and not mixes else None
 
 
-def last_operation(tensor):
+def last_operation(tensor: tf.Tensor) -> str:
     """The type of the operation that an output comes from."""
     return _origin(tensor).type
 
@@ -111,7 +113,7 @@ def _origin(tensor):
     return op
 
 
-def differentiable(concrete):
+def differentiable(concrete: Any) -> bool:
     """Whether a function's output depends on its input by differentiable ways.
 
     Args:
@@ -140,7 +142,7 @@ def _has_gradient(dtype):
     return dtype.is_floating or dtype.is_complex or dtype == tf.variant
 
 
-def random_operations(concrete):
+def random_operations(concrete: Any) -> list[str]:
     """Names of the random operations that a function's output depends on.
 
     Args:
@@ -178,7 +180,7 @@ def _calls(op, functions):
     return any(name in functions for name in called)
 
 
-def layer_at(scope, layers):
+def layer_at(scope: str, layers: Container[str]) -> str | None:
     """The name of the innermost layer in the name of an operation, or None.
 
     Args:

@@ -1,10 +1,12 @@
 """What goes into a classifier: one tensor, in whatever structure it comes."""
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
 
-def input_spec(model):
+def input_spec(model: keras.Model) -> tf.TensorSpec:
     """Shape, with a free batch size, and dtype of a model's one input.
 
     Args:
@@ -51,13 +53,13 @@ def input_spec(model):
     return tf.TensorSpec((None, *specs[0].shape[1:]), specs[0].dtype)
 
 
-def takes_plain_tensor(model):
+def takes_plain_tensor(model: keras.Model) -> bool:
     """Whether a model's input is a tensor alone, not one in a dict or list."""
     structure = _structure(model)
     return not isinstance(structure, (dict, list, tuple))
 
 
-def pack(model, x):
+def pack(model: keras.Model, x: tf.Tensor) -> Any:
     """A tensor in the structure that a model takes, a dict for one.
 
     Args:
@@ -70,7 +72,7 @@ def pack(model, x):
     return keras.tree.pack_sequence_as(structure, [x])
 
 
-def unpack(x):
+def unpack(x: Any) -> Any:
     """The one tensor of what `fit` hands on: itself, or that in a dict or list.
 
     Args:
@@ -95,7 +97,7 @@ def unpack(x):
     return leaves[0]
 
 
-def has_preprocessor(model):
+def has_preprocessor(model: keras.Model) -> bool:
     """Whether a model's `fit` and `predict` prepare their inputs first.
 
     KerasHub's tasks do, by a `preprocessor` that is no part of their `call`.
@@ -106,7 +108,9 @@ def has_preprocessor(model):
     )
 
 
-def prepare(model, x, y=None, sample_weight=None):
+def prepare(
+    model: keras.Model, x: Any, y: Any = None, sample_weight: Any = None
+) -> tuple[Any, Any, Any]:
     """A batch as `fit` and `predict` of a model hand it to its `call`.
 
     To be called in a graph: eagerly, KerasHub rounds resized uint8 images,

@@ -1,27 +1,28 @@
-"""From any Keras classifier to its logits, and from any labels to classes.
+"""From any Keras classifier to its logits.
 
 Cross-entropy, DeepFool and every decision rule here work on logits: the
 softmax saturates, its gradients vanish, and the class it favours is the same.
 """
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
 from dd_keras.classifier import graphs, inputs
+from dd_keras.classifier.logit_layers import (
+    Logits,
+    ProbabilitiesToLogits,
+    WithoutActivation,
+)
 from dd_keras.utils import keras_internals
 
 ACTIVATIONS = ("softmax", "sigmoid", "linear")
 
-# Smallest probability told from zero. The logarithm of less is -inf in
-# float32 arithmetic that flushes denormal numbers.
-_SMALLEST_PROBABILITY = 1e-37
-# Largest distance of a sigmoid's value from 1 that float32 cannot resolve.
-_SIGMOID_MARGIN = 6e-8
-# By how much the entries of a one-hot row may miss a sum of 1.
-_ROUNDING = 1e-2
 
-
-def logits_model(model, activation=None):
+def logits_model(
+    model: keras.Model, activation: str | None = None
+) -> keras.Model:
     """The same classifier up to its logits, sharing its weights.
 
     The softmax or sigmoid at the end of a `Sequential` or functional model,
@@ -71,7 +72,7 @@ def logits_model(model, activation=None):
     return network if known else _marked(network)
 
 
-def output_activation(model, activation=None):
+def output_activation(model: keras.Model, activation: str | None = None) -> str:
     """What a classifier ends in: `"softmax"`, `"sigmoid"` or `"linear"`.
 
     Args and Raises: see `logits_model`.
@@ -97,17 +98,17 @@ def output_activation(model, activation=None):
     return activation
 
 
-def num_outputs(model):
+def num_outputs(model: keras.Model) -> int:
     """The number of columns of a classifier's output."""
     return _check_outputs(model)[-1]
 
 
-def num_classes(model):
+def num_classes(model: keras.Model) -> int:
     """The number of classes a classifier tells apart; 2 for one output."""
     return max(2, num_outputs(model))
 
 
-def same_in_training(model):
+def same_in_training(model: keras.Model) -> bool:
     """Whether a model computes the same in training as in inference.
 
     Dropout, batch statistics and the like make it False; whatever cannot be
@@ -125,12 +126,12 @@ def same_in_training(model):
     return one == other
 
 
-def input_shape(model):
+def input_shape(model: keras.Model) -> tf.TensorShape:
     """The shape of a batch of inputs, (None, ...)."""
     return inputs.input_spec(model).shape
 
 
-def working_dtype(model):
+def working_dtype(model: keras.Model) -> str:
     """What norms and logits are computed in, also under mixed precision.
 
     `"float64"` for a model with float64 weights, else `"float32"`.
@@ -139,12 +140,12 @@ def working_dtype(model):
     return "float64" if precise else "float32"
 
 
-def working_spec(model):
+def working_spec(model: keras.Model) -> tf.TensorSpec:
     """A batch of inputs as attacks see it: `tf.TensorSpec`."""
     return tf.TensorSpec(input_shape(model), working_dtype(model))
 
 
-def cast_inputs(model, x):
+def cast_inputs(model: keras.Model, x: Any) -> tf.Tensor:
     """Inputs in the precision that norms and logits are computed in.
 
     Args:
@@ -168,7 +169,7 @@ def cast_inputs(model, x):
     return tf.cast(x, working_dtype(model))
 
 
-def class_logits(logits):
+def class_logits(logits: tf.Tensor) -> tf.Tensor:
     """Logits with one column a class, in float32 or float64.
 
     Args:
@@ -183,141 +184,6 @@ def class_logits(logits):
     if logits.shape[-1] == 1:
         logits = tf.concat([tf.zeros_like(logits), logits], axis=-1)
     return logits
-
-
-def sparse_labels(y, num_classes):
-    """Labels as class numbers, whatever form they came in.
-
-    Args:
-        y: classes of shape (B,) or (B, 1), of any number dtype, or one-hot
-            (also smoothed) rows of shape (B, num_classes).
-        num_classes: number of classes n.
-
-    Returns:
-        int32 tensor of shape (B,), in [0, n).
-
-    Raises:
-        ValueError: if the shape is another.
-        tf.errors.InvalidArgumentError: if a label is outside [0, n), no
-            whole number, or not finite, or if a row does not sum to 1, as
-            those of several labels a sample do not. XLA has no assertions:
-            there this is not checked.
-    """
-    y = tf.convert_to_tensor(y)
-    width = y.shape[-1] if y.shape.rank == 2 else 1
-    if y.shape.rank not in (1, 2) or width not in (1, num_classes):
-        known = y.shape.rank is not None
-        raise ValueError(
-            "y: expected labels of shape (batch,), (batch, 1) or one-hot "
-            f"(batch, {num_classes}); received shape "
-            f"{tuple(y.shape) if known else 'unknown'}."
-        )
-    if width == num_classes and num_classes > 1:
-        if y.dtype.is_floating:
-            y = tf.debugging.assert_all_finite(y, "y: expected finite labels.")
-        total = tf.reduce_sum(tf.cast(y, tf.float32), axis=-1)
-        one = tf.debugging.assert_less(
-            tf.abs(total - 1.0),
-            _ROUNDING,
-            "y: expected one-hot rows, or shares of classes that sum to 1; "
-            "several labels a sample are not supported, as a perturbation "
-            "changes the one class decided for.",
-        )
-        with tf.control_dependencies([one]):
-            return tf.argmax(y, axis=-1, output_type=tf.int32)
-    labels = tf.cast(tf.reshape(y, [-1]), tf.int64)
-    limit = tf.constant(num_classes, tf.int64)
-    message = f"y: expected labels in [0, {num_classes})."
-    # Before they are cast to int32, where 2^32 + 1 is 1.
-    assertions = [
-        tf.debugging.assert_non_negative(labels, message),
-        tf.debugging.assert_less(labels, limit, message),
-    ]
-    if y.dtype.is_floating:
-        assertions.append(
-            tf.debugging.assert_equal(
-                tf.cast(labels, y.dtype),
-                tf.reshape(y, [-1]),
-                "y: expected whole numbers as labels.",
-            )
-        )
-    with tf.control_dependencies(assertions):
-        return tf.cast(labels, tf.int32)
-
-
-@keras.saving.register_keras_serializable("dd_keras")
-class WithoutActivation(keras.layers.Layer):
-    """Applies a layer with its activation left out, sharing its weights.
-
-    Args:
-        layer: a built Keras layer with an `activation` attribute.
-    """
-
-    def __init__(self, layer, **kwargs):
-        # Of a quantised layer the precision, not the way of computing: that
-        # is the inner layer's.
-        super().__init__(dtype=layer.compute_dtype, **kwargs)
-        self.layer = layer
-
-    def call(self, inputs):
-        """Returns the layer's pre-activation outputs."""
-        activation = self.layer.activation
-        self.layer.activation = keras.activations.linear
-        try:
-            return self.layer(inputs)
-        finally:
-            self.layer.activation = activation
-
-    def get_config(self):
-        """Returns the constructor's arguments."""
-        layer = keras.saving.serialize_keras_object(self.layer)
-        return {**super().get_config(), "layer": layer}
-
-    @classmethod
-    def from_config(cls, config):
-        """Builds the layer from what `get_config` returned."""
-        layer = keras.saving.deserialize_keras_object(config.pop("layer"))
-        config.pop("dtype", None)
-        return cls(layer, **config)
-
-
-@keras.saving.register_keras_serializable("dd_keras")
-class Logits(keras.layers.Layer):
-    """Says of what goes through it that it is logits; changes nothing."""
-
-    def __init__(self, **kwargs):
-        super().__init__(autocast=False, **kwargs)
-
-    def call(self, inputs):
-        """Returns the inputs."""
-        return inputs
-
-
-@keras.saving.register_keras_serializable("dd_keras")
-class ProbabilitiesToLogits(keras.layers.Layer):
-    """Recovers logits from probabilities.
-
-    Args:
-        activation: what made the probabilities, `"softmax"` or `"sigmoid"`.
-    """
-
-    def __init__(self, activation, **kwargs):
-        super().__init__(**kwargs)
-        self.activation = activation
-
-    def call(self, inputs):
-        """Maps p, (B, n), to log p (softmax) or log p - log(1 - p)."""
-        p = inputs
-        if p.dtype != tf.float64:
-            p = tf.cast(p, tf.float32)
-        log_p = tf.math.log(tf.maximum(p, _SMALLEST_PROBABILITY))
-        if self.activation == "softmax":
-            return log_p
-        return log_p - tf.math.log(tf.maximum(1.0 - p, _SIGMOID_MARGIN))
-
-    def get_config(self):
-        """Returns the constructor's arguments."""
-        return {**super().get_config(), "activation": self.activation}
 
 
 def _check_outputs(model):

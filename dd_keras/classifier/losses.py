@@ -1,33 +1,35 @@
 """Classification losses and metrics that fit what a model puts out."""
 
+from collections.abc import Callable
+from typing import Any
+
 import keras
 
-_CROSSENTROPIES = {
+# Each cross-entropy: Keras' function, its loss and its metric, if there is one.
+_CROSSENTROPIES: dict[Callable, tuple[type, type | None]] = {
     keras.losses.sparse_categorical_crossentropy: (
-        keras.losses.SparseCategoricalCrossentropy
+        keras.losses.SparseCategoricalCrossentropy,
+        keras.metrics.SparseCategoricalCrossentropy,
     ),
     keras.losses.categorical_crossentropy: (
-        keras.losses.CategoricalCrossentropy
+        keras.losses.CategoricalCrossentropy,
+        keras.metrics.CategoricalCrossentropy,
     ),
     keras.losses.categorical_focal_crossentropy: (
-        keras.losses.CategoricalFocalCrossentropy
+        keras.losses.CategoricalFocalCrossentropy,
+        None,
     ),
-    keras.losses.binary_crossentropy: keras.losses.BinaryCrossentropy,
+    keras.losses.binary_crossentropy: (
+        keras.losses.BinaryCrossentropy,
+        keras.metrics.BinaryCrossentropy,
+    ),
     keras.losses.binary_focal_crossentropy: (
-        keras.losses.BinaryFocalCrossentropy
+        keras.losses.BinaryFocalCrossentropy,
+        None,
     ),
-}
-_CROSSENTROPY_METRICS = {
-    keras.losses.sparse_categorical_crossentropy: (
-        keras.metrics.SparseCategoricalCrossentropy
-    ),
-    keras.losses.categorical_crossentropy: (
-        keras.metrics.CategoricalCrossentropy
-    ),
-    keras.losses.binary_crossentropy: keras.metrics.BinaryCrossentropy,
 }
 # Metrics of two classes by name, with the threshold of one logit.
-_AT_THRESHOLD = {
+_AT_THRESHOLD: dict[str, tuple[type, dict[str, Any]]] = {
     **dict.fromkeys(
         ("accuracy", "acc", "binary_accuracy", "BinaryAccuracy"),
         (keras.metrics.BinaryAccuracy, {"threshold": 0.0}),
@@ -47,7 +49,7 @@ _REGRESSION = {
 }  # fmt: skip
 
 
-def classification_loss(loss, activation):
+def classification_loss(loss: Any, activation: str) -> Any:
     """The loss a user means, fit to logits or to probabilities.
 
     A cross-entropy by name does not say which of the two it takes; Keras
@@ -77,10 +79,10 @@ def classification_loss(loss, activation):
             f"'sparse_categorical_crossentropy'; received {name}."
         )
     from_logits = activation == "linear"
-    named = type(loss) if by_name else None  # "CategoricalCrossentropy"
-    crossentropy = _CROSSENTROPIES.get(loss, named)
-    if crossentropy in _CROSSENTROPIES.values():
-        return crossentropy(from_logits=from_logits)
+    for function, (crossentropy, _) in _CROSSENTROPIES.items():
+        # By name, "CategoricalCrossentropy", Keras makes an object of it.
+        if loss is function or (by_name and type(loss) is crossentropy):
+            return crossentropy(from_logits=from_logits)
     config = loss.get_config() if hasattr(loss, "get_config") else {}
     if config.get("from_logits", from_logits) != from_logits:
         outputs = "logits" if from_logits else "probabilities"
@@ -92,7 +94,9 @@ def classification_loss(loss, activation):
     return loss
 
 
-def classification_metrics(metrics, activation, one_output):
+def classification_metrics(
+    metrics: Any, activation: str, one_output: bool
+) -> Any:
     """The metrics a user means, fit to logits or to probabilities.
 
     By name, a cross-entropy does not say which of the two it takes, and what
@@ -128,7 +132,9 @@ def classification_metrics(metrics, activation, one_output):
         found = keras.metrics.get(metrics)
     except ValueError:
         return metrics  # for Keras to complain of
-    crossentropy = _CROSSENTROPY_METRICS.get(found, type(found))
-    if crossentropy in _CROSSENTROPY_METRICS.values():
-        return crossentropy(name=metrics, from_logits=True)
+    for function, (_, crossentropy) in _CROSSENTROPIES.items():
+        if crossentropy is not None and (
+            found is function or type(found) is crossentropy
+        ):
+            return crossentropy(name=metrics, from_logits=True)
     return metrics

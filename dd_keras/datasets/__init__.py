@@ -6,6 +6,7 @@ and a server puts it in front.
 """
 
 import re
+from typing import Any
 
 import tensorflow as tf
 
@@ -31,15 +32,15 @@ _NEVER_FLIPPED = (
 
 
 def load(
-    name,
-    data_dir=None,
+    name: str,
+    data_dir: str | None = None,
     *,
-    image_size=None,
-    augment=False,
-    seed=0,
-    recipe=None,
-    validation_split=0.0,
-):
+    image_size: int | None = None,
+    augment: bool = False,
+    seed: int = 0,
+    recipe: str | None = None,
+    validation_split: float = 0.0,
+) -> Data:
     """Loads a data set by name.
 
     - `"digits"`: scikit-learn's 1,797 handwritten digits of 8x8 pixels, part
@@ -78,9 +79,9 @@ def load(
             100 % of the area, 3:4 to 4:3) resized to 224x224; preprocessing
             standardises each channel. Channels are red, green, blue in both.
             `image_size` stands for 227 or 224, and scales 256 with it.
-        validation_split: share of the training images, the last of them, that is not
-            trained on, but for validation: for choices that the test images
-            must not be asked about. In [0, 1). They are never augmented.
+        validation_split: share of the training images, the last of them, that
+            is not trained on, but for validation: for choices that must not
+            depend on the test images. In [0, 1). They are never augmented.
 
     Returns:
         `Data`: train and test split, preprocessing, classes.
@@ -93,16 +94,21 @@ def load(
     """
     base = re.split("[:/]", name)[0]  # without version and configuration
     _check_arguments(base, image_size, augment, recipe, validation_split)
-    how = image_size, augment, seed, validation_split
+    how: dict[str, Any] = {
+        "image_size": image_size,
+        "augment": augment,
+        "seed": seed,
+        "validation_split": validation_split,
+    }
     if base == "imagenet2012":
-        return imagenet.load(name, data_dir, recipe or "caffe", *how)
+        return imagenet.load(name, data_dir, recipe or "caffe", **how)
     if name == "folder":
-        return folder.load(data_dir, *how)
+        return folder.load(data_dir, **how)
     if name == "digits":
-        return mean_subtracted(*digits.splits(), *how)
+        return mean_subtracted(*digits.splits(), **how)
     try:
         splits = tfds_sets.splits(name, data_dir)
-        return mean_subtracted(*splits, *how)
+        return mean_subtracted(*splits, **how)
     except tf.errors.OpError as error:  # damaged files
         raise tfds_sets.unavailable(name, data_dir, error) from error
 
@@ -134,6 +140,6 @@ def _check_arguments(base, image_size, augment, recipe, validation_split):
         isinstance(validation_split, (int, float)) and 0 <= validation_split < 1
     ):
         raise ValueError(
-            "validation_split: expected a number of at least 0 and below 1; received "
-            f"{validation_split!r}."
+            "validation_split: expected a number of at least 0 and below 1; "
+            f"received {validation_split!r}."
         )

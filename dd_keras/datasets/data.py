@@ -1,7 +1,7 @@
 """The form that all data sets have, batches of it, and a check."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import keras
 import numpy as np
@@ -40,9 +40,10 @@ class Data(NamedTuple):
             in [0, 255], to one of `image_shape`, as the test images were
             made. None: `images.resize`, each side on its own.
         epoch: function, in the graph, from the number of an epoch to its
-            training images, where `train` varies them; see `ResumableBatches`. None:
-            they are always those of `train`.
-        validation: training images held out, in a fixed order; None: none.
+            training images, where `train` varies them; see
+            `ResumableBatches`. None: they are always those of `train`.
+        validation: training images that are not trained on, in a fixed order;
+            None: none.
     """
 
     train: tf.data.Dataset
@@ -55,7 +56,7 @@ class Data(NamedTuple):
     epoch: Callable | None = None
     validation: tf.data.Dataset | None = None
 
-    def limited(self, images):
+    def limited(self, images: int) -> Self:
         """The same with the first so many images of each split."""
         vary, validation = self.epoch, self.validation
         return self._replace(
@@ -66,7 +67,7 @@ class Data(NamedTuple):
         )
 
     @property
-    def image_shape(self):
+    def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels."""
         train, test = (
             split.element_spec[0].shape for split in (self.train, self.test)
@@ -74,7 +75,7 @@ class Data(NamedTuple):
         return tuple(train if train.is_fully_defined() else test)
 
     @property
-    def bounds(self):
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """The valid range of the classifier's inputs: (low, high).
 
         What black and white images become, float32 arrays of `image_shape`.
@@ -88,7 +89,13 @@ class Data(NamedTuple):
         return ends[0], ends[1]
 
 
-def batches(dataset, preprocessing, batch_size, shuffle_seed=None, cache=True):
+def batches(
+    dataset: tf.data.Dataset,
+    preprocessing: keras.layers.Layer | None,
+    batch_size: int,
+    shuffle_seed: int | None = None,
+    cache: bool = True,
+) -> tf.data.Dataset:
     """Batches of preprocessed inputs and labels, prefetched.
 
     Args:
@@ -116,7 +123,9 @@ def batches(dataset, preprocessing, batch_size, shuffle_seed=None, cache=True):
     return batched(dataset, preprocessing)
 
 
-def preprocessed(dataset, preprocessing):
+def preprocessed(
+    dataset: tf.data.Dataset, preprocessing: keras.layers.Layer | None
+) -> tf.data.Dataset:
     """All preprocessed inputs, kept in memory from the first pass on."""
     size = dataset.cardinality()
     dataset = _mapped(dataset.batch(1024), preprocessing).unbatch()
@@ -125,7 +134,7 @@ def preprocessed(dataset, preprocessing):
     return dataset.cache()
 
 
-def shuffle_buffer(dataset, bounded):
+def shuffle_buffer(dataset: tf.data.Dataset, bounded: bool) -> int:
     """How many images to shuffle at once.
 
     Args:
@@ -139,7 +148,9 @@ def shuffle_buffer(dataset, bounded):
     return min(_SHUFFLE_BUFFER, max(1, MEMORY // (numbers * image.dtype.size)))
 
 
-def batched(batches, preprocessing):
+def batched(
+    batches: tf.data.Dataset, preprocessing: keras.layers.Layer | None
+) -> tf.data.Dataset:
     """Batches as training takes them: preprocessed, and prefetched."""
     return _mapped(batches, preprocessing).prefetch(tf.data.AUTOTUNE)
 
@@ -150,7 +161,9 @@ def _mapped(batches, preprocessing):
     return batches.map(lambda x, y: (preprocessing(x), y), tf.data.AUTOTUNE)
 
 
-def check_images(dataset, name, limit=None):
+def check_images(
+    dataset: tf.data.Dataset, name: str, limit: int | None = None
+) -> None:
     """Makes sure that no pixel is NaN or infinite.
 
     Args:

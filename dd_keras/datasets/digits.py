@@ -10,9 +10,22 @@ _TEST_SIZE = 360
 _LEVELS = 16  # scikit-learn's pixels count ink from 0 to 16
 
 
-def splits():
-    """The splits of scikit-learn's digits, and the names of the classes."""
-    from sklearn.datasets import load_digits
+def splits() -> tuple[tf.data.Dataset, tf.data.Dataset, list[str]]:
+    """The splits of scikit-learn's digits, and the names of the classes.
+
+    Returns:
+        (train, test, class_names): unbatched data sets of (image, label).
+
+    Raises:
+        ImportError: if scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError(
+            "the data set 'digits' comes with scikit-learn: pip install "
+            f"'dd_keras[apps]' ({error})"
+        ) from error
 
     digits = load_digits()
     order = np.random.RandomState(_SEED).permutation(len(digits.target))

@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import tensorflow as tf
 
+from dd_keras.datasets.data import Data
 from dd_keras.datasets.images import mean_subtracted
 
 # A fixed permutation of a folder's files, which come class by class. It does
@@ -14,7 +15,13 @@ _SEED = 20181203
 _FORMATS = (".bmp", ".gif", ".jpeg", ".jpg", ".png")  # TensorFlow decodes them
 
 
-def load(data_dir, image_size, augment, seed, validation_split):
+def load(
+    data_dir: str | None,
+    image_size: int | None,
+    augment: bool,
+    seed: int,
+    validation_split: float,
+) -> Data:
     """See `dd_keras.datasets.load`."""
     root = None if data_dir is None else pathlib.Path(data_dir).expanduser()
     if root is None or not root.is_dir():
@@ -28,13 +35,19 @@ def load(data_dir, image_size, augment, seed, validation_split):
             "may differ in size; received None."
         )
     train, test, class_names = _folder_files(root)
-    splits = (
+    train_images, test_images = (
         tf.data.Dataset.from_tensor_slices(split).map(_decode, tf.data.AUTOTUNE)
         for split in (train, test)
     )
     try:
         data = mean_subtracted(
-            *splits, class_names, image_size, augment, seed, validation_split
+            train_images,
+            test_images,
+            class_names,
+            image_size,
+            augment,
+            seed,
+            validation_split,
         )
         if not data.cache:  # the test images may not have been read yet
             data.test.reduce(0, lambda count, _: count + 1)

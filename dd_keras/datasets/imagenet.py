@@ -21,7 +21,15 @@ _TORCH_MEAN = (0.485, 0.456, 0.406)  # of pixels 0 to 1, as the next
 _TORCH_STD = (0.229, 0.224, 0.225)
 
 
-def load(name, data_dir, recipe, image_size, augment, seed, validation_split):
+def load(
+    name: str,
+    data_dir: str | None,
+    recipe: str,
+    image_size: int | None,
+    augment: bool,
+    seed: int,
+    validation_split: float,
+) -> Data:
     """See `dd_keras.datasets.load`."""
     builder = tfds_sets.builder_of(name, data_dir)
     needed = ("train", "validation")

@@ -1,6 +1,8 @@
 """What is done with images, and the `Data` that most data sets make."""
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,8 +14,14 @@ flip = tf.image.stateless_random_flip_left_right
 
 
 def mean_subtracted(
-    train, test, class_names, image_size, augment, seed, validation_split
-):
+    train: tf.data.Dataset,
+    test: tf.data.Dataset,
+    class_names: Sequence[str],
+    image_size: int | None,
+    augment: bool,
+    seed: int,
+    validation_split: float,
+) -> Data:
     """`Data` of two raw splits, in memory if they fit, as `load` has it.
 
     Args:
@@ -77,7 +85,9 @@ def mean_subtracted(
     )
 
 
-def split_off(train, share):
+def split_off(
+    train: tf.data.Dataset, share: float
+) -> tuple[tf.data.Dataset, tf.data.Dataset | None]:
     """The first training images, and the last share of them or None."""
     if not share:
         return train, None
@@ -85,13 +95,15 @@ def split_off(train, share):
     cut = size - max(1, round(share * size))
     if cut < 1:
         raise ValueError(
-            f"validation_split: expected a share that leaves images to train on; "
-            f"received {share} of {size} images."
+            "validation_split: expected a share that leaves images to train "
+            f"on; received {share} of {size} images."
         )
     return train.take(cut), train.skip(cut)
 
 
-def normalization(shape, axis, mean, variance):
+def normalization(
+    shape: tuple[int, ...], axis: Any, mean: Any, variance: Any
+) -> keras.layers.Normalization:
     """A layer that standardises batches of images of a shape (H, W, C)."""
     layer = keras.layers.Normalization(
         axis=axis, mean=mean, variance=variance, name="subtract_mean"
@@ -100,13 +112,15 @@ def normalization(shape, axis, mean, variance):
     return layer
 
 
-def resize(image, size):
+def resize(image: tf.Tensor, size: Any) -> tf.Tensor:
     """Resizes an image; (H, W, C) of any dtype to float32 in [0, 255]."""
     image = tf.image.resize(tf.cast(image, tf.float32), size, antialias=True)
     return tf.clip_by_value(image, 0.0, 255.0)  # rounding may lead beyond
 
 
-def augmented(dataset, vary, seed, epoch=None):
+def augmented(
+    dataset: tf.data.Dataset, vary: Callable, seed: int, epoch: Any = None
+) -> tf.data.Dataset:
     """Applies `vary(image, seed)`, seeds (2,) int64, new in each epoch.
 
     Args:

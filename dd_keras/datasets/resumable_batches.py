@@ -1,16 +1,20 @@
 """Training batches in an order that can be taken up anywhere."""
 
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, Self
 
+import keras
 import tensorflow as tf
 
 from dd_keras.datasets.data import (
     EVERY_SAMPLE,
+    Data,
     batched,
     preprocessed,
     shuffle_buffer,
 )
+from dd_keras.utils import config
 
 
 class ResumableBatches:
@@ -38,7 +42,14 @@ class ResumableBatches:
             `batch_size` is not a positive integer.
     """
 
-    def __init__(self, images, preprocessing, batch_size, seed=0, cache=True):
+    def __init__(
+        self,
+        images: tf.data.Dataset | Callable[[tf.Tensor], tf.data.Dataset],
+        preprocessing: keras.layers.Layer | None,
+        batch_size: int,
+        seed: int = 0,
+        cache: bool = True,
+    ):
         if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
             raise ValueError(
                 "batch_size: expected a positive integer; received "
@@ -53,7 +64,7 @@ class ResumableBatches:
                 images = preprocessed(images, preprocessing)
                 preprocessing = None
             self._images = lambda number: images
-        self._preprocessing = preprocessing
+        self._preprocessing: keras.layers.Layer | None = preprocessing
         first = self._images(tf.constant(0, tf.int64))
         size = int(first.cardinality())
         if size <= 0:
@@ -62,10 +73,10 @@ class ResumableBatches:
                 f"cardinality is known; received {size}."
             )
         self._buffer = shuffle_buffer(first, bounded=not cache)
-        self._steps = -(-size // batch_size)
+        self._steps: int = -(-size // batch_size)
 
     @classmethod
-    def of(cls, data, batch_size, seed=0):
+    def of(cls, data: Data, batch_size: int, seed: int = 0) -> Self:
         """The training images of a `Data`."""
         return cls(
             data.epoch or data.train,
@@ -76,7 +87,14 @@ class ResumableBatches:
         )
 
     @classmethod
-    def of_arrays(cls, x, y, sample_weight=None, batch_size=32, seed=0):
+    def of_arrays(
+        cls,
+        x: Any,
+        y: Any,
+        sample_weight: Any = None,
+        batch_size: int = config.DEFAULT_BATCH_SIZE,
+        seed: int = 0,
+    ) -> Self:
         """Samples that are in memory, as NumPy or TensorFlow has them.
 
         Args:
@@ -110,13 +128,13 @@ class ResumableBatches:
         samples = tf.data.Dataset.from_tensor_slices(tuple(arrays.values()))
         return cls(samples, None, batch_size, seed, cache=False)  # they are
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self._steps
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator:
         return iter(self.starting_at(0).take(self._steps))
 
-    def starting_at(self, epoch, step=0):
+    def starting_at(self, epoch: int, step: int = 0) -> tf.data.Dataset:
         """All batches from one on, without an end.
 
         Args:

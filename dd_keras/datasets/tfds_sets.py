@@ -2,13 +2,17 @@
 
 import difflib
 import pathlib
+from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from dd_keras.datasets.data import NAMES
 
 
-def splits(name, data_dir):
+def splits(
+    name: str, data_dir: str | None
+) -> tuple[tf.data.Dataset, tf.data.Dataset, list[str]]:
     """Training and test split of a set, downloaded if it is not there.
 
     Returns:
@@ -27,7 +31,7 @@ def splits(name, data_dir):
         raise unavailable(name, data_dir, error) from error
 
 
-def builder_of(name, data_dir):
+def builder_of(name: str, data_dir: str | None) -> Any:
     """The TFDS builder of images and classes; nothing is downloaded yet."""
     import tensorflow_datasets as tfds
 
@@ -78,7 +82,7 @@ def _are_images_and_classes(info):
     )
 
 
-def read(builder, *splits):
+def read(builder: Any, *splits: str) -> tuple:
     """Some splits of a set that is there, and its class names; see `splits`."""
     import tensorflow_datasets as tfds
 
@@ -90,7 +94,9 @@ def read(builder, *splits):
     ), builder.info.features[label].names
 
 
-def unavailable(name, data_dir, error):
+def unavailable(
+    name: str, data_dir: str | None, error: Exception
+) -> RuntimeError:
     """The error to raise where TFDS fails, in general for want of access."""
     cause = next(iter(str(error).strip().splitlines()), "")
     return RuntimeError(
@@ -102,6 +108,6 @@ def unavailable(name, data_dir, error):
     )
 
 
-def where(data_dir):
+def where(data_dir: str | None) -> str:
     """What an error calls the folder of TFDS."""
     return data_dir or "~/tensorflow_datasets"

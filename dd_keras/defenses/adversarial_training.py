@@ -1,10 +1,12 @@
 """Adversarial training: "Adv. Train I" and "II" of the Deep Defense paper."""
 
+from collections.abc import Iterable
+
 import keras
 import numpy as np
 import tensorflow as tf
 
-from dd_keras.attacks import Attack, DeepFool
+from dd_keras.attacks import Attack, DeepFool, Forward
 from dd_keras.classifier import logits
 from dd_keras.classifier.inputs import has_preprocessor
 from dd_keras.defenses.base import DefenseModel
@@ -13,8 +15,13 @@ from dd_keras.utils import validation
 
 
 def deepfool_dataset(
-    model, dataset, attack=None, *, include_clean=False, verbose=1
-):
+    model: keras.Model,
+    dataset: Iterable[tuple],
+    attack: Attack | None = None,
+    *,
+    include_clean: bool = False,
+    verbose: int = 1,
+) -> tf.data.Dataset:
     """The fixed adversarial training set of "Adv. Train I".
 
     Moosavi-Dezfooli et al., CVPR 2016, fine-tune a classifier on the DeepFool
@@ -38,6 +45,11 @@ def deepfool_dataset(
     Raises:
         TypeError, ValueError: if `model` is no built classifier, `dataset`
             is empty or infinite, or a batch is no pair of inputs and labels.
+
+    Example:
+        adversarial = dd_keras.deepfool_dataset(classifier, train, verbose=0)
+        classifier.compile("sgd", "sparse_categorical_crossentropy")
+        classifier.fit(adversarial.shuffle(1000).batch(6), verbose=0)
     """
     if has_preprocessor(model):
         raise ValueError(
@@ -102,7 +114,14 @@ class AdversarialTrainingModel(DefenseModel):
         model.fit(x_train, y_train, validation_data=(x_test, y_test))
     """
 
-    def __init__(self, model, *, adversary, alpha=0.5, **kwargs):
+    def __init__(
+        self,
+        model: keras.Model,
+        *,
+        adversary: Attack,
+        alpha: float = 0.5,
+        **kwargs,
+    ):
         if not isinstance(adversary, Attack) or adversary.targeted:
             raise TypeError(
                 "adversary: expected an untargeted dd_keras.attacks.Attack; "
@@ -114,11 +133,20 @@ class AdversarialTrainingModel(DefenseModel):
             "alpha", alpha, at_least=0, at_most=1
         )
 
-    def attacks_in_training(self):
-        """Whether a `Forward` of the clean inputs is of use in training."""
+    def shares_forward_pass(self) -> bool:
+        """Whether the attack in training can use the loss' forward pass."""
         return True
 
-    def task_loss(self, x, y, labels, y_pred, forward, sample_weight, training):
+    def task_loss(
+        self,
+        x: tf.Tensor,
+        y: tf.Tensor,
+        labels: tf.Tensor,
+        y_pred: tf.Tensor,
+        forward: Forward | None,
+        sample_weight: tf.Tensor | None,
+        training: bool,
+    ) -> tf.Tensor:
         """The adversarial objective, a scalar."""
         clean = super().task_loss(
             x, y, labels, y_pred, forward, sample_weight, training
@@ -130,7 +158,7 @@ class AdversarialTrainingModel(DefenseModel):
         adversarial = self.compute_loss(x, y, y_pred, sample_weight, training)
         return self.alpha * clean + (1.0 - self.alpha) * adversarial
 
-    def get_config(self):
+    def get_config(self) -> dict:
         """The constructor's arguments."""
         return {
             **super().get_config(),
@@ -147,6 +175,15 @@ class CombinedModel(AdversarialTrainingModel, DeepDefenseModel):
     regulariser of `DeepDefenseModel`, which looks at the clean inputs.
 
     Args: those of both.
+
+    Raises: as both.
+
+    Example:
+        model = dd_keras.CombinedModel(
+            classifier, adversary=dd_keras.attacks.FGSM(eps=0.1), lam=5.0
+        )
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        model.fit(x_train, y_train)
     """
 
 

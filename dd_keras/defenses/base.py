@@ -1,46 +1,31 @@
-"""What all defences share: a classifier in, `fit` as ever, rho in the logs."""
+"""What all defences share: any classifier, Keras' `fit`, rho in the logs."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Self
 
 import keras
 import tensorflow as tf
 
 from dd_keras import distribution
-from dd_keras.attacks import DeepFool, Forward, missing_named
+from dd_keras.attacks import (
+    Attack,
+    AttackResult,
+    DeepFool,
+    Forward,
+    missing_named,
+)
 from dd_keras.classifier import logits, losses
 from dd_keras.classifier.inputs import input_spec, pack, prepare, unpack
+from dd_keras.classifier.labels import sparse_labels
 from dd_keras.defenses import batch_norm as batch_normalization
 from dd_keras.defenses import checks
+from dd_keras.defenses.objective import Objective, all_computed
+from dd_keras.defenses.wrapper import ClassifierWrapper
 from dd_keras.utils import norms
 
 
-class Objective(NamedTuple):
-    """What a training step makes of a batch.
-
-    Attributes:
-        y_pred: (B, ...): the classifier's outputs.
-        forward: the attacks' `Forward` at the inputs, where there is one.
-        loss: scalar: the task's loss.
-        regularizer: scalar: what is minimised besides; None for nothing.
-        rho: (B,): relative sizes of the perturbations; None for none.
-    """
-
-    y_pred: tf.Tensor
-    forward: Forward | None
-    loss: tf.Tensor
-    regularizer: tf.Tensor | None
-    rho: tf.Tensor | None
-
-    @property
-    def total(self):
-        """Scalar: what is minimised."""
-        if self.regularizer is None:
-            return self.loss
-        return self.loss + tf.cast(self.regularizer, self.loss.dtype)
-
-
 @keras.saving.register_keras_serializable("dd_keras")
-class DefenseModel(keras.Model):
+class DefenseModel(ClassifierWrapper):
     """Any Keras classifier, trained by `fit`, with its robustness in the logs.
 
     As it stands it minimises the compiled loss, as `keras.Model` does: the
@@ -59,9 +44,9 @@ class DefenseModel(keras.Model):
         evaluation_attack: the attack behind `val_rho2`; by default `DeepFool`
             with up to 50 iterations.
         batch_norm: what training does to batch normalisation: `"trained"` is
-            Keras' own; `"frozen_statistics"` normalises by the moving statistics
-            and leaves them as they are, but trains scale and offset;
-            `"frozen"` trains neither.
+            Keras' own; `"frozen_statistics"` normalises by the moving
+            statistics and leaves them as they are, but trains scale and
+            offset; `"frozen"` trains neither.
         activation: what `model` ends in, see `logits_model`.
 
     Raises:
@@ -75,11 +60,11 @@ class DefenseModel(keras.Model):
 
     def __init__(
         self,
-        model,
+        model: keras.Model,
         *,
-        evaluation_attack=None,
-        batch_norm=batch_normalization.TRAINED,
-        activation=None,
+        evaluation_attack: Attack | None = None,
+        batch_norm: str = batch_normalization.TRAINED,
+        activation: str | None = None,
         **kwargs,
     ):
         activation = logits.output_activation(model, activation)
@@ -92,89 +77,42 @@ class DefenseModel(keras.Model):
         checks.check_model(
             model, network, self.needs_second_derivatives, type(self).__name__
         )
-        kwargs.setdefault("dtype", model.dtype_policy)
-        super().__init__(**kwargs)
-        self.model = model
+        super().__init__(model, network, activation, **kwargs)
         self.evaluation_attack = evaluation_attack or DeepFool()
         self.norm = getattr(self.evaluation_attack, "norm", 2.0)
         self.batch_norm = batch_norm
-        self.activation = activation
         self.rho_tracker = keras.metrics.Mean(name=f"rho{self.norm:g}")
-        # In a closure: Keras would take an attribute for a second sublayer.
-        self._network = lambda: network
         self.built = True
 
-    def logits_model(self):
-        """The classifier up to its logits, see `dd_keras.logits_model`."""
-        return self._network()
-
-    def call(self, inputs, training=None):
+    def call(
+        self, inputs: tf.Tensor, training: bool | None = None
+    ) -> tf.Tensor:
         """The classifier's own outputs."""
         inputs = pack(self.model, unpack(inputs))
-        with batch_normalization.statistics_of(self.model, self.batch_norm):
+        with batch_normalization.frozen_statistics(self.model, self.batch_norm):
             return self.model(inputs, training=training)
 
     @property
-    def input(self):
-        """The classifier's own, for tools that take networks apart."""
-        return self.model.input
-
-    @property
-    def output(self):
-        """The classifier's own."""
-        return self.model.output
-
-    @property
-    def inputs(self):
-        """The classifier's own."""
-        return self.model.inputs
-
-    @property
-    def outputs(self):
-        """The classifier's own."""
-        return self.model.outputs
-
-    @property
-    def preprocessor(self):
-        """The classifier's own, of a KerasHub task; else None."""
-        return getattr(self.model, "preprocessor", None)
-
-    def preprocess_samples(self, x, y=None, sample_weight=None):
-        """A batch as the classifier's own preprocessor makes it."""
-        return self.model.preprocess_samples(x, y, sample_weight)
-
-    def get_layer(self, name=None, index=None):
-        """The classifier's layer of this name or index."""
-        return self.model.get_layer(name, index)
-
-    @property
-    def trainable_weights(self):
+    def trainable_weights(self) -> list[keras.Variable]:
         """The weights that training changes, see `batch_norm`."""
-        return batch_normalization.trained(
+        return batch_normalization.trainable(
             self.model, super().trainable_weights, self.batch_norm
         )
 
     @property
-    def trainable_variables(self):
+    def trainable_variables(self) -> list[keras.Variable]:
         """As `trainable_weights`."""
         return self.trainable_weights
 
-    def export(self, *args, **kwargs):
-        """Writes the classifier as `keras.Model.export` does.
-
-        See `dd_keras.export` for what a server needs besides.
-        """
-        self.model.export(*args, **kwargs)
-
     def compile(
         self,
-        optimizer="rmsprop",
-        loss=None,
+        optimizer: str | keras.Optimizer = "rmsprop",
+        loss: str | keras.Loss | Callable | None = None,
         *,
-        metrics=None,
-        weighted_metrics=None,
+        metrics: Sequence | None = None,
+        weighted_metrics: Sequence | None = None,
         **kwargs,
-    ):
+    ) -> None:
         """As `keras.Model.compile`, with any classification loss.
 
         A cross-entropy given by name learns from the model whether its
@@ -197,14 +135,14 @@ class DefenseModel(keras.Model):
             ),
             **kwargs,
         )
-        # Of integers there is no gradient: the network casts them elsewhere.
+        # Integer inputs have no gradient: attacks see them cast, see `logits`.
         self._gives_logits = (
             self.activation == "linear"
             and input_spec(self.model).dtype.is_floating
         )
         self._same_in_training = (
             self._gives_logits
-            # Known without two traces, which are seconds of a large network.
+            # Tells most networks apart without two traces, which take seconds.
             and not batch_normalization.differs_in_training(
                 self.model, self.batch_norm
             )
@@ -213,16 +151,16 @@ class DefenseModel(keras.Model):
 
     def fit(
         self,
-        x=None,
-        y=None,
-        batch_size=None,
-        epochs=1,
-        verbose="auto",
-        callbacks=None,
-        validation_split=0.0,
-        validation_data=None,
+        x: object = None,
+        y: object = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: str | int = "auto",
+        callbacks: Sequence[keras.callbacks.Callback] | None = None,
+        validation_split: float = 0.0,
+        validation_data: object = None,
         **kwargs,
-    ):
+    ) -> keras.callbacks.History:
         """As `keras.Model.fit`.
 
         Raises:
@@ -247,18 +185,29 @@ class DefenseModel(keras.Model):
                 **kwargs,
             )
 
-    def evaluate(self, x=None, y=None, *args, **kwargs):
+    def evaluate(
+        self, x: object = None, y: object = None, *args, **kwargs
+    ) -> float | list[float] | dict[str, float]:
         """As `keras.Model.evaluate`. Raises: see `fit`."""
         checks.check_arrays(self.model, x, y)
         with checks.named_assertions():
             return super().evaluate(x, y, *args, **kwargs)
 
-    def compile_from_config(self, config):
+    def compile_from_config(self, config: dict) -> None:
         """Compiles a loaded model as the saved one was."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
-    def task_loss(self, x, y, labels, y_pred, forward, sample_weight, training):
+    def task_loss(
+        self,
+        x: tf.Tensor,
+        y: tf.Tensor,
+        labels: tf.Tensor,
+        y_pred: tf.Tensor,
+        forward: Forward | None,
+        sample_weight: tf.Tensor | None,
+        training: bool,
+    ) -> tf.Tensor:
         """What the classifier is trained for: the compiled loss.
 
         Args:
@@ -266,8 +215,8 @@ class DefenseModel(keras.Model):
             y: their labels, as `fit` was given them.
             labels: int32, (B,): the same as classes.
             y_pred: (B, ...), the outputs at `x`.
-            forward: the `Forward` at `x`; None where the attack's pass is
-                another than the loss'.
+            forward: the `Forward` at `x`; None where the attack needs a
+                forward pass of its own.
             sample_weight: (B,), or None.
             training: whether this is a training step.
 
@@ -277,8 +226,14 @@ class DefenseModel(keras.Model):
         del labels, forward
         return self.compute_loss(x, y, y_pred, sample_weight, training)
 
-    def regularizer(self, x, labels, forward, sample_weight):
-        """What is minimised besides.
+    def regularizer(
+        self,
+        x: tf.Tensor,
+        labels: tf.Tensor,
+        forward: Forward | None,
+        sample_weight: tf.Tensor | None,
+    ) -> tuple[tf.Tensor | None, tf.Tensor | None]:
+        """What is added to the task's loss.
 
         Args: see `task_loss`.
 
@@ -288,20 +243,20 @@ class DefenseModel(keras.Model):
         del x, labels, forward, sample_weight
         return None, None
 
-    def attacks_in_training(self):
-        """Whether a `Forward` of the clean inputs is of use in training."""
+    def shares_forward_pass(self) -> bool:
+        """Whether an attack in training can use the loss' forward pass."""
         return False
 
-    def train_step(self, data):
+    def train_step(self, data: tuple) -> dict[str, tf.Tensor]:
         """One step down the gradient of the objective; returns the logs."""
         x, y, sample_weight = self._batch(data)
         with tf.GradientTape() as tape:
             found = self._objective(x, y, sample_weight, True)
-            total = self._share_of_batch(found)
+            total = found.replica_share(self._loss_is_sum())
             scaled_loss = self.optimizer.scale_loss(total)
         with missing_named(self.logits_model()):
             gradients = tape.gradient(scaled_loss, self.trainable_weights)
-        self.optimizer.apply(_together(gradients), self.trainable_weights)
+        self.optimizer.apply(all_computed(gradients), self.trainable_weights)
         if found.rho is not None:
             self.rho_tracker.update_state(found.rho)
         logs = self.compute_metrics(x, y, found.y_pred, sample_weight)
@@ -309,7 +264,7 @@ class DefenseModel(keras.Model):
             logs.pop(self.rho_tracker.name, None)  # eagerly it is gone
         return logs
 
-    def test_step(self, data):
+    def test_step(self, data: tuple) -> dict[str, tf.Tensor]:
         """Evaluates the objective, and rho from the predicted classes."""
         x, y, sample_weight = self._batch(data)
         found = self._objective(x, y, sample_weight, False)
@@ -319,17 +274,29 @@ class DefenseModel(keras.Model):
         self.rho_tracker.update_state(rho)
         return self.compute_metrics(x, y, found.y_pred, sample_weight)
 
-    def predict_step(self, data):
+    def predict_step(self, data: object) -> tf.Tensor:
         """The outputs for a batch, prepared as the classifier does it."""
         x, _, _ = self._batch(data)
         return self(x, training=False)
+
+    def _retrace(self):
+        """Has the compiled steps traced again, with the settings of now."""
+        self.test_function = None
+        if self.train_function is not None:
+            self.make_train_function(force=True)
 
     def _batch(self, data):
         """A batch as (x, y, sample_weight), x being what `call` takes."""
         return prepare(self.model, *keras.utils.unpack_x_y_sample_weight(data))
 
-    def _attack_batch(self, attack, x, labels, forward=None):
-        """Attacks a batch in the graph at hand.
+    def _attack_batch(
+        self,
+        attack: Attack,
+        x: tf.Tensor,
+        labels: tf.Tensor | None,
+        forward: Forward | None = None,
+    ) -> tuple[AttackResult, tf.Tensor]:
+        """Attacks a batch, in the graph that is being traced.
 
         Args:
             attack: an `attacks.Attack`.
@@ -350,7 +317,7 @@ class DefenseModel(keras.Model):
         """The `Objective` of a batch, or of a replica's part of it."""
         x = distribution.not_empty(x)
         y_pred, forward = self._forward(x, training)
-        labels = logits.sparse_labels(y, max(2, y_pred.shape[-1]))
+        labels = sparse_labels(y, max(2, y_pred.shape[-1]))
         with tf.control_dependencies([labels]):  # checked before they are used
             y = tf.identity(y)
         loss = self.task_loss(
@@ -362,12 +329,13 @@ class DefenseModel(keras.Model):
         return found
 
     def _forward(self, x, training):
-        """The outputs, and the attacks' `Forward` if they come to the same.
+        """The outputs, and the attacks' `Forward` where both are one pass.
 
-        They do if they are logits and training changes nothing in the network.
+        They are if the outputs are logits and the network computes the same
+        in training as in inference.
         """
         same = self._same_in_training if training else self._gives_logits
-        if not same or (training and not self.attacks_in_training()):
+        if not same or (training and not self.shares_forward_pass()):
             return self(x, training=training), None
         x = logits.cast_inputs(self.model, x)
         return Forward.of_model(self, x, training)
@@ -378,20 +346,7 @@ class DefenseModel(keras.Model):
             if metric.name == "loss":
                 metric.update_state(self.unscaled(total), batch_size)
 
-    def _share_of_batch(self, found):
-        """What this replica adds to the objective of the whole batch."""
-        share = distribution.batch_share(tf.shape(found.y_pred)[0])
-        if share is None:
-            return found.total
-        loss, regularizer = found.loss, found.regularizer
-        # A sum over the samples is what it is, whoever has how many of them.
-        if getattr(self.loss, "reduction", None) != "sum":
-            loss *= tf.cast(share, loss.dtype)
-        if regularizer is not None:
-            regularizer *= tf.cast(share, regularizer.dtype)
-        return found._replace(loss=loss, regularizer=regularizer).total
-
-    def get_metrics_result(self):
+    def get_metrics_result(self) -> dict[str, tf.Tensor]:
         """The logs; rho only where it was measured."""
         results = super().get_metrics_result()
         # In a graph `train_step` does this: there the count is not known.
@@ -399,11 +354,14 @@ class DefenseModel(keras.Model):
             results.pop(self.rho_tracker.name, None)
         return results
 
-    def unscaled(self, value):
-        """A loss as it is: Keras divides it by the number of replicas."""
+    def _loss_is_sum(self):
+        return getattr(self.loss, "reduction", None) == "sum"
+
+    def unscaled(self, value: tf.Tensor) -> tf.Tensor:
+        """A loss before Keras divided it by the number of replicas."""
         return value * self.distribute_strategy.num_replicas_in_sync
 
-    def get_config(self):
+    def get_config(self) -> dict:
         """The constructor's arguments."""
         serialize = keras.saving.serialize_keras_object
         return {
@@ -415,24 +373,10 @@ class DefenseModel(keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict) -> Self:
         """Builds the model from what `get_config` returned."""
         config.pop("dtype", None)  # the classifier's own
         config = keras.saving.deserialize_keras_object(config)
         if config["batch_norm"] == "scale_trained":  # its name up to 0.1
             config["batch_norm"] = "frozen_statistics"
         return cls(config.pop("model"), **config)
-
-
-def _together(gradients):
-    """The gradients, none of them before all of them are there.
-
-    A weight that the regulariser does not reach has its gradient while the
-    attack still runs. It must not be updated by then: TensorFlow's graph
-    optimizer lets updates overtake the attack's reads, now and then.
-
-    Args:
-        gradients: list of tensors, None where there is none.
-    """
-    with tf.control_dependencies([g for g in gradients if g is not None]):
-        return [None if g is None else tf.identity(g) for g in gradients]

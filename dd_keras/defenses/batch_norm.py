@@ -1,11 +1,12 @@
-"""Batch normalisation in fine-tuning: trained, or held fast.
+"""Batch normalisation in fine-tuning: trained, or frozen.
 
 Attacks see a network in inference mode, with its moving statistics. Where
-training normalises by each batch's own, loss and attack see two networks;
-with the statistics held fast they see one, and share a forward pass.
+training normalises by each batch's own statistics, loss and attack see two
+networks; with frozen statistics they see one, and share a forward pass.
 """
 
 import contextlib
+from collections.abc import Iterator, Sequence
 
 import keras
 
@@ -19,35 +20,37 @@ TRAINED, FROZEN_STATISTICS, FROZEN = MODES = (
 
 
 @contextlib.contextmanager
-def statistics_of(model, mode):
-    """While it is open, calls of `model` treat statistics as `mode` says.
+def frozen_statistics(model: keras.Model, mode: str) -> Iterator[None]:
+    """In this context, calls of `model` treat moving statistics by `mode`.
 
     Args:
         model: a `keras.Model`.
-        mode: one of `MODES`; all but `"trained"` hold the moving statistics
-            fast and normalise by them, in training too.
+        mode: one of `MODES`; all but `"trained"` freeze the moving statistics
+            and normalise by them, in training too.
     """
-    held = [] if mode == TRAINED else _layers(model)
-    for layer in held:
+    frozen = [] if mode == TRAINED else _layers(model)
+    for layer in frozen:
         layer.call = _in_inference(layer)
     try:
         yield
     finally:
-        for layer in held:
-            # Another replica's thread may have been here meanwhile.
+        for layer in frozen:
+            # Another replica's thread may have deleted it already.
             with contextlib.suppress(AttributeError):
                 del layer.call
 
 
-def trained(model, weights, mode):
-    """The weights that are trained, of those of `model` that could be."""
+def trainable(
+    model: keras.Model, weights: Sequence[keras.Variable], mode: str
+) -> list[keras.Variable]:
+    """Those of the trainable weights of `model` that `mode` lets train."""
     if mode != FROZEN:
-        return weights
-    held = {id(w) for layer in _layers(model) for w in layer.weights}
-    return [w for w in weights if id(w) not in held]
+        return list(weights)
+    frozen = {id(w) for layer in _layers(model) for w in layer.weights}
+    return [w for w in weights if id(w) not in frozen]
 
 
-def differs_in_training(model, mode):
+def differs_in_training(model: keras.Model, mode: str) -> bool:
     """Whether training normalises by each batch's own statistics."""
     return mode == TRAINED and any(layer.trainable for layer in _layers(model))
 

@@ -1,8 +1,9 @@
-"""What is refused, or warned of, before and while a defence trains."""
+"""Checks of models, inputs and labels, before and while a defence trains."""
 
 import contextlib
 import re
 import warnings
+from collections.abc import Iterator
 
 import keras
 import numpy as np
@@ -11,12 +12,18 @@ import tensorflow as tf
 from dd_keras.attacks import derivatives, traced
 from dd_keras.classifier import graphs, logits
 from dd_keras.classifier.inputs import unpack
+from dd_keras.classifier.labels import sparse_labels
 from dd_keras.training import StopAtNaN
 from dd_keras.utils import keras_internals
 
 
-def check_model(model, network, needs_second_derivatives, defense):
-    """Refuses a model that cannot be right, and warns of what may surprise.
+def check_model(
+    model: keras.Model,
+    network: keras.Model,
+    needs_second_derivatives: bool,
+    defense: str,
+) -> None:
+    """Refuses a model that cannot be defended, and warns of what may surprise.
 
     Args:
         model: the classifier.
@@ -37,7 +44,7 @@ def check_model(model, network, needs_second_derivatives, defense):
             "an Embedding, a Discretization or an argmax. Wrap the part behind "
             "it: keras.Model(embedded, model.output)."
         )
-    layers = {layer.name for layer in keras_internals.layers_of(network)}
+    layers = keras_internals.layer_names(network)
     if needs_second_derivatives:
         derivatives.require_second_derivatives(concrete.graph, layers)
     random = graphs.random_operations(concrete)
@@ -58,7 +65,9 @@ def check_model(model, network, needs_second_derivatives, defense):
         )
 
 
-def check_arrays(model, x=None, y=None, *_):
+def check_arrays(
+    model: keras.Model, x: object = None, y: object = None, *_
+) -> None:
     """Checks inputs and labels that are arrays, before anything is compiled.
 
     Args:
@@ -81,12 +90,12 @@ def check_arrays(model, x=None, y=None, *_):
             )
     if isinstance(y, np.ndarray):
         with named_assertions():
-            logits.sparse_labels(y, logits.num_classes(model))
+            sparse_labels(y, logits.num_classes(model))
 
 
 @contextlib.contextmanager
-def named_assertions():
-    """Says what an assertion on a batch says, without the graph around it.
+def named_assertions() -> Iterator[None]:
+    """Raises a failed check of a batch as a ValueError of one line.
 
     Raises:
         ValueError: in place of TensorFlow's `InvalidArgumentError`.
@@ -102,7 +111,7 @@ def named_assertions():
         raise ValueError(f"{said[1].rstrip('. ')}.") from error
 
 
-def with_guard(callbacks):
+def with_guard(callbacks: object) -> object:
     """The callbacks, and one that ends a training whose loss is not finite.
 
     Args:

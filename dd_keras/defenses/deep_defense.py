@@ -1,20 +1,19 @@
 """Deep Defense (Yan, Guo, Zhang, NeurIPS 2018) as a Keras model."""
 
-import contextlib
-import functools
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
 
-from dd_keras.attacks import DeepFool
+from dd_keras.attacks import Attack, DeepFool, Forward
 from dd_keras.classifier import logits
-from dd_keras.defenses.base import DefenseModel
+from dd_keras.defenses import layerwise
+from dd_keras.defenses.regularized import RegularizedDefenseModel
 from dd_keras.defenses.split_exponential import SplitExponential
-from dd_keras.utils import keras_internals, validation
 
 
 @keras.saving.register_keras_serializable("dd_keras")
-class DeepDefenseModel(DefenseModel):
+class DeepDefenseModel(RegularizedDefenseModel):
     """Any Keras classifier, trained to resist adversarial perturbations.
 
     Each training step minimises (Eq. 6 of the paper)
@@ -65,14 +64,14 @@ class DeepDefenseModel(DefenseModel):
 
     def __init__(
         self,
-        model,
+        model: keras.Model,
         *,
-        lam=15.0,
-        c=25.0,
-        d=5.0,
-        attack=None,
-        regularized_layers=None,
-        evaluation_attack=None,
+        lam: float = 15.0,
+        c: float = 25.0,
+        d: float = 5.0,
+        attack: Attack | None = None,
+        regularized_layers: Sequence[str | keras.Layer] | None = None,
+        evaluation_attack: Attack | None = None,
         **kwargs,
     ):
         attack = attack or DeepFool(max_iter=5)
@@ -83,177 +82,90 @@ class DeepDefenseModel(DefenseModel):
                 f"evaluation_attack: expected one of the norm of attack, "
                 f"{norm:g}; received {evaluation_attack!r}."
             )
-        super().__init__(model, evaluation_attack=evaluation_attack, **kwargs)
+        super().__init__(
+            model, lam=lam, evaluation_attack=evaluation_attack, **kwargs
+        )
         self.penalty = SplitExponential(c, d, dtype=logits.working_dtype(model))
         self._attack = attack
-        self.regularized_layers = _layer_names(model, regularized_layers)
-        self.regularization_tracker = keras.metrics.Mean("regularization")
-        self._lam = validation.validate_number("lam", lam, at_least=0)
-        self._lam_share = 1.0
-        # What is in force. No weight: what saves the model need not have it.
-        self._lam_now = tf.Variable(self._lam, False, dtype=tf.float64)
-        self._regularizes = self._lam > 0
+        self.regularized_layers = layerwise.validate_layers(
+            model, regularized_layers
+        )
 
     @property
-    def lam(self):
-        """Weight of the regulariser; a new one is in force from then on."""
-        return self._lam
-
-    @lam.setter
-    def lam(self, value):
-        self._lam = validation.validate_number("lam", value, at_least=0)
-        self._put_in_force()
-
-    @property
-    def c(self):
+    def c(self) -> float:
         """Steepness for correctly classified samples; may be changed."""
         return self.penalty.c
 
     @c.setter
-    def c(self, value):
+    def c(self, value: float) -> None:
         self._set_penalty(value, self.d)
 
     @property
-    def d(self):
+    def d(self) -> float:
         """Steepness for misclassified samples; may be changed."""
         return self.penalty.d
 
     @d.setter
-    def d(self, value):
+    def d(self, value: float) -> None:
         self._set_penalty(self.c, value)
 
     @property
-    def attack(self):
+    def attack(self) -> Attack:
         """The attack in training; one of the same norm may replace it."""
         return self._attack
 
     @attack.setter
-    def attack(self, value):
+    def attack(self, value: Attack) -> None:
         if getattr(value, "norm", self.norm) != self.norm:
             raise ValueError(
                 f"attack: expected one of the norm {self.norm:g}, as before; "
                 f"received {value!r}."
             )
         self._attack = value
-        self._make_functions_anew()
-
-    def scale_lam(self, share):
-        """Lets a share of `lam` be in force from the next step on.
-
-        With a share of 0 no attack is run, and a step costs what it does
-        without a defence. For callbacks, see `RegularizationWarmup`.
-
-        Args:
-            share: a number in [0, 1].
-
-        Raises:
-            ValueError: if `share` is outside of its range.
-        """
-        self._lam_share = validation.validate_number(
-            "share", share, at_least=0, at_most=1
-        )
-        self._put_in_force()
-
-    def _put_in_force(self):
-        """Lets `lam` and its share count from the next step on."""
-        now = self._lam * self._lam_share
-        self._lam_now.assign(now)
-        if (now > 0) != self._regularizes:  # another graph
-            self._regularizes = now > 0
-            self._make_functions_anew()
+        self._retrace()
 
     def _set_penalty(self, c, d):
         """Replaces the penalty of Eq. 6."""
         dtype = logits.working_dtype(self.model)
         self.penalty = SplitExponential(c, d, dtype=dtype)
-        self._make_functions_anew()
+        self._retrace()
 
-    def _make_functions_anew(self):
-        """Has what is compiled traced again, with the settings of now."""
-        self.test_function = None
-        if self.train_function is not None:
-            self.make_train_function(force=True)
+    def shares_forward_pass(self) -> bool:
+        """Whether the attack in training can use the loss' forward pass."""
+        # On some layers alone, all others must get the loss' own gradient.
+        return self.regularizes and self.regularized_layers is None
 
-    @functools.wraps(keras.Model.fit, assigned=())  # the same signature
-    def fit(self, *args, **kwargs):
-        """As `keras.Model.fit`; after an error, `lam` is as it was before.
-
-        Callbacks that scale it are not told of errors.
-        """
-        share = self._lam_share
-        try:
-            return super().fit(*args, **kwargs)
-        except BaseException:
-            self.scale_lam(share)
-            raise
-
-    def attacks_in_training(self):
-        """Whether a `Forward` of the clean inputs is of use in training."""
-        # Layer by layer the loss' gradient must be the clean one, to the bit.
-        return self._regularizes and self.regularized_layers is None
-
-    def regularizer(self, x, labels, forward, sample_weight):
-        """The mean penalty of Eq. 6 times lam, and rho, (B,)."""
-        if not self._regularizes:
-            self.regularization_tracker.update_state(0.0, tf.size(labels))
+    def regularizer(
+        self,
+        x: tf.Tensor,
+        labels: tf.Tensor,
+        forward: Forward | None,
+        sample_weight: tf.Tensor | None,
+    ) -> tuple[tf.Tensor | None, tf.Tensor | None]:
+        """The second term of Eq. 6, a scalar; and rho of Eq. 7, (B,)."""
+        samples = tf.size(labels)
+        if not self.regularizes:
+            self.regularization_tracker.update_state(0.0, samples)
             return None, None
-        layerwise = self.regularized_layers is not None
-        if layerwise:  # what a subclass shares is open to all weights
-            forward = None
-        with self._held() if layerwise else contextlib.nullcontext():
+        if self.regularized_layers is not None:
+            forward = None  # the loss' pass is open to all weights
+        with layerwise.gradient_only_to(self.model, self.regularized_layers):
+            # Eq. 7: rho = ||perturbation||_p / ||x||_p, by each sample.
             found, rho = self._attack_batch(self.attack, x, labels, forward)
+        # Eq. 6: exp(-c * rho) if correctly classified, else exp(d * rho).
         correct = found.predictions == labels
         penalty = self.penalty(correct, rho, sample_weight)
         self.regularization_tracker.update_state(
-            self.unscaled(penalty), tf.size(labels)
+            self.unscaled(penalty), samples
         )
-        return tf.cast(self._lam_now, penalty.dtype) * penalty, rho
+        return self.lam_in_use(penalty.dtype) * penalty, rho
 
-    def _held(self):
-        """A scope in which all weights but those regularised are constants."""
-        chosen = {
-            id(weight)
-            for layer in keras_internals.layers_of(
-                self.model, include_self=False
-            )
-            if layer.name in (self.regularized_layers or ())
-            for weight in layer.weights
-        }
-        return keras.StatelessScope(
-            [
-                (weight, tf.stop_gradient(weight.value))
-                for weight in self.model.trainable_weights
-                if id(weight) not in chosen
-            ]
-        )
-
-    def get_config(self):
+    def get_config(self) -> dict:
         """The constructor's arguments."""
         return {
             **super().get_config(),
-            "lam": self.lam,
             "c": self.c,
             "d": self.d,
             "attack": keras.saving.serialize_keras_object(self.attack),
             "regularized_layers": self.regularized_layers,
         }
-
-
-def _layer_names(model, layers):
-    """The names of layers that have weights to regularise, or None."""
-    if layers is None:
-        return None
-    names = [getattr(layer, "name", layer) for layer in layers]
-    known = [
-        layer.name
-        for layer in keras_internals.layers_of(model, include_self=False)
-        if layer.trainable_weights
-    ]
-    unknown = [name for name in names if name not in known]
-    if unknown or not names or isinstance(layers, str):
-        raise ValueError(
-            "regularized_layers: expected a list of names of layers of "
-            f"{model.name!r} with trainable weights, of {known}; received "
-            f"{layers!r}."
-        )
-    return names

@@ -1,13 +1,15 @@
 """All defences by name: how each turns a classifier into a model to train.
 
 A method takes a classifier, its training batches and `Settings`, and returns
-what to `fit` and what on; training that trains the classifier. To add one,
-write it in a file of its own, and give it a line in `METHODS`.
+the model to `fit` and the batches to fit it on; that trains the classifier. To
+add one, write it in a file of its own, and give it a line in `METHODS`.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+import keras
 
 from dd_keras import datasets
 from dd_keras.attacks import FGSM, DeepFool
@@ -17,13 +19,29 @@ from dd_keras.defenses.adversarial_training import (
     deepfool_dataset,
 )
 from dd_keras.defenses.base import DefenseModel
+from dd_keras.defenses.batch_norm import MODES as BATCH_NORM_MODES
 from dd_keras.defenses.deep_defense import DeepDefenseModel
 from dd_keras.defenses.parseval import add_parseval_constraints
+
+
+def _setting(default, help, **limits):
+    """A field of `Settings`, with what a program's flag of it needs.
+
+    Args:
+        default: its value.
+        help: what it is, in a line of `--help`.
+        **limits: `minimum` and `maximum`, the ends of its range; `positive`,
+            a number above 0; `finite=False`, a number that may be infinite;
+            `choices`, all values there are.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, **limits})
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What the methods can be told; each takes what concerns it.
+
+    Programs make a flag of each field, by what its metadata says.
 
     Attributes:
         norm, evaluation_candidates: of the DeepFool behind `val_rho2`.
@@ -38,30 +56,66 @@ class Settings:
         batch_size, seed: of training sets made anew.
     """
 
-    norm: float = 2.0
-    evaluation_candidates: int | None = None
-    batch_norm: str = "trained"
-    lam: float = 15.0
-    c: float = 25.0
-    d: float = 5.0
-    regularized_layers: list | None = None
-    max_iter: int = 5
-    candidates: int | None = None
-    eps: float = 25.5
-    alpha: float = 0.5
-    include_clean: bool = False
-    beta: float = 1e-4
-    fraction: float = 0.3
-    batch_size: int = 100
-    seed: int = 0
+    norm: float = _setting(
+        2.0, "Order p of the norm, 1 to inf.", minimum=1, finite=False
+    )
+    evaluation_candidates: int | None = _setting(
+        None,
+        "The same, of the DeepFool behind rho in validation and evaluation.",
+        minimum=1,
+    )
+    batch_norm: str = _setting(
+        "trained",
+        "What fine-tuning does to batch normalisation: trains it; trains its "
+        "scale, and holds the statistics; or holds all.",
+        choices=BATCH_NORM_MODES,
+    )
+    lam: float = _setting(15.0, "Weight of the regulariser.", minimum=0)
+    c: float = _setting(
+        25.0, "Steepness of the penalty on correct samples.", positive=True
+    )
+    d: float = _setting(
+        5.0, "Steepness of the penalty on misclassified samples.", positive=True
+    )
+    regularized_layers: Sequence[str] | None = _setting(
+        None, "Layers that the regulariser's gradient reaches; all by default."
+    )
+    max_iter: int = _setting(5, "DeepFool iterations in training.", minimum=1)
+    candidates: int | None = _setting(
+        None,
+        "Most probable classes that DeepFool considers in training; all by "
+        "default.",
+        minimum=1,
+    )
+    eps: float = _setting(
+        25.5,
+        "Of FGSM in Adv. Train II, in units of the inputs.",
+        positive=True,
+    )
+    alpha: float = _setting(
+        0.5, "Share of the clean loss in Adv. Train II.", minimum=0, maximum=1
+    )
+    include_clean: bool = _setting(
+        False, "Adv. Train I: on the clean images as well."
+    )
+    beta: float = _setting(
+        1e-4, "Parseval: the step.", positive=True, maximum=1
+    )
+    fraction: float = _setting(
+        0.3, "Parseval: share of rows.", positive=True, maximum=1
+    )
+    batch_size: int = _setting(100, "Batch size.", minimum=1)
+    seed: int = _setting(
+        0, "Of weights, order and all else.", minimum=0, maximum=2**32 - 1
+    )
 
     @property
-    def evaluation_attack(self):
+    def evaluation_attack(self) -> DeepFool:
         """The DeepFool behind `val_rho2` and the numbers of the tables."""
         return DeepFool(self.norm, candidates=self.evaluation_candidates)
 
     @property
-    def of_defense(self):
+    def of_defense(self) -> dict:
         """The arguments of every `DefenseModel`."""
         return {
             "evaluation_attack": self.evaluation_attack,
@@ -69,8 +123,8 @@ class Settings:
         }
 
     @property
-    def of_deep_defense(self):
-        """Those that `DeepDefenseModel` has besides."""
+    def of_deep_defense(self) -> dict:
+        """The further arguments of `DeepDefenseModel`."""
         return {
             "lam": self.lam,
             "c": self.c,
@@ -82,17 +136,28 @@ class Settings:
         }
 
     @property
-    def of_adversarial_training(self):
-        """Those that `AdversarialTrainingModel` has besides."""
+    def of_adversarial_training(self) -> dict:
+        """The further arguments of `AdversarialTrainingModel`."""
         return {"adversary": FGSM(self.eps), "alpha": self.alpha}
 
 
-def clean(classifier, train, settings):
+Prepared = tuple[DefenseModel, datasets.ResumableBatches]
+
+
+def clean(
+    classifier: keras.Model,
+    train: datasets.ResumableBatches,
+    settings: Settings,
+) -> Prepared:
     """Plain fine-tuning, what every gain is to be measured against."""
     return DefenseModel(classifier, **settings.of_defense), train
 
 
-def deep_defense(classifier, train, settings):
+def deep_defense(
+    classifier: keras.Model,
+    train: datasets.ResumableBatches,
+    settings: Settings,
+) -> Prepared:
     """Eq. 6 of the paper."""
     model = DeepDefenseModel(
         classifier, **settings.of_deep_defense, **settings.of_defense
@@ -100,7 +165,11 @@ def deep_defense(classifier, train, settings):
     return model, train
 
 
-def adv_train_1(classifier, train, settings):
+def adv_train_1(
+    classifier: keras.Model,
+    train: datasets.ResumableBatches,
+    settings: Settings,
+) -> Prepared:
     """Plain fine-tuning on the DeepFool images of the reference."""
     images = deepfool_dataset(
         classifier,
@@ -114,7 +183,11 @@ def adv_train_1(classifier, train, settings):
     return clean(classifier, train, settings)
 
 
-def adv_train_2(classifier, train, settings):
+def adv_train_2(
+    classifier: keras.Model,
+    train: datasets.ResumableBatches,
+    settings: Settings,
+) -> Prepared:
     """The adversarial objective of Goodfellow et al., with FGSM online."""
     model = AdversarialTrainingModel(
         classifier, **settings.of_adversarial_training, **settings.of_defense
@@ -122,7 +195,11 @@ def adv_train_2(classifier, train, settings):
     return model, train
 
 
-def combined(classifier, train, settings):
+def combined(
+    classifier: keras.Model,
+    train: datasets.ResumableBatches,
+    settings: Settings,
+) -> Prepared:
     """Deep Defense and `adv_train_2` in one objective."""
     model = CombinedModel(
         classifier,
@@ -133,7 +210,11 @@ def combined(classifier, train, settings):
     return model, train
 
 
-def parseval(classifier, train, settings):
+def parseval(
+    classifier: keras.Model,
+    train: datasets.ResumableBatches,
+    settings: Settings,
+) -> Prepared:
     """Plain fine-tuning under Parseval constraints."""
     add_parseval_constraints(
         classifier, settings.beta, settings.fraction, settings.seed
@@ -147,17 +228,17 @@ class Method(NamedTuple):
     Attributes:
         title: its name in tables and figures, as the paper has it.
         prepare: (classifier, train, settings) to (model, train): a built Keras
-            classifier, `datasets.ResumableBatches` to train on, and `Settings`, to the
-            `DefenseModel` to compile and fit, and the `ResumableBatches` to fit it on.
-            Raises ValueError for bad settings.
+            classifier, `datasets.ResumableBatches` to train on, and
+            `Settings`, to the `DefenseModel` to compile and fit, and the
+            `ResumableBatches` to fit it on. Raises ValueError for bad settings.
         settings: names of the `Settings` that make it what it is.
     """
 
     title: str
-    prepare: Callable
+    prepare: Callable[..., Prepared]
     settings: tuple[str, ...] = ()
 
-    def describe(self, values):
+    def describe(self, values: dict) -> dict:
         """Its title and its settings, as far as they are known.
 
         Args:

@@ -1,6 +1,7 @@
 """Parseval networks (Cisse et al., ICML 2017): nearly orthonormal weights."""
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from dd_keras.utils import keras_internals, validation
@@ -16,7 +17,7 @@ _MATRICES = (
 
 @keras.saving.register_keras_serializable("dd_keras")
 class ParsevalConstraint(keras.constraints.Constraint):
-    """Draws the rows of a weight matrix W towards a tight frame.
+    """Pulls the rows of a weight matrix W towards orthonormal ones.
 
     After each update of the weights it takes one step of size beta down the
     gradient of ||W_S W_S^T - I||^2 / 4 (Cisse et al., section 4.2):
@@ -45,7 +46,13 @@ class ParsevalConstraint(keras.constraints.Constraint):
         keras.layers.Dense(10, kernel_constraint=constraint)
     """
 
-    def __init__(self, beta=1e-4, fraction=0.3, groups=1, seed=None):
+    def __init__(
+        self,
+        beta: float = 1e-4,
+        fraction: float = 0.3,
+        groups: int = 1,
+        seed: int | None = None,
+    ):
         number = validation.validate_number
         self.beta = number("beta", beta, above=0, at_most=1)
         self.fraction = number("fraction", fraction, above=0, at_most=1)
@@ -54,11 +61,11 @@ class ParsevalConstraint(keras.constraints.Constraint):
         self._seeds = keras.random.SeedGenerator(seed)
 
     @property
-    def variables(self):
+    def variables(self) -> list[keras.Variable]:
         """The state of the choice of rows, for checkpoints: Keras variables."""
         return [self._seeds.state]
 
-    def __call__(self, w):
+    def __call__(self, w: tf.Tensor) -> tf.Tensor:
         """The kernel after one step, of its shape and dtype."""
         units = w.shape[-1]
         rows = ops.reshape(w, (-1, self.groups, units // self.groups))
@@ -80,7 +87,7 @@ class ParsevalConstraint(keras.constraints.Constraint):
         order = keras.random.shuffle(ops.arange(rows), seed=self._seeds)
         return order[:size]
 
-    def get_config(self):
+    def get_config(self) -> dict:
         """The constructor's arguments."""
         return {
             "beta": self.beta,
@@ -90,12 +97,17 @@ class ParsevalConstraint(keras.constraints.Constraint):
         }
 
 
-def add_parseval_constraints(model, beta=1e-4, fraction=0.3, seed=None):
+def add_parseval_constraints(
+    model: keras.Model,
+    beta: float = 1e-4,
+    fraction: float = 0.3,
+    seed: int | None = None,
+) -> list[str]:
     """Puts a `ParsevalConstraint` on all dense and convolutional layers.
 
     Also in nested models. Any training of `model` that is compiled from then
-    on keeps to it, and a saved file says so. Depthwise, transposed and
-    recurrent kernels are no matrices of this kind and stay free.
+    on applies it, and a saved model holds it. Depthwise, transposed and
+    recurrent kernels are no matrices of this kind and stay unconstrained.
 
     Args:
         model: a built `keras.Model`.
@@ -110,7 +122,12 @@ def add_parseval_constraints(model, beta=1e-4, fraction=0.3, seed=None):
     Raises:
         TypeError: if `model` is not a Keras model.
         ValueError: if it is not built, or no layer can be constrained, or one
-            is constrained otherwise already.
+            has another constraint already.
+
+    Example:
+        dd_keras.add_parseval_constraints(classifier, beta=1e-4)
+        classifier.compile("sgd", "sparse_categorical_crossentropy")
+        classifier.fit(x_train, y_train)
     """
     if not isinstance(model, keras.Model):
         raise TypeError(

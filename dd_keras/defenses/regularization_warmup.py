@@ -8,14 +8,14 @@ from dd_keras.utils import validation
 class RegularizationWarmup(keras.callbacks.Callback):
     """Raises `lam` of a `DeepDefenseModel` from zero in the course of `fit`.
 
-    The share of `lam` in force is 0 up to `start`, grows linearly over
-    `length` and is 1 from then on; epochs count from 0. The classifier can
-    learn its task first, at the cost of plain training: where the share is 0,
-    no attack is run. The share is set before each batch; where `fit` does not
-    know how many batches an epoch has, in its first epoch, before the epoch.
+    The share of `lam` in use is 0 up to `start`, grows linearly over `length`
+    and is 1 from then on; epochs count from 0. The classifier can learn its
+    task first, at the cost of plain training: where the share is 0, no attack
+    is run. The share is set before each batch; in the first epoch of a data
+    set of unknown length, only before the epoch.
 
-    A training that is taken up again with `fit(initial_epoch=...)` goes on
-    where it was. At its end the share is 1 again; after an error, what it was
+    A training that is resumed with `fit(initial_epoch=...)` has the share of
+    that epoch. At its end the share is 1 again; after an error, what it was
     before.
 
     Args:
@@ -30,11 +30,11 @@ class RegularizationWarmup(keras.callbacks.Callback):
     Example:
         model = dd_keras.DeepDefenseModel(classifier)
         model.compile("sgd", "sparse_categorical_crossentropy")
-        ramp = dd_keras.RegularizationWarmup(start=1, length=2)
-        model.fit(x_train, y_train, epochs=5, callbacks=[ramp])
+        warmup = dd_keras.RegularizationWarmup(start=1, length=2)
+        model.fit(x_train, y_train, epochs=5, callbacks=[warmup])
     """
 
-    def __init__(self, start=0.0, length=1.0):
+    def __init__(self, start: float = 0.0, length: float = 1.0):
         super().__init__()
         self.start = validation.validate_number("start", start, at_least=0)
         self.length = validation.validate_number("length", length, at_least=0)
@@ -42,42 +42,44 @@ class RegularizationWarmup(keras.callbacks.Callback):
         self._steps = None  # of an epoch, once it is known
         self._seen = None
 
-    def share(self, epochs):
-        """The share of `lam` in force after so many epochs, in [0, 1]."""
+    def share(self, epochs: float) -> float:
+        """The share of `lam` in use after so many epochs, in [0, 1]."""
         if epochs < self.start:
             return 0.0
         if self.length == 0:
             return 1.0
         return min(1.0, (epochs - self.start) / self.length)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict | None = None) -> None:
         """Makes sure that there is something to scale."""
         if not hasattr(self.model, "scale_lam"):
             raise TypeError(
-                "model: expected RegularizationWarmup on a DeepDefenseModel; received a "
-                f"{type(self.model).__name__}."
+                "model: expected RegularizationWarmup on a DeepDefenseModel; "
+                f"received a {type(self.model).__name__}."
             )
         self._steps = self.params.get("steps")
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Sets the share for the epoch's first batch."""
         self._epoch = epoch
         self.model.scale_lam(self.share(epoch))
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(
+        self, batch: int, logs: dict | None = None
+    ) -> None:
         """Sets the share for this batch."""
         if self._steps:
             share = self.share(self._epoch + batch / self._steps)
             self.model.scale_lam(share)
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Counts the batches."""
         self._seen = batch + 1
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Learns how many batches an epoch has."""
         self._steps = self._steps or self._seen
 
-    def on_train_end(self, logs=None):
-        """Gives back all of `lam`."""
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """Puts all of `lam` to use again."""
         self.model.scale_lam(1.0)

@@ -1,19 +1,21 @@
 """The regulariser of Deep Defense (Yan, Guo, Zhang, NeurIPS 2018), Eq. 6."""
 
 import keras
+import tensorflow as tf
 from keras import ops
+from numpy.typing import ArrayLike
 
 from dd_keras.utils import validation
 
 # Largest exponent. A misclassified sample of a degenerate network can be any
 # distance away from its class; exp of that would overflow and end the
-# training. Past it the penalty is constant, and its gradient zero.
+# training. Above it the penalty is constant, and its gradient zero.
 MAX_EXPONENT = 30.0
 
 
 @keras.saving.register_keras_serializable("dd_keras")
 class SplitExponential(keras.losses.Loss):
-    """Penalises small perturbations where the classifier is right.
+    """Penalises small perturbations of correctly classified samples.
 
     For each sample, with rho = ||perturbation|| / ||x||:
 
@@ -40,23 +42,23 @@ class SplitExponential(keras.losses.Loss):
 
     def __init__(
         self,
-        c=25.0,
-        d=5.0,
-        reduction="sum_over_batch_size",
-        name="split_exponential",
-        dtype=None,
+        c: float = 25.0,
+        d: float = 5.0,
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "split_exponential",
+        dtype: str | keras.DTypePolicy | None = None,
     ):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         self.c = validation.validate_number("c", c, above=0)
         self.d = validation.validate_number("d", d, above=0)
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: ArrayLike, y_pred: ArrayLike) -> tf.Tensor:
         """The penalty of each sample, (B,)."""
         y_true = ops.convert_to_tensor(y_true)
         y_pred = ops.convert_to_tensor(y_pred)
         exponent = ops.where(y_true > 0.5, -self.c * y_pred, self.d * y_pred)
         return ops.exp(ops.minimum(exponent, MAX_EXPONENT))
 
-    def get_config(self):
+    def get_config(self) -> dict:
         """The constructor's arguments."""
         return {**super().get_config(), "c": self.c, "d": self.d}

@@ -1,13 +1,16 @@
-"""What an evaluation has done so far, on disk: one file a batch."""
+"""What an interrupted evaluation is resumed from: one file a batch."""
 
 import hashlib
 import json
 import os
 import warnings
+from collections.abc import Sequence
 
 import keras
 import numpy as np
+import tensorflow as tf
 
+from dd_keras.evaluation.metrics import Metric
 from dd_keras.utils import files
 
 _FINGERPRINT = "evaluation.json"
@@ -17,7 +20,7 @@ _NOTES = "checkpoint_notes"  # in the file of a batch, beside its arrays
 class Checkpoint:
     """The batches already measured, in order.
 
-    What is damaged is skipped with a warning, and measured again.
+    A damaged file is skipped with a warning, and its batch measured again.
 
     Args:
         directory: where they are kept, made if missing; None: nowhere.
@@ -31,7 +34,11 @@ class Checkpoint:
         parts: list of dict of name to array, one for each batch.
     """
 
-    def __init__(self, directory, fingerprint):
+    def __init__(
+        self,
+        directory: str | os.PathLike | None,
+        fingerprint: dict[str, str],
+    ):
         self.directory = directory
         self.parts = []
         if directory is None:
@@ -51,7 +58,7 @@ class Checkpoint:
                 )
         self._read()
 
-    def add(self, values):
+    def add(self, values: dict[str, np.ndarray]) -> None:
         """Keeps the arrays of the next batch."""
         if self.directory is not None:
             notes = np.array(json.dumps(self._notes(values)))
@@ -120,7 +127,12 @@ def _warn(path, expected, error, remedy):
     )
 
 
-def fingerprint(model, metrics, misclassified, batch):
+def fingerprint(
+    model: keras.Model,
+    metrics: Sequence[Metric],
+    misclassified: str,
+    batch: tuple[tf.Tensor, tf.Tensor],
+) -> dict[str, str]:
     """What the results of an evaluation depend on.
 
     Args:

@@ -1,38 +1,38 @@
 """Every number of the paper's tables, on any Keras classifier, in one call."""
 
+import os
 import warnings
+from collections.abc import Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from dd_keras import attacks
 from dd_keras.classifier import compiled, inputs, logits
-from dd_keras.evaluation import checkpoint, naming, streams
+from dd_keras.classifier.labels import sparse_labels
+from dd_keras.evaluation import checkpoint, naming, reliability, streams
 from dd_keras.evaluation import metrics as metrics_module
 from dd_keras.evaluation.report import RobustnessReport
 from dd_keras.utils import norms
 
-# Outputs of one batch, taken twice, may differ by rounding, relative to the
-# largest of them; random ones differ by far more.
-_SAME_OUTPUTS = 1e-3
-# Share of samples with a zero gradient from which on attacks are blind.
-_SUSPICIOUS = 0.01
+AnyMetric = str | attacks.Attack | metrics_module.Metric
 
 
 def evaluate_robustness(
-    model,
-    data,
-    y=None,
-    metrics=("accuracy", "rho2"),
+    model: keras.Model,
+    data: object,
+    y: ArrayLike | None = None,
+    metrics: AnyMetric | Sequence[AnyMetric] = ("accuracy", "rho2"),
     *,
-    batch_size=None,
-    bounds=None,
-    misclassified="predicted",
-    activation=None,
-    checkpoint_dir=None,
-    verbose=1,
-):
+    batch_size: int | None = None,
+    bounds: tuple | None = None,
+    misclassified: str = "predicted",
+    activation: str | None = None,
+    checkpoint_dir: str | os.PathLike | None = None,
+    verbose: int = 1,
+) -> RobustnessReport:
     """Measures accuracy and robustness of a classifier on a data set.
 
     The data set is streamed, once: memory holds one batch, and a few numbers
@@ -50,7 +50,7 @@ def evaluate_robustness(
         metrics: what to measure: names, attacks or `Metric` objects, see
             `evaluation.metrics.get` ("accuracy", "rho2", "fgsm_rho", "fgsm",
             "pgd", "cw", "pass", ...). Attacks that would have one name are
-            told apart by what differs, see `evaluation.naming.told_apart`.
+            named after what differs, see `evaluation.naming.with_unique_names`.
         batch_size: samples a batch, of arrays; None: 32, as in `fit`. Data
             sets come in batches of their own.
         bounds: (low, high), the valid range of the inputs, numbers or arrays
@@ -60,18 +60,25 @@ def evaluate_robustness(
             attack. `"predicted"`, the paper's way: with its distance from
             the predicted class; `"zero"`: with distance 0, as it needs no
             attack; `"exclude"`: not at all. In accuracies under attack it is
-            wrong, or not counted under `"exclude"`; `accuracy` itself and
+            incorrect, or not counted under `"exclude"`; `accuracy` itself and
             `eps_ref` are always over all samples.
         activation: what `model` ends in, see `logits_model`.
-        checkpoint_dir: where finished batches are kept; the same call goes on
-            from there after an interruption, to the identical report. Remove
-            it when it is no longer needed. None: nowhere.
+        checkpoint_dir: where finished batches are kept. After an interruption
+            the same call is resumed from there and ends in the identical
+            report. Remove it when it is no longer needed. None: nowhere.
         verbose: 1 shows a progress bar with the time left, 0 nothing.
 
     Returns:
-        `RobustnessReport`. What casts doubt on its numbers (a gradient that
-        vanishes, outputs that are random, an attack that finds less than a
-        weaker one) is in its `warnings`, and warned of.
+        `RobustnessReport`. Its `warnings` are reliability warnings, which
+        are given as Python warnings, too: reasons not to trust a number, such
+        as a gradient that vanishes, outputs that are random, or an attack that
+        finds less than a weaker one.
+
+    Example:
+        report = dd_keras.evaluate_robustness(
+            classifier, x_test, y_test, metrics=["accuracy", "rho2", "l2"]
+        )
+        print(report.table())
 
     Raises:
         TypeError: if `data` is none of these, or `y` are names of metrics.
@@ -119,17 +126,22 @@ def evaluate_robustness(
         for name in progress.parts[0]
     }
     tied = values.pop("tied")
-    doubts = _doubts(model, chosen, values, tied, misclassified, first[0])
-    for doubt in doubts:
-        warnings.warn(doubt, stacklevel=2)
-    return RobustnessReport(chosen, misclassified, values, tuple(doubts))
+    samples = metrics_module.Samples(
+        values, values["labels"] == values["predictions"], misclassified
+    )
+    found = reliability.reliability_warnings(
+        model, chosen, samples, tied, first[0]
+    )
+    for warning in found:
+        warnings.warn(warning, stacklevel=2)
+    return RobustnessReport(chosen, misclassified, values, tuple(found))
 
 
 def _chosen(metrics, bounds):
     """The metrics asked for, each once: a tuple."""
     if isinstance(metrics, (str, attacks.Attack, metrics_module.Metric)):
         metrics = (metrics,)
-    found = naming.told_apart(metrics, bounds)
+    found = naming.with_unique_names(metrics, bounds)
     if not found:
         raise ValueError("metrics: expected at least one; received none.")
     return tuple(found)
@@ -146,7 +158,7 @@ def _checked(model, classes, batch, index):
         )
     try:
         x = logits.cast_inputs(model, _prepared(model, batch[0]))
-        y = logits.sparse_labels(batch[1], classes)
+        y = sparse_labels(batch[1], classes)
         if len(y) != len(x):
             raise ValueError(f"y: expected {len(x)} labels; received {len(y)}.")
     except (ValueError, tf.errors.InvalidArgumentError) as error:
@@ -228,50 +240,3 @@ def _measured(measure, metrics, x, y, index):
     for metric, arrays in zip(metrics, found, strict=True):
         values.update(metric.finish(x.numpy(), arrays))
     return values
-
-
-def _doubts(model, metrics, values, tied, misclassified, x):
-    """Why numbers are not to be trusted: list of str.
-
-    `tied`, (N,), is where two classes have the same logit: on the boundary.
-    """
-    doubts = []
-    one, other = (model(x, training=False).numpy() for _ in range(2))
-    if np.max(np.abs(one - other)) > _SAME_OUTPUTS * np.max(np.abs(one)):
-        doubts.append(
-            "model: its outputs are random (two passes over one batch "
-            "differ). Attacks that do not average over this noise make it "
-            "look more robust than it is."
-        )
-    blind = np.mean(values["zero_gradient"])
-    if blind > _SUSPICIOUS:
-        doubts.append(
-            f"model: the gradient of its logits is zero on {100 * blind:.1f} "
-            "% of the samples (a saturated softmax inside, or units that are "
-            "dead), so that attacks by gradients cannot move there. That is "
-            "no robustness."
-        )
-    samples = metrics_module.Samples(
-        values, values["labels"] == values["predictions"], misclassified
-    )
-    at_boundary = tied & ~values["zero_gradient"]
-    for metric in metrics:
-        doubts += metric.warnings(samples)
-        doubts += _stuck(metric, values, at_boundary)
-    return doubts + metrics_module.contradictions(metrics, samples)
-
-
-def _stuck(metric, values, at_boundary):
-    """A warning, where an attack that looks for a distance did not move."""
-    if metric.length is None:
-        return []
-    stuck = np.mean((values[metric.length] == 0) & ~at_boundary)
-    if stuck <= _SUSPICIOUS:
-        return []
-    return [
-        f"{metric.name}: the attack could not move {100 * stuck:.1f} % of the "
-        "samples at all: it finds no way there (a gradient of zero, or steps "
-        "lost to rounding), and their distance counts as 0. This 0 does not "
-        "mean that the smallest perturbation fools the classifier, nor "
-        "anything else of how robust it is."
-    ]

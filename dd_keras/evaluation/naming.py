@@ -1,13 +1,17 @@
-"""Names for metrics, no two alike in one report."""
+"""Names for metrics, each once in one report."""
 
 import hashlib
+from collections.abc import Sequence
 
 from dd_keras import attacks
 from dd_keras.evaluation import metrics as metrics_module
-from dd_keras.evaluation.metrics import AccuracyUnder, Distance
+from dd_keras.evaluation.metrics import AccuracyUnderAttack, Distance, Metric
 
 
-def told_apart(metrics, bounds=None):
+def with_unique_names(
+    metrics: Sequence[str | attacks.Attack | Metric],
+    bounds: tuple | None = None,
+) -> list[Metric]:
     """Metrics from what was asked for, each name once.
 
     Attacks that differ but would have one name are named after the settings
@@ -56,7 +60,7 @@ def _named_by_settings(metric, alike):
     """The metric, named after how its attack differs from others."""
     attack = metric.attack
     config = attack.get_config()
-    under = isinstance(metric, AccuracyUnder)
+    under = isinstance(metric, AccuracyUnderAttack)
     told = [key for key in ("norm", "eps") if under or key == "norm"]
     others = [
         m.attack.get_config()
@@ -73,7 +77,7 @@ def _named_by_settings(metric, alike):
     kind = type(attack).__name__.lower()
     if under:
         size = f"_l{attack.norm:g}@{attack.eps:g}"
-        return AccuracyUnder(attack, f"{kind}{size}{differing}")
+        return AccuracyUnderAttack(attack, f"{kind}{size}{differing}")
     return Distance(attack, f"{kind}{differing}_")
 
 

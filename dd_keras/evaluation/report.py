@@ -4,13 +4,18 @@ import dataclasses
 import functools
 import json
 import math
+import os
+from typing import Self
 
 import keras
 import numpy as np
 
-from dd_keras.evaluation import metrics as metrics_module
-from dd_keras.evaluation.metrics import Samples
+from dd_keras.evaluation.metrics import EpsSweep, Metric, Samples
+from dd_keras.evaluation.statistics import Estimate
 from dd_keras.utils import files, tables
+
+# Arrays that have another name now, in reports of before.
+_NAMES_UP_TO_0_1 = {"fgs_fooled": "fgsm_fooled"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # arrays have no one ==
@@ -25,30 +30,31 @@ class RobustnessReport:
             of the data set: int `labels` and `predictions` (of the clean
             inputs), bool `zero_gradient`, and what each metric measures, as
             `rho2`, `l2`, `rho2_fooled`, `rho2_iterations`.
-        warnings: tuple of str, why a number is not to be trusted.
+        warnings: tuple of str, the reliability warnings: why a number is not
+            to be trusted. Empty where nothing was noticed.
     """
 
-    metrics: tuple
+    metrics: tuple[Metric, ...]
     misclassified: str
-    values: dict
-    warnings: tuple = ()
+    values: dict[str, np.ndarray]
+    warnings: tuple[str, ...] = ()
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.labels)
 
     @property
-    def labels(self):
+    def labels(self) -> np.ndarray:
         """The true classes, int (N,)."""
         return self.values["labels"]
 
     @property
-    def predictions(self):
+    def predictions(self) -> np.ndarray:
         """The classes predicted for the clean inputs, int (N,)."""
         return self.values["predictions"]
 
     @functools.cached_property
-    def estimates(self):
-        """The numbers, and how sure they are: dict of name to `Estimate`."""
+    def estimates(self) -> dict[str, Estimate]:
+        """The numbers with their intervals, by name."""
         samples = Samples(
             self.values, self.labels == self.predictions, self.misclassified
         )
@@ -57,7 +63,7 @@ class RobustnessReport:
             found.update(metric.estimates(samples))
         return found
 
-    def summary(self):
+    def summary(self) -> dict[str, float | None]:
         """The numbers alone.
 
         Returns:
@@ -70,19 +76,19 @@ class RobustnessReport:
         }
         return {**numbers, "samples": len(self)}
 
-    def intervals(self):
+    def intervals(self) -> dict[str, list[float | None]]:
         """The 95 % confidence intervals: dict of name to [low, high].
 
-        Wilson's for shares, a normal approximation for means, order
-        statistics for `eps_ref`: what other samples of the same kind would
-        change, not what a stronger attack would.
+        Wilson's for proportions, a normal approximation for means, order
+        statistics for `eps_ref`. They say how far the numbers would move with
+        other samples of the same kind, not with a stronger attack.
         """
         return {
             name: [_or_none(estimate.low), _or_none(estimate.high)]
             for name, estimate in self.estimates.items()
         }
 
-    def success_rate(self):
+    def success_rate(self) -> dict[str, np.ndarray]:
         """The success rate of FGSM against eps (Figure 5 of the paper).
 
         Returns:
@@ -93,7 +99,7 @@ class RobustnessReport:
             ValueError: if the report has no "fgsm".
         """
         for metric in self.metrics:
-            if isinstance(metric, metrics_module.EpsSweep):
+            if isinstance(metric, EpsSweep):
                 break
         else:
             raise ValueError(
@@ -111,11 +117,14 @@ class RobustnessReport:
             "high": 1 - accuracy[:, 1],
         }
 
-    def table(self, form="text"):
-        """All numbers with their intervals, and the warnings.
+    def table(self, form: str = "text") -> str:
+        """All numbers with their intervals, and the reliability warnings.
 
         Args:
-            form: `"text"`, `"markdown"` or `"csv"`.
+            form: `"text"`, `"markdown"` or `"csv"`; csv has no warnings.
+
+        Raises:
+            ValueError: if `form` is none of these.
         """
         rows = [
             (name, estimate.text(), estimate.interval_text())
@@ -127,15 +136,15 @@ class RobustnessReport:
             return table
         return "\n\n".join([table, *(f"Warning: {w}" for w in self.warnings)])
 
-    def to_json(self, path):
-        """Writes numbers, samples and settings; whole or not at all."""
+    def to_json(self, path: str | os.PathLike) -> None:
+        """Writes numbers, samples and settings, atomically."""
         content = {"summary": self.summary(), **self._settings()}
         content["dtypes"] = {k: v.dtype.name for k, v in self.values.items()}
         content["samples"] = {k: v.tolist() for k, v in self.values.items()}
         files.write_text(json.dumps(content, allow_nan=False), path)
 
     @classmethod
-    def from_json(cls, path):
+    def from_json(cls, path: str | os.PathLike) -> Self:
         """The report that `to_json` wrote.
 
         Raises:
@@ -145,7 +154,9 @@ class RobustnessReport:
             with open(path, encoding="utf-8") as file:
                 content = json.load(file)
             values = {
-                name: np.array(rows, content["dtypes"][name])
+                _NAMES_UP_TO_0_1.get(name, name): np.array(
+                    rows, content["dtypes"][name]
+                )
                 for name, rows in content["samples"].items()
             }
             report = cls(
@@ -162,8 +173,8 @@ class RobustnessReport:
             ) from error
         return report
 
-    def to_npz(self, path):
-        """Writes the arrays, and as `report` all else as JSON; whole or not.
+    def to_npz(self, path: str | os.PathLike) -> None:
+        """Writes the arrays, and as `report` all else as JSON; atomically.
 
         `numpy.load(path)["rho2"]` is an array as in `values`.
         """
@@ -189,7 +200,7 @@ def _or_none(number):
     return number if math.isfinite(number) else None
 
 
-# JSON has no infinity; the norm of an attack may be.
+# JSON has no infinity; the norm of an attack may be infinite.
 _INFINITY = "Infinity"
 
 

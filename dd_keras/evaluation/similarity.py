@@ -14,7 +14,7 @@ _WINDOW, _SMALL_WINDOW = 11, 7
 _ECC_ITERATIONS, _ECC_TOLERANCE = 100, 1e-6
 
 
-def require():
+def require_libraries() -> None:
     """Makes sure that OpenCV and scikit-image can be imported.
 
     Raises:
@@ -28,7 +28,7 @@ def require():
             )
 
 
-def pass_score(clean, attacked):
+def pass_score(clean: np.ndarray, attacked: np.ndarray) -> float:
     """The similarity of two images: PASS.
 
     The attacked image is aligned to the clean one by the homography that

@@ -1,18 +1,17 @@
 """Batches to evaluate on, from whatever `fit` takes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from dd_keras import attacks
 from dd_keras.classifier.inputs import unpack
 from dd_keras.evaluation import metrics
-from dd_keras.utils import validation
-
-_BATCH_SIZE = 32  # of arrays, Keras' own
+from dd_keras.utils import config, validation
 
 
 class Stream(NamedTuple):
@@ -24,11 +23,15 @@ class Stream(NamedTuple):
         batches: their number; None: not known.
     """
 
-    starting_at: Callable
+    starting_at: Callable[[int], Iterator[tuple]]
     batches: int | None
 
 
-def of(data, y=None, batch_size=None):
+def of(
+    data: object,
+    y: ArrayLike | None = None,
+    batch_size: int | None = None,
+) -> Stream:
     """The batches of (inputs, labels) of what a user has.
 
     Args and Raises: see `evaluate_robustness`.
@@ -91,7 +94,7 @@ def _of_arrays(x, y, batch_size):
         )
     size = validation.validate_integer(
         "batch_size",
-        _BATCH_SIZE if batch_size is None else batch_size,
+        config.DEFAULT_BATCH_SIZE if batch_size is None else batch_size,
         at_least=1,
     )
 

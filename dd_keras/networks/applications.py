@@ -11,8 +11,10 @@ import difflib
 import os
 import re
 import zipfile
+from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import layers, ops
 
 IMAGENET_CLASSES = 1000
@@ -29,7 +31,7 @@ _UNREADABLE = (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
 NAMES = tuple(_BUILDERS)
 
 
-def family(name):
+def family(name: str) -> str:
     """The family of a network: the module of `keras.applications` it is in.
 
     Args:
@@ -84,12 +86,12 @@ class ApplicationPreprocessing(layers.Layer):
         ValueError: if there is no such network.
     """
 
-    def __init__(self, application, **kwargs):
+    def __init__(self, application: str, **kwargs: Any):
         super().__init__(autocast=False, **kwargs)
         self.application = application
         self._module = getattr(keras.applications, family(application))
 
-    def call(self, inputs):
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Pixels in [0, 255], (B, H, W, 3), to what the network takes."""
         precise = keras.backend.standardize_dtype(inputs.dtype) == "float64"
         pixels = ops.cast(inputs, "float64" if precise else "float32")
@@ -97,16 +99,23 @@ class ApplicationPreprocessing(layers.Layer):
             self._module.preprocess_input(pixels), self.compute_dtype
         )
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(
+        self, input_shape: tuple[int, ...]
+    ) -> tuple[int, ...]:
         """The shape of the inputs."""
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {**super().get_config(), "application": self.application}
 
 
-def build(name, input_shape, num_classes, weights=None):
+def build(
+    name: str,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    weights: str | os.PathLike[str] | None = None,
+) -> keras.Model:
     """A network of `keras.applications`, from raw pixels to logits.
 
     With 1,000 classes it is Keras' own to the last layer. With another number

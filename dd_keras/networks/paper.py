@@ -8,7 +8,10 @@ variance, LeNet does not start to learn. Through many layers nothing would be
 left of such signals: deeper ones start as He et al. (ICCV 2015) have it.
 """
 
+from typing import Any
+
 import keras
+import tensorflow as tf
 from keras import layers, ops
 
 # The networks of the paper's experiments, in its order.
@@ -18,7 +21,11 @@ STEMS = ("imagenet", "cifar")
 _INITIAL_STDDEV = 0.01
 
 
-def mlp(input_shape=(28, 28, 1), num_classes=10, name="mlp"):
+def mlp(
+    input_shape: tuple[int, ...] = (28, 28, 1),
+    num_classes: int = 10,
+    name: str = "mlp",
+) -> keras.Model:
     """The paper's MLP for MNIST, 784-500-150-10, with ReLU.
 
     Args:
@@ -36,7 +43,11 @@ def mlp(input_shape=(28, 28, 1), num_classes=10, name="mlp"):
     return keras.Model(inputs, _dense(num_classes, "fc3")(x), name=name)
 
 
-def lenet(input_shape=(28, 28, 1), num_classes=10, name="lenet"):
+def lenet(
+    input_shape: tuple[int, ...] = (28, 28, 1),
+    num_classes: int = 10,
+    name: str = "lenet",
+) -> keras.Model:
     """The paper's LeNet for MNIST: no activation after its convolutions.
 
     Args, Returns: see `mlp`.
@@ -51,7 +62,11 @@ def lenet(input_shape=(28, 28, 1), num_classes=10, name="lenet"):
     return keras.Model(inputs, _dense(num_classes, "fc2")(x), name=name)
 
 
-def convnet(input_shape=(32, 32, 3), num_classes=10, name="convnet"):
+def convnet(
+    input_shape: tuple[int, ...] = (32, 32, 3),
+    num_classes: int = 10,
+    name: str = "convnet",
+) -> keras.Model:
     """The paper's ConvNet for CIFAR-10, of five convolutions.
 
     It starts from Caffe's standard deviation in the first layer, and small
@@ -80,7 +95,11 @@ def convnet(input_shape=(32, 32, 3), num_classes=10, name="convnet"):
     return keras.Model(inputs, layers.Flatten()(x), name=name)
 
 
-def nin(input_shape=(32, 32, 3), num_classes=10, name="nin"):
+def nin(
+    input_shape: tuple[int, ...] = (32, 32, 3),
+    num_classes: int = 10,
+    name: str = "nin",
+) -> keras.Model:
     """The paper's Network in Network for CIFAR-10; names are Caffe's.
 
     Args, Returns: see `mlp`. Height and width of any size from 4 up.
@@ -109,7 +128,11 @@ def nin(input_shape=(32, 32, 3), num_classes=10, name="nin"):
     return keras.Model(inputs, logits, name=name)
 
 
-def alexnet(input_shape=(227, 227, 3), num_classes=1000, name="alexnet"):
+def alexnet(
+    input_shape: tuple[int, ...] = (227, 227, 3),
+    num_classes: int = 1000,
+    name: str = "alexnet",
+) -> keras.Model:
     """AlexNet as Caffe has it (`bvlc_alexnet`): the paper's for ImageNet.
 
     Convolutions in two groups, each response divided by its neighbours'
@@ -141,11 +164,11 @@ def alexnet(input_shape=(227, 227, 3), num_classes=1000, name="alexnet"):
 
 
 def resnet18(
-    input_shape=(224, 224, 3),
-    num_classes=1000,
-    name="resnet18",
-    stem="imagenet",
-):
+    input_shape: tuple[int, ...] = (224, 224, 3),
+    num_classes: int = 1000,
+    name: str = "resnet18",
+    stem: str = "imagenet",
+) -> keras.Model:
     """ResNet-18 (He et al., CVPR 2016), the paper's for ImageNet.
 
     Layers, names (`layer2_0_downsample_0` for `layer2.0.downsample.0`),
@@ -185,7 +208,11 @@ def resnet18(
     return keras.Model(inputs, _dense(num_classes, "fc")(x), name=name)
 
 
-def digits_cnn(input_shape=(8, 8, 1), num_classes=10, name="digits_cnn"):
+def digits_cnn(
+    input_shape: tuple[int, ...] = (8, 8, 1),
+    num_classes: int = 10,
+    name: str = "digits_cnn",
+) -> keras.Model:
     """A small CNN for 8x8 digits, with dropout. Not in the paper.
 
     Args, Returns: see `mlp`.
@@ -222,7 +249,12 @@ class LocalResponseNormalization(layers.Layer):
     """
 
     def __init__(
-        self, depth_radius=2, bias=1.0, alpha=1e-4, beta=0.75, **kwargs
+        self,
+        depth_radius: int = 2,
+        bias: float = 1.0,
+        alpha: float = 1e-4,
+        beta: float = 0.75,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         for argument, value, valid, expected in (
@@ -244,7 +276,7 @@ class LocalResponseNormalization(layers.Layer):
         self.alpha = alpha
         self.beta = beta
 
-    def call(self, inputs):
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """(B, H, W, C) to the same shape."""
         radius, channels = self.depth_radius, inputs.shape[-1]
         size = 2 * radius + 1
@@ -256,11 +288,13 @@ class LocalResponseNormalization(layers.Layer):
         scale = self.bias + self.alpha / size * total
         return ops.cast(x * scale**-self.beta, inputs.dtype)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(
+        self, input_shape: tuple[int, ...]
+    ) -> tuple[int, ...]:
         """The shape of the inputs."""
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {
             **super().get_config(),
@@ -282,7 +316,7 @@ class GroupedConv2D(layers.Conv2D):
     Args: those of `keras.layers.Conv2D`; inputs (B, H, W, C) only.
     """
 
-    def convolution_op(self, inputs, kernel):
+    def convolution_op(self, inputs: tf.Tensor, kernel: Any) -> tf.Tensor:
         """All groups, side by side."""
         return ops.concatenate(
             [

@@ -1,1 +1,28 @@
-"""The paper's figures, drawn with matplotlib."""
+"""The paper's figures, drawn with matplotlib from numbers already computed.
+
+Every figure is written to `path`, in the format that its ending says: .png,
+.pdf or .svg. Nothing else in the library imports this package: it takes
+matplotlib and adjustText, which come with the extra `apps`.
+"""
+
+try:
+    from dd_keras.plots.curves import (
+        convergence_curves,
+        success_rate_curves,
+        trade_off,
+    )
+    from dd_keras.plots.histogram import rho_histogram
+    from dd_keras.plots.images import adversarial_images
+except ModuleNotFoundError as error:
+    raise ImportError(
+        "dd_keras.plots draws with matplotlib and adjustText: pip install "
+        f"'dd_keras[apps]' ({error})"
+    ) from error
+
+__all__ = [
+    "adversarial_images",
+    "convergence_curves",
+    "rho_histogram",
+    "success_rate_curves",
+    "trade_off",
+]

@@ -1,10 +1,14 @@
 """Checks that run in the server: bad requests get `InvalidArgument`."""
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 
-def require(tensor, condition, message, received):
-    """A tensor, once a condition is seen to hold.
+def require(
+    tensor: tf.Tensor, condition: tf.Tensor, message: str, received: tf.Tensor
+) -> tf.Tensor:
+    """A tensor, once a condition is checked.
 
     Args:
         tensor: what must not be used before.
@@ -23,11 +27,13 @@ def require(tensor, condition, message, received):
         return tf.identity(tensor)
 
 
-def require_shape(name, batch, sample_shape):
-    """A batch, once its shape is seen to be right.
+def require_shape(
+    name: str, batch: tf.Tensor, sample_shape: Sequence[int | None]
+) -> tf.Tensor:
+    """A batch, once its shape is checked.
 
-    TensorFlow's C++ runtime does not hold what it is fed against the shape
-    that a signature states, and empty batches end in errors of convolutions.
+    TensorFlow's C++ runtime does not compare what it is fed with the shape that
+    a signature states, and empty batches end in errors of convolutions.
 
     Args:
         name: what the error calls it.
@@ -41,8 +47,8 @@ def require_shape(name, batch, sample_shape):
         tf.errors.InvalidArgumentError: when run, if it is empty or of another
             shape.
     """
-    # As text: one pattern holds rank, sizes and that there is an image. Of
-    # numbers, Python would take the rank for granted when it traces this.
+    # As text: one pattern checks rank, sizes and that there is an image.
+    # A comparison of numbers would fix the rank while this is traced.
     received = tf.strings.format("{}", tf.shape(batch), summarize=-1)
     sizes = " ".join(str(s or r"[1-9]\d*") for s in (None, *sample_shape))
     expected = ", ".join(["batch", *(str(s or "any") for s in sample_shape)])
@@ -54,8 +60,8 @@ def require_shape(name, batch, sample_shape):
     )
 
 
-def require_finite(name, batch):
-    """A floating batch, once none of its numbers is NaN or infinite.
+def require_finite(name: str, batch: tf.Tensor) -> tf.Tensor:
+    """A floating batch, once it is checked for NaN and infinity.
 
     Raises:
         tf.errors.InvalidArgumentError: when run, if one is.

@@ -1,4 +1,6 @@
-"""PNG and JPEG files to images, in the graph, safe against hostile ones."""
+"""PNG and JPEG files to images, in the graph; safe for files of attackers."""
+
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -11,11 +13,16 @@ _PNG_HEADER = 24  # bytes up to the end of width and height
 _AT_ONCE = 4
 
 
-def decode(encoded, image_shape, resize, max_pixels):
-    """Decodes a batch of files, as `datasets` does those it reads.
+def decode(
+    encoded: tf.Tensor,
+    image_shape: tuple[int, int, int],
+    resize: Callable[[tf.Tensor], tf.Tensor],
+    max_pixels: int,
+) -> tf.Tensor:
+    """Decodes a batch of files, as `datasets` decodes those it reads.
 
-    What size a file's header states is looked at before any memory is taken
-    for its pixels.
+    The size that a file's header states is checked before any memory is
+    allocated for its pixels.
 
     Args:
         encoded: (B,) strings, the bytes of PNG or JPEG files.
@@ -50,7 +57,7 @@ def decode(encoded, image_shape, resize, max_pixels):
 
 
 def _known_format(data):
-    """A string, once it is seen to begin as a PNG or JPEG file does."""
+    """A string, once it is checked to begin as a PNG or JPEG file does."""
     return require(
         data,
         _is_png(data) | tf.equal(_start(data, _JPEG), _JPEG),
@@ -61,7 +68,7 @@ def _known_format(data):
 
 
 def _of_size(data, max_pixels):
-    """A PNG or JPEG file, once its header is seen to state so few pixels."""
+    """A PNG or JPEG file, once its header states at most `max_pixels`."""
 
     def png_size():
         stated = tf.strings.substr(data, _PNG_HEADER - 8, 8)  # width, height

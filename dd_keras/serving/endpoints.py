@@ -1,7 +1,9 @@
 """What a server computes: functions of raw or encoded images."""
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import keras
 import tensorflow as tf
 
 from dd_keras.attacks import base as attacks
@@ -27,15 +29,15 @@ class Endpoint(NamedTuple):
 
 
 def make(
-    network,
-    preprocessing,
-    attack,
-    image_shape,
-    image_dtype,
-    class_names,
-    resize,
-    max_pixels,
-):
+    network: keras.Model,
+    preprocessing: keras.Layer | None,
+    attack: attacks.Attack,
+    image_shape: tuple[int | None, ...],
+    image_dtype: str,
+    class_names: Sequence[str] | None,
+    resize: Callable[[tf.Tensor], tf.Tensor],
+    max_pixels: int,
+) -> dict[str, Endpoint]:
     """All endpoints of a classifier, by the names of their signatures.
 
     Args: see `dd_keras.export`; `network` gives logits.
@@ -103,7 +105,7 @@ def make(
     return endpoints
 
 
-def can_be_encoded(image_shape):
+def can_be_encoded(image_shape: tuple[int | None, ...]) -> bool:
     """Whether a PNG or JPEG file can be made an image of a shape."""
     return (
         len(image_shape) == 3

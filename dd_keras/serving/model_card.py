@@ -1,4 +1,4 @@
-"""The model card of an export: what it is, how good, and where it fails.
+"""The model card of an export: what it is, how good, and its limits.
 
 After Mitchell et al., "Model Cards for Model Reporting" (FAT* 2019).
 """
@@ -13,6 +13,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from dd_keras.attacks import Attack
+from dd_keras.serving.endpoints import Endpoint
 from dd_keras.utils import files, tables
 from dd_keras.version import __version__
 
@@ -49,7 +51,14 @@ _NO_SETTING = {
 }
 
 
-def describe(model, network, endpoints, attack, report, card):
+def describe(
+    model: keras.Model,
+    network: keras.Model,
+    endpoints: dict[str, Endpoint],
+    attack: Attack,
+    report: object,
+    card: dict | None,
+) -> dict:
     """All that a card says.
 
     Args:
@@ -58,7 +67,7 @@ def describe(model, network, endpoints, attack, report, card):
         endpoints: dict of name to `Endpoint`.
         attack: the one behind `robustness`.
         report: a `RobustnessReport`, or None.
-        card: dict of what the user says, over what is found out here.
+        card: dict of the user's own entries, which replace those found here.
 
     Returns:
         dict that JSON can hold.
@@ -108,15 +117,15 @@ def describe(model, network, endpoints, attack, report, card):
     return found
 
 
-def write(card, directory):
+def write(card: dict, directory: str) -> None:
     """Writes a card as model_card.json and model_card.md."""
     texts = {"json": json.dumps(card, indent=2) + "\n", "md": markdown(card)}
     for ending, text in texts.items():
         files.write_text(text, os.path.join(directory, f"{NAME}.{ending}"))
 
 
-def weights_hash(model):
-    """A fingerprint of a model's weights, to know it again by.
+def weights_hash(model: keras.Model) -> str:
+    """A fingerprint that identifies a model by its weights.
 
     Args:
         model: a built Keras model. A classifier and its `logits_model` have
@@ -134,7 +143,7 @@ def weights_hash(model):
     return digest.hexdigest()
 
 
-def markdown(card):
+def markdown(card: dict) -> str:
     """A card as a page for humans."""
     facts = {
         "Data set": _inline(card["dataset"]),
@@ -181,11 +190,11 @@ def markdown(card):
 
 
 def _defense(model):
-    """What made a classifier robust, where its wrapper tells; else None."""
+    """The defence and its settings, where the model is one; else None."""
     if not callable(getattr(model, "logits_model", None)):
         return None
     settings = {
-        # What Keras has serialised is told by its repr, which is shorter.
+        # Of serialised objects their repr, which is shorter.
         key: repr(getattr(model, key)) if isinstance(value, dict) else value
         for key, value in model.get_config().items()
         if key not in _NO_SETTING

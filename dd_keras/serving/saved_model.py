@@ -3,45 +3,46 @@
 import functools
 import os
 import warnings
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from dd_keras import attacks
 from dd_keras.classifier import logits
-from dd_keras.classifier.inputs import has_preprocessor, prepare
 from dd_keras.datasets import images
 from dd_keras.serving import endpoints as server_endpoints
-from dd_keras.serving import model_card, warm_up
+from dd_keras.serving import model_card, raw_images, warm_up
 from dd_keras.serving.server_config import LARGEST_BATCH, versions
 from dd_keras.utils import files, validation
 
 _DTYPES = ("float32", "uint8")
 _LARGEST_VERSION = 2**63 - 1  # the server's int64
 _EXTRA = "assets.extra"
-# So large is a photograph. It takes 250 MB while it is resized.
+# The size of a photograph, which takes 250 MB while it is resized.
 _MAX_PIXELS = 2**24
 
 
 def export(
-    model,
-    path,
-    preprocessing=None,
+    model: keras.Model,
+    path: str | os.PathLike,
+    preprocessing: keras.Layer | None = None,
     *,
-    version=None,
-    class_names=None,
-    image_shape=None,
-    image_dtype="float32",
-    resize=None,
-    max_pixels=_MAX_PIXELS,
-    attack=None,
-    activation=None,
-    examples=None,
-    warm_up_requests=None,
-    report=None,
-    card=None,
-):
+    version: int | None = None,
+    class_names: Sequence[str] | None = None,
+    image_shape: Sequence[int | None] | None = None,
+    image_dtype: str = "float32",
+    resize: Callable[[tf.Tensor], tf.Tensor] | None = None,
+    max_pixels: int = _MAX_PIXELS,
+    attack: attacks.DeepFool | None = None,
+    activation: str | None = None,
+    examples: ArrayLike | None = None,
+    warm_up_requests: bool | None = None,
+    report: object = None,
+    card: dict | None = None,
+) -> str:
     """Writes a classifier as `path/<version>/`, which TF Serving serves.
 
     The SavedModel holds preprocessing and network, no optimizer and nothing
@@ -67,8 +68,8 @@ def export(
     replays when it loads the version, and a model card
     (model_card.json, .md).
 
-    A version appears whole or not at all, also if the process is killed, and
-    none is ever overwritten; several processes may export to one `path`.
+    A version appears atomically, also if the process is killed, and none is
+    ever overwritten; several processes may export to one `path`.
 
     Args:
         model: a built Keras classifier, see `logits_model`; of a
@@ -110,12 +111,21 @@ def export(
         ValueError: if an argument is not as above, or `path` cannot be
             written to. Nothing has been written then.
         ImportError: if `warm_up_requests` is True without the extra.
+
+    Example:
+        path = dd_keras.export(
+            classifier,
+            "models/digits",
+            class_names=["zero", "one", "two"],
+            warm_up_requests=False,
+        )
+        assert path == "models/digits/1"
     """
     path = _validate_path(path)
     version = _validate_version(version, path)
     network = logits.logits_model(model, activation)
-    preprocessing = _preprocessing(preprocessing, model)
-    image_shape = _image_shape(image_shape, preprocessing, network)
+    preprocessing = raw_images.preprocessing_of(preprocessing, model)
+    image_shape = raw_images.shape_of(image_shape, preprocessing, network)
     if image_dtype not in _DTYPES:
         raise ValueError(
             f"image_dtype: expected one of {_DTYPES}; received {image_dtype!r}."
@@ -156,7 +166,7 @@ def export(
 def _write(endpoints, directory):
     """Writes a SavedModel that holds the endpoints and their variables.
 
-    `keras.export.ExportArchive` would trace all of them twice.
+    `keras.export.ExportArchive` would trace each endpoint twice.
     """
     signatures = {name: one.function for name, one in endpoints.items()}
     holder = tf.Module()
@@ -168,7 +178,7 @@ def _write(endpoints, directory):
         holder,
         directory,
         signatures,
-        # Nobody differentiates what is served, and DeepFool's own gradient
+        # What is served is not differentiated, and DeepFool's custom gradient
         # cannot be saved.
         tf.saved_model.SaveOptions(experimental_custom_gradients=False),
     )
@@ -185,7 +195,7 @@ def _place(part, path, version):
         except FileExistsError as error:
             if version is not None:
                 raise _taken(version, path) from error
-            # Another export was faster: the next number.
+            # Another export has taken this number: the next one.
 
 
 def _validate_path(path):
@@ -231,98 +241,16 @@ def _taken(version, path):
     )
 
 
-def _preprocessing(preprocessing, model):
-    """What prepares raw images: what was given, or the model's own."""
-    if not isinstance(preprocessing, (keras.layers.Layer, type(None))):
-        raise TypeError(
-            "preprocessing: expected a Keras layer or model, or None; "
-            f"received {preprocessing!r}."
-        )
-    if not has_preprocessor(model):
-        return preprocessing
-    if preprocessing is not None:
-        raise ValueError(
-            f"preprocessing: expected None, as {model.name!r} has a "
-            "preprocessor of its own, which is exported with it; received "
-            f"{preprocessing!r}."
-        )
-    return _OwnPreprocessing(model)
-
-
-class _OwnPreprocessing(keras.layers.Layer):
-    """The preprocessor of a KerasHub task as a layer.
-
-    Args:
-        model: the task, or a `DefenseModel` of it.
-    """
-
-    def __init__(self, model):
-        super().__init__(name="preprocessing")
-        self._prepare = lambda images: prepare(model, images)[0]
-
-    def call(self, images):
-        """Raw images to what the model's `call` takes."""
-        return self._prepare(images)
-
-
 def _validate_interfaces(resize, report):
     if resize is not None and not callable(resize):
         raise TypeError(
             f"resize: expected a function of an image; received {resize!r}."
         )
-    # Known by what it can do: evaluation is no part that this one may import.
+    # Checked by a method it has: serving may not import evaluation.
     if report is not None and not hasattr(report, "intervals"):
         raise TypeError(
             f"report: expected a RobustnessReport; received {report!r}."
         )
-
-
-def _image_shape(image_shape, preprocessing, network):
-    """The shape of one raw image, held against what the network takes."""
-    taken = logits.input_shape(network)
-    if image_shape is None:
-        first = (
-            preprocessing if isinstance(preprocessing, keras.Model) else network
-        )
-        image_shape = tuple(logits.input_shape(first)[1:])
-    sizes = tuple(image_shape) if np.iterable(image_shape) else (0,)
-    if not all(s is None or (isinstance(s, int) and s > 0) for s in sizes):
-        raise ValueError(
-            "image_shape: expected positive sizes, None for any; received "
-            f"{image_shape!r}."
-        )
-    if preprocessing is None:
-        made = tf.TensorShape((None, *sizes))
-    else:
-        made = _shape_after(preprocessing, sizes)
-    if not taken.is_compatible_with(made):
-        raise ValueError(
-            "image_shape: expected images that the classifier, behind the "
-            f"preprocessing, can take: {tuple(taken)}; received images of "
-            f"{sizes}, which become {tuple(made)}."
-        )
-    return sizes
-
-
-def _shape_after(preprocessing, sizes):
-    """The shape of a batch of images after preprocessing."""
-    prepare = tf.function(
-        lambda x: preprocessing(x, training=False), autograph=False
-    )
-    batch = tf.TensorSpec((None, *sizes), tf.float32)
-    try:
-        prepared = prepare.get_concrete_function(batch).structured_outputs
-    except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
-        raise ValueError(
-            "preprocessing: expected a layer that takes images of shape "
-            f"{sizes}; received {preprocessing.name!r}, which does not: {error}"
-        ) from error
-    if not tf.is_tensor(prepared):
-        raise ValueError(
-            "preprocessing: expected a layer with one output; received "
-            f"{preprocessing.name!r}, which gives a {type(prepared).__name__}."
-        )
-    return prepared.shape
 
 
 def _validate_names(class_names, num_classes):

@@ -26,15 +26,14 @@ num_batch_threads {{ value: 4 }}
 """
 
 
-def versions(path):
+def versions(path: str | os.PathLike) -> list[int]:
     """The versions of a model in its directory, sorted.
 
     Args:
         path: directory; it need not exist.
 
     Returns:
-        list of int. What is no version number is passed over, as by the
-        server.
+        list of int. Other names are ignored, as the server ignores them.
     """
     try:
         names = os.listdir(path)
@@ -43,11 +42,12 @@ def versions(path):
     return sorted(int(name) for name in names if name.isdecimal())
 
 
-def write_server_config(directory, base_path="/models"):
+def write_server_config(
+    directory: str | os.PathLike, base_path: str | os.PathLike = "/models"
+) -> list[str]:
     """Writes models.config for all models in a directory, and batching.config.
 
-    A batching.config that is there is left as it is; models.config is written
-    anew.
+    An existing batching.config is left as it is; models.config is replaced.
 
     Args:
         directory: holds a folder for each model, as
@@ -61,6 +61,11 @@ def write_server_config(directory, base_path="/models"):
     Raises:
         ValueError: if the directory holds no model, or `base_path` is not
             absolute.
+
+    Example:
+        dd_keras.export(classifier, "models/digits", warm_up_requests=False)
+        names = dd_keras.serving.write_server_config("models")
+        assert names == ["digits"]
     """
     if not str(base_path).startswith("/"):
         raise ValueError(

@@ -10,11 +10,13 @@ import os
 import numpy as np
 import tensorflow as tf
 
+from dd_keras.serving.endpoints import Endpoint
+
 NAME = "tf_serving_warmup_requests"
 
 
-def available():
-    """Whether tensorflow-serving-api is there, which defines the records."""
+def available() -> bool:
+    """Whether tensorflow-serving-api is installed, which has the records."""
     try:
         from tensorflow_serving.apis import prediction_log_pb2  # noqa: F401
     except ImportError:
@@ -22,7 +24,9 @@ def available():
     return True
 
 
-def write(endpoints, examples, directory):
+def write(
+    endpoints: dict[str, Endpoint], examples: np.ndarray, directory: str
+) -> None:
     """Writes one request for each endpoint and batch size.
 
     Args:
@@ -50,7 +54,7 @@ def write(endpoints, examples, directory):
                 writer.write(record.SerializeToString())
 
 
-def noise(image_shape):
+def noise(image_shape: tuple[int, ...]) -> np.ndarray:
     """One image of noise, where there is no example."""
     random = np.random.RandomState(0)
     return random.randint(0, 256, (1, *image_shape))

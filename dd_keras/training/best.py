@@ -3,6 +3,7 @@
 import math
 
 import keras
+import numpy as np
 
 from dd_keras.utils import validation
 
@@ -36,20 +37,22 @@ class KeepBest(keras.callbacks.Callback):
         weights: its weights, list of arrays.
     """
 
-    def __init__(self, monitor="val_rho2", accuracy_weight=0.0):
+    def __init__(self, monitor: str = "val_rho2", accuracy_weight: float = 0.0):
         super().__init__()
         self.monitor = monitor
         self.accuracy_weight = validation.validate_number(
             "accuracy_weight", accuracy_weight, at_least=0, at_most=1
         )
-        self.best = None
-        self.weights = []
+        self.best: dict[str, float] | None = None
+        self.weights: list[np.ndarray] = []
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         """Forgets an earlier `fit`, maybe of another model."""
         self.best, self.weights = None, []
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(
+        self, epoch: int, logs: dict[str, float] | None = None
+    ) -> None:
         """Keeps the weights, if they are better than those before."""
         logs = logs or {}
         if not any(name.startswith("val_") for name in logs):
@@ -64,7 +67,7 @@ class KeepBest(keras.callbacks.Callback):
             self.best = {"epoch": epoch, "score": score}
             self.weights = self.model.get_weights()
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         """Gives back the best weights."""
         if self.best is not None:
             self.model.set_weights(self.weights)

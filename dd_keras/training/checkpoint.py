@@ -5,7 +5,7 @@ import json
 import os
 import re
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -45,7 +45,7 @@ class State(NamedTuple):
     arrays: dict
 
 
-def variables(model):
+def variables(model: keras.Model) -> list[keras.Variable]:
     """All that `fit` changes in a compiled model: list of Keras variables.
 
     Weights, moving statistics, the state of random generators, also of those
@@ -71,10 +71,17 @@ class Checkpoints:
         directory: where they are kept; made if missing.
     """
 
-    def __init__(self, directory):
+    def __init__(self, directory: str | os.PathLike[str]):
         self.directory = directory
 
-    def save(self, model, epoch, step, notes, arrays):
+    def save(
+        self,
+        model: keras.Model,
+        epoch: int,
+        step: int,
+        notes: dict[str, Any],
+        arrays: dict[str, list[np.ndarray]],
+    ) -> None:
         """Writes the state of a model, and removes the oldest.
 
         All workers must call this, as it gathers the metrics of all of them.
@@ -124,7 +131,7 @@ class Checkpoints:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(old)
 
-    def newest(self, model):
+    def newest(self, model: keras.Model) -> State | None:
         """The newest `State` that is whole, or None.
 
         Args:
@@ -176,7 +183,7 @@ class Checkpoints:
         return []
 
 
-def first_not_finite(model):
+def first_not_finite(model: keras.Model) -> str | None:
     """The path of the first weight with NaN or infinity; None for none."""
     for weight in model.weights:
         value = _read(weight)

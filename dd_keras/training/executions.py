@@ -1,6 +1,10 @@
 """The steps that Keras executes at once, and those that are to be."""
 
 import functools
+from collections.abc import Callable
+from typing import Any, Self
+
+import keras
 
 
 class Executions:
@@ -23,20 +27,22 @@ class Executions:
         steps: number of steps of an epoch.
     """
 
-    def __init__(self, model, steps):
+    def __init__(self, model: keras.Model, steps: int):
         self._model, self._steps = model, steps
         self._end = 0
         self._own = None  # the model's function
         self._single = None  # the same for one step, and of which it was made
-        self._substitute = None
+        self._substitute: Callable | None = None
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
         self._give_back()
 
-    def begin(self, first, done, logs):
+    def begin(
+        self, first: int, done: int, logs: dict[str, float] | None
+    ) -> None:
         """Must be called before an execution.
 
         Args:
@@ -53,7 +59,7 @@ class Executions:
         self._substitute = functools.partial(self._run, left, dict(logs or {}))
         self._model.train_function = self._substitute
 
-    def end(self):
+    def end(self) -> int:
         """Must be called after it; returns how many steps are done then."""
         self._give_back()
         return self._end

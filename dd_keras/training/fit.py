@@ -2,8 +2,11 @@
 
 import csv
 import io
+import os
 import signal
 import time
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -12,9 +15,7 @@ from dd_keras import datasets, distribution
 from dd_keras.training import checkpoint, guards
 from dd_keras.training.best import KeepBest
 from dd_keras.training.executions import Executions
-from dd_keras.utils import files
-
-_BATCH_SIZE = 32  # of arrays, as Keras has it
+from dd_keras.utils import config, files
 
 
 class Interrupted(KeyboardInterrupt):
@@ -24,27 +25,27 @@ class Interrupted(KeyboardInterrupt):
         signal: the number of the signal.
     """
 
-    def __init__(self, message, number):
+    def __init__(self, message: str, number: int):
         super().__init__(message)
         self.signal = number
 
 
 def resumable_fit(
-    model,
-    train,
-    epochs,
-    checkpoint_dir,
+    model: keras.Model,
+    train: datasets.ResumableBatches | tuple,
+    epochs: int,
+    checkpoint_dir: str | os.PathLike[str],
     *,
-    batch_size=None,
-    class_weight=None,
-    checkpoint_steps=None,
-    validation_data=None,
-    validation_freq=1,
-    best=None,
-    log=None,
-    callbacks=(),
-    verbose="auto",
-):
+    batch_size: int | None = None,
+    class_weight: dict[int, float] | None = None,
+    checkpoint_steps: int | None = None,
+    validation_data: Any = None,
+    validation_freq: int | Sequence[int] = 1,
+    best: KeepBest | None = None,
+    log: str | os.PathLike[str] | None = None,
+    callbacks: Iterable[keras.callbacks.Callback] | None = (),
+    verbose: str | int = "auto",
+) -> keras.callbacks.History:
     """Trains a model; killed at any moment, the same call goes on.
 
     The state is written after each epoch, before each validation, and every
@@ -64,10 +65,11 @@ def resumable_fit(
     Args:
         model: a compiled `keras.Model`, made anew as it was at first (the
             same seed, the same arguments).
-        train: `datasets.ResumableBatches`, or arrays, (x, y) or (x, y, sample_weight),
-            of which `ResumableBatches.of_arrays` makes one. Not a batched data set: it
-            cannot be taken up in the middle of an epoch. Of an unbatched one,
-            give `datasets.ResumableBatches(dataset, None, batch_size)`.
+        train: `datasets.ResumableBatches`, or arrays, (x, y) or
+            (x, y, sample_weight), of which `ResumableBatches.of_arrays` makes
+            one. Not a batched data set, which cannot be resumed in the middle
+            of an epoch. Of an unbatched one, give
+            `datasets.ResumableBatches(dataset, None, batch_size)`.
         epochs: number of epochs in all.
         checkpoint_dir: where the states of this training are kept, the two
             newest. Remove it when it is no longer needed.
@@ -117,24 +119,24 @@ def resumable_fit(
             "callbacks: expected none that forget what they know when the "
             "process ends; received a KeepBest. Give it as `best`."
         )
-    train = _epochs_of(train, batch_size)
+    batches = _batches_of(train, batch_size)
     with (
         model.distribute_strategy.scope(),
         distribution.lost_workers_named(),
         guards.StopSignals() as signals,
         guards.memory_advice(model),
     ):
-        _build(model, train)
+        _build(model, batches)
         progress = _Progress(
-            model, train, checkpoint_dir, checkpoint_steps, best, log, signals
+            model, batches, checkpoint_dir, checkpoint_steps, best, log, signals
         )
         epoch, step = progress.position
         if progress.position != (0, 0):
             print(f"Going on from epoch {epoch + 1}, step {step}.")
-        steps = len(train)
+        steps = len(batches)
         with progress.executions:
             history = model.fit(
-                train.starting_at(epoch + step // steps, step % steps),
+                batches.starting_at(epoch + step // steps, step % steps),
                 steps_per_epoch=steps,
                 epochs=epochs,
                 initial_epoch=epoch,
@@ -158,19 +160,19 @@ def resumable_fit(
     return history
 
 
-def _epochs_of(train, batch_size):
+def _batches_of(train, batch_size):
     """What `train` is, or is made into: `datasets.ResumableBatches`."""
     if isinstance(train, datasets.ResumableBatches):
         if batch_size is not None:
             raise ValueError(
-                "batch_size: expected None with datasets.ResumableBatches, which have "
-                f"one of their own, {train.batch_size}; received "
+                "batch_size: expected None with datasets.ResumableBatches, "
+                f"which have one of their own, {train.batch_size}; received "
                 f"{batch_size!r}."
             )
         return train
     if isinstance(train, tuple) and len(train) in (2, 3):
         if batch_size is None:
-            batch_size = _BATCH_SIZE
+            batch_size = config.DEFAULT_BATCH_SIZE
         return datasets.ResumableBatches.of_arrays(
             *train, batch_size=batch_size
         )
@@ -180,9 +182,9 @@ def _epochs_of(train, batch_size):
     elif isinstance(train, tuple):
         what += f" of {len(train)}"
     raise TypeError(
-        "train: expected datasets.ResumableBatches, or a tuple of arrays, (x, y) or "
-        f"(x, y, sample_weight); received a {what}. Of an unbatched data set "
-        "give datasets.ResumableBatches(dataset, None, batch_size)."
+        "train: expected datasets.ResumableBatches, or a tuple of arrays, "
+        f"(x, y) or (x, y, sample_weight); received a {what}. Of an unbatched "
+        "data set give datasets.ResumableBatches(dataset, None, batch_size)."
     )
 
 
@@ -220,16 +222,26 @@ class _Progress(keras.callbacks.Callback):
     epoch, its progress bar and the callbacks count as ever.
     """
 
-    def __init__(self, model, train, directory, every, best, log, signals):
+    def __init__(
+        self,
+        model: keras.Model,
+        train: datasets.ResumableBatches,
+        directory: str | os.PathLike[str],
+        every: int | None,
+        best: KeepBest | None,
+        log: str | os.PathLike[str] | None,
+        signals: guards.StopSignals,
+    ) -> None:
         super().__init__()
         self._train, self._every, self._log = train, every, log
         self._best, self._signals = best, signals
         self._checkpoints = checkpoint.Checkpoints(directory)
         self.executions = Executions(model, len(train))
         self._epoch, self._done = 0, 0  # where it is
-        self._last_logs = {}  # of the last step
+        self._last_logs: dict[str, float] = {}  # of the last step
         self._validating = False
-        self.logs, self._seconds, self._started = [], 0.0, time.time()
+        self.logs: list[dict[str, float]] = []
+        self._seconds, self._started = 0.0, time.time()
         self._state = self._checkpoints.newest(model)
         self.position = (0, 0)
         if self._state is not None:

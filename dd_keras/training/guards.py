@@ -4,6 +4,8 @@ import contextlib
 import math
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Self
 
 import keras
 import numpy as np
@@ -27,26 +29,32 @@ class StopAtNaN(keras.callbacks.Callback):
         DivergenceError: in `fit`.
     """
 
-    def __init__(self, batch_of=None):
+    def __init__(self, batch_of: Callable[[int, int], Any] | None = None):
         super().__init__()
         self.batch_of = batch_of
         self._epoch = 0
         self._first = 0  # step of the execution at hand
-        self._last = None
+        self._last: float | None = None
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         """Forgets the loss of an earlier `fit`."""
         self._last = None
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(
+        self, epoch: int, logs: dict[str, float] | None = None
+    ) -> None:
         """Notes the epoch."""
         self._epoch = epoch
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(
+        self, batch: int, logs: dict[str, float] | None = None
+    ) -> None:
         """Notes the step."""
         self._first = batch
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(
+        self, batch: int, logs: dict[str, float] | None = None
+    ) -> None:
         """Looks at the loss, the mean over the epoch so far."""
         loss = float((logs or {}).get("loss", 0.0))
         if not math.isfinite(loss):
@@ -101,7 +109,7 @@ class StopAtNaN(keras.callbacks.Callback):
 
 
 @contextlib.contextmanager
-def memory_advice(model):
+def memory_advice(model: keras.Model) -> Iterator[None]:
     """Says what makes a step smaller, where it does not fit into memory.
 
     Raises:
@@ -137,11 +145,11 @@ class StopSignals:
 
     _WATCHED = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.received = None
-        self._before = {}
+        self._before: dict[int, Any] = {}
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self.received = None
         if threading.current_thread() is threading.main_thread():
             self._before = {
@@ -150,7 +158,7 @@ class StopSignals:
             }
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

@@ -1,8 +1,10 @@
 """The paper's optimizer: SGD with momentum and coupled weight decay."""
 
 import math
+from typing import Any
 
 import keras
+import tensorflow as tf
 
 
 @keras.saving.register_keras_serializable("dd_keras")
@@ -26,11 +28,12 @@ class CoupledSGD(keras.optimizers.SGD):
 
     def __init__(
         self,
-        learning_rate=5e-4,
-        momentum=0.9,
-        coupled_weight_decay=5e-4,
-        name="coupled_sgd",
-        **kwargs,
+        learning_rate: float
+        | keras.optimizers.schedules.LearningRateSchedule = 5e-4,
+        momentum: float = 0.9,
+        coupled_weight_decay: float = 5e-4,
+        name: str = "coupled_sgd",
+        **kwargs: Any,
     ):
         super().__init__(learning_rate, momentum, name=name, **kwargs)
         is_number = isinstance(coupled_weight_decay, (int, float))
@@ -41,14 +44,19 @@ class CoupledSGD(keras.optimizers.SGD):
             )
         self.coupled_weight_decay = float(coupled_weight_decay)
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(
+        self,
+        gradient: tf.Tensor,
+        variable: keras.Variable,
+        learning_rate: tf.Tensor,
+    ) -> None:
         """Updates one weight from its gradient."""
         decay = self.coupled_weight_decay * keras.ops.convert_to_tensor(
             variable
         )
         super().update_step(gradient + decay, variable, learning_rate)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {
             **super().get_config(),

@@ -1,9 +1,11 @@
-"""What Keras-serialisable settings have in common."""
+"""Settings: a default that packages share, and equality by configuration."""
 
 import functools
 import hashlib
 
 import numpy as np
+
+DEFAULT_BATCH_SIZE = 32  # of arrays, as in Keras
 
 
 class EqualByConfig:
@@ -17,13 +19,13 @@ class EqualByConfig:
     def _identity(self):
         return type(self), _digest(self.get_config())
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, EqualByConfig)
             and self._identity == other._identity
         )
 
-    def __hash__(self):
+    def __hash__(self) -> int:
         return hash(self._identity)
 
 

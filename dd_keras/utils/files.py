@@ -8,6 +8,7 @@ import tokenize
 import uuid
 import zipfile
 import zlib
+from collections.abc import Iterator
 
 # What a damaged npz or JSON file provokes in those who read it. NumPy, zipfile
 # and json have no error of their own for it; changing each byte of some files,
@@ -32,7 +33,7 @@ _PART = ".part-"  # what directories begin with that are not finished
 
 
 @contextlib.contextmanager
-def atomic_write(path):
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
     """A name to write a file under, which becomes `path` at the end.
 
     Whoever reads `path`, also after a crash or on a full disk, finds the
@@ -47,8 +48,9 @@ def atomic_write(path):
     Example:
         from dd_keras.utils import files
 
-        with files.atomic_write("results.json") as part, open(part, "w") as file:
-            file.write("{}")
+        with files.atomic_write("results.json") as part:
+            with open(part, "w") as file:
+                file.write("{}")
     """
     path = os.fspath(path)
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
@@ -63,14 +65,14 @@ def atomic_write(path):
         raise
 
 
-def write_text(text, path):
+def write_text(text: str, path: str | os.PathLike[str]) -> None:
     """Writes a text file in UTF-8, atomically."""
     with atomic_write(path) as part, open(part, "w", encoding="utf-8") as file:
         file.write(text)
 
 
 @contextlib.contextmanager
-def atomic_directory(parent):
+def atomic_directory(parent: str | os.PathLike[str]) -> Iterator[str]:
     """An empty directory to fill, and then to `place` beside it.
 
     It is hidden, and at the end it is removed unless it was placed. So are
@@ -102,7 +104,7 @@ def atomic_directory(parent):
         os.close(lock)
 
 
-def place(part, path):
+def place(part: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
     """Gives a directory its final name, which must be free.
 
     Args:
@@ -124,7 +126,7 @@ def place(part, path):
 
 
 @contextlib.contextmanager
-def locked(directory):
+def locked(directory: str | os.PathLike[str]) -> Iterator[None]:
     """Holds a directory that others ask for in the same way.
 
     It is free again when the process ends, however it ends. Where there are

@@ -9,6 +9,8 @@ Tried with: TensorFlow 2.18, 2.20, 2.21; Keras 3.8 to 3.15 (`make matrix`).
 
 import contextlib
 import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -18,7 +20,9 @@ _moments_depth = 0
 _stock_moments = None
 
 
-def layers_of(model, include_self=True):
+def layers_of(
+    model: keras.layers.Layer, include_self: bool = True
+) -> Iterator[keras.layers.Layer]:
     """All layers of a model, those inside of other layers too.
 
     `keras.Layer._flatten_layers`: `model.layers` stops at the first level.
@@ -33,7 +37,12 @@ def layers_of(model, include_self=True):
     return model._flatten_layers(include_self=include_self)
 
 
-def operation_of(tensor):
+def layer_names(model: keras.layers.Layer) -> set[str]:
+    """The names of all layers of a model, see `layers_of`: a set of str."""
+    return {layer.name for layer in layers_of(model)}
+
+
+def operation_of(tensor: keras.KerasTensor) -> Any:
     """The Keras operation that a symbolic `KerasTensor` is an output of.
 
     `KerasTensor._keras_history`: Keras' own graph of a functional model has
@@ -42,7 +51,7 @@ def operation_of(tensor):
     return tensor._keras_history.operation
 
 
-def arguments_of(tensor):
+def arguments_of(tensor: keras.KerasTensor) -> list[keras.KerasTensor]:
     """The symbolic tensors that this one's operation was called with.
 
     `KerasTensor._keras_history`, as above, and `Operation._inbound_nodes`: an
@@ -52,7 +61,7 @@ def arguments_of(tensor):
     return operation._inbound_nodes[node_index].input_tensors
 
 
-def inner_functional(layer):
+def inner_functional(layer: keras.layers.Layer) -> keras.Model | None:
     """The functional model that a built `keras.Sequential` calls, or None.
 
     `Sequential._functional`: it is new after `add` and `pop`, which is how
@@ -61,7 +70,7 @@ def inner_functional(layer):
     return getattr(layer, "_functional", None)
 
 
-def gradient_registry():
+def gradient_registry() -> dict[str, dict[str, Any]]:
     """TensorFlow's dict of operation type to {"type": gradient function}.
 
     `ops.gradient_registry._registry`: `tf.RegisterGradient` refuses to
@@ -74,7 +83,7 @@ def gradient_registry():
 
 
 @contextlib.contextmanager
-def moments_replaced_by(moments):
+def moments_replaced_by(moments: Callable) -> Iterator[None]:
     """While it is open, `tf.nn.moments` and what Keras makes of it call this.
 
     `nn_impl.moments`: it is the function that both `tf.nn.moments` and Keras
@@ -99,7 +108,7 @@ def moments_replaced_by(moments):
                 nn_impl.moments = _stock_moments
 
 
-def compiled_by_xla():
+def compiled_by_xla() -> bool:
     """Whether the code running now is traced for XLA (`jit_compile=True`).
 
     `control_flow_util.GraphOrParentsInXlaContext`. Under XLA shapes must be
@@ -112,7 +121,7 @@ def compiled_by_xla():
     )
 
 
-def patch_multi_worker_fit():
+def patch_multi_worker_fit() -> None:
     """Lets Keras `fit` under a `MultiWorkerMirroredStrategy`.
 
     Keras 3.8 to 3.15 cannot (issue 20585 of keras-team/keras), for two
@@ -156,6 +165,6 @@ def patch_multi_worker_fit():
             lambda value: strategy.reduce("MEAN", value, axis=None), values
         )
 
-    reduce.patched = True
+    reduce.patched = True  # type: ignore[attr-defined]
     trainer._maybe_symbolic_build = build
     keras_trainer.reduce_per_replica = reduce

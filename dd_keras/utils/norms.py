@@ -9,7 +9,7 @@ import tensorflow as tf
 ZERO_NORM = 1e-12
 
 
-def dual_norm(p):
+def dual_norm(p: float) -> float:
     """The order q of the dual norm, 1/p + 1/q = 1, for p in [1, inf]."""
     if p == 1:
         return math.inf
@@ -18,7 +18,7 @@ def dual_norm(p):
     return p / (p - 1)
 
 
-def sample_norm(x, p=2.0):
+def sample_norm(x: tf.Tensor, p: float = 2.0) -> tf.Tensor:
     """The l_p norm of each sample.
 
     Its gradient is zero, not NaN, where a sample is zero: there the norm has
@@ -52,7 +52,7 @@ def sample_norm(x, p=2.0):
     return tf.where(nonzero, scale * root, 0.0)
 
 
-def rho(perturbation, x, p=2.0):
+def rho(perturbation: tf.Tensor, x: tf.Tensor, p: float = 2.0) -> tf.Tensor:
     """The relative size of perturbations, ||perturbation||_p / ||x||_p.
 
     Eq. 7 of the Deep Defense paper, sample by sample. A zero input has no
@@ -71,6 +71,6 @@ def rho(perturbation, x, p=2.0):
     )
 
 
-def expand_like(values, x):
+def expand_like(values: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """Reshapes `values` of shape (B,) to (B, 1, ...), of the rank of `x`."""
     return tf.reshape(values, [-1] + [1] * (x.shape.rank - 1))

@@ -2,11 +2,14 @@
 
 import csv
 import io
+from collections.abc import Sequence
 
 FORMS = ("text", "markdown", "csv")
 
 
-def render(header, rows, form="text"):
+def render(
+    header: Sequence[str], rows: Sequence[Sequence[str]], form: str = "text"
+) -> str:
     """Lays out cells in columns: the first to the left, others to the right.
 
     Args:
@@ -34,7 +37,7 @@ def render(header, rows, form="text"):
     widths = [
         max(least, *map(len, column)) for column in zip(*table, strict=True)
     ]
-    lines = [
+    padded = [
         [
             cell.ljust(width) if i == 0 else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
@@ -42,10 +45,10 @@ def render(header, rows, form="text"):
         for row in table
     ]
     if form == "text":
-        lines = ["  ".join(line).rstrip() for line in lines]
+        lines = ["  ".join(line).rstrip() for line in padded]
         rule = "-" * max(map(len, lines))
         return "\n".join([lines[0], rule, *lines[1:]])
-    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
+    dashes = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
     return "\n".join(
-        f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]]
+        f"| {' | '.join(line)} |" for line in [padded[0], dashes, *padded[1:]]
     )

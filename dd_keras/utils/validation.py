@@ -3,11 +3,19 @@
 import math
 import numbers
 import reprlib
+from typing import Any
 
 import numpy as np
 
 
-def validate_number(name, value, *, at_least=None, above=None, at_most=None):
+def validate_number(
+    name: str,
+    value: Any,
+    *,
+    at_least: float = -math.inf,
+    above: float | None = None,
+    at_most: float | None = None,
+) -> float:
     """Checks a finite number against its bounds.
 
     Args:
@@ -26,21 +34,21 @@ def validate_number(name, value, *, at_least=None, above=None, at_most=None):
     bound = f">= {at_least:g}" if above is None else f"> {above:g}"
     if at_most is not None:
         bound += f" and <= {at_most:g}"
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    number = float(value) if is_number else math.nan
     if (
-        not isinstance(value, numbers.Real)
-        or isinstance(value, bool)
-        or not math.isfinite(value)
-        or (above is None and value < at_least)
-        or (above is not None and value <= above)
-        or (at_most is not None and value > at_most)
+        not math.isfinite(number)
+        or (above is None and number < at_least)
+        or (above is not None and number <= above)
+        or (at_most is not None and number > at_most)
     ):
         raise ValueError(
             f"{name}: expected a finite number {bound}; received {value!r}."
         )
-    return float(value)
+    return number
 
 
-def validate_integer(name, value, *, at_least):
+def validate_integer(name: str, value: Any, *, at_least: int) -> int:
     """Checks an integer against its lower bound; see `validate_number`."""
     if (
         not isinstance(value, numbers.Integral)
@@ -54,7 +62,7 @@ def validate_integer(name, value, *, at_least):
     return int(value)
 
 
-def validate_norm(norm):
+def validate_norm(norm: Any) -> float:
     """Checks the order of an l_p norm.
 
     Args:
@@ -75,7 +83,7 @@ def validate_norm(norm):
     return float(norm)
 
 
-def validate_bounds(bounds):
+def validate_bounds(bounds: Any) -> tuple[Any, Any] | None:
     """Checks the range of valid inputs.
 
     Args:

@@ -1,4 +1,4 @@
-"""The paper's experiments on MNIST, as commands of the other apps.
+"""The paper's experiments on MNIST, as commands of the programs in apps/.
 
 A `Step` is one such command, with a folder of its own in --output_dir. `Plan`
 has them all; what must run before what follows from `Step.after`.
@@ -6,6 +6,7 @@ has them all; what must run before what follows from `Step.after`.
 
 import os
 import sys
+from collections.abc import Iterable
 from typing import NamedTuple
 
 NETWORKS = {"mlp": "MLP", "lenet": "LeNet"}
@@ -14,7 +15,7 @@ SEEDS = (0, 1, 2)
 # Defences that Deep Defense is compared with, from the reference of seed 0.
 OTHERS = ("clean", "parseval", "adv_train_1", "adv_train_2", "combined")
 
-# Trials of their settings, on training images that are held out.
+# Trials of their settings, on validation images.
 TRIALS = {
     "1": (
         ("adv_train_2", "parseval", "adv_train_1"),
@@ -36,7 +37,7 @@ TUNED = {
     "lenet": {"eps": "25.5", "beta": "1e-4", "include_clean": True},
 }
 
-# "longer": Deep Defense goes on, at a rate that is not the paper's.
+# "longer": two more epochs of Deep Defense, at a rate that is not the paper's.
 LONGER = (
     *("--epochs=2", "--halved_epochs=1"),
     *("--learning_rate=1e-4", "--last_rate=0.2"),
@@ -80,7 +81,12 @@ class Plan:
         steps: dict of names to `Step`s.
     """
 
-    def __init__(self, output_dir, data_dir=None, smoke=False):
+    def __init__(
+        self,
+        output_dir: str,
+        data_dir: str | None = None,
+        smoke: bool = False,
+    ):
         self._output_dir = output_dir
         self._data_dir = data_dir
         self.smoke = smoke
@@ -93,7 +99,7 @@ class Plan:
             self._add_evaluations(network)
         self._add_sweeps()
 
-    def command(self, step):
+    def command(self, step: Step) -> list[str]:
         """The words of a step's command, after `python`."""
         script = _beside(f"{step.app}.py")
         words = [script, *step.arguments]
@@ -101,15 +107,15 @@ class Plan:
             words.append(f"--data_dir={self._data_dir}")
         return [*words, f"--output_dir={self.path(step.name)}"]
 
-    def path(self, *names):
+    def path(self, *names: str) -> str:
         """A path in --output_dir."""
         return os.path.join(self._output_dir, *names)
 
-    def result(self, name):
+    def result(self, name: str) -> str:
         """The path of a step's JSON."""
         return self.path(name, self.steps[name].result)
 
-    def needed(self, names):
+    def needed(self, names: Iterable[str]) -> list[Step]:
         """Steps, behind all that they come after."""
         found = {}
         for name in names:
@@ -118,7 +124,7 @@ class Plan:
             found[name] = step
         return list(found.values())
 
-    def models(self, network):
+    def models(self, network: str) -> dict[str, str]:
         """Names of the models of seed 0, to their .keras files."""
 
         def files(step, names):

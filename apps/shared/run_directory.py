@@ -1,12 +1,14 @@
-"""An output directory that belongs to one run, which can be taken up again."""
+"""An output directory that belongs to one run, which can be resumed."""
 
 import contextlib
 import datetime
 import json
 import os
 import shutil
+from typing import Any
 
-import common
+from shared import cli
+from shared.provenance import provenance, write_json
 
 from dd_keras import distribution
 
@@ -14,7 +16,7 @@ _RUN = "run.json"
 _RESULT = "result.json"
 
 
-class Run:
+class RunDirectory:
     """What a run has done so far, in a directory of its own.
 
     It is made of stages. A stage that is done has a result; one that is not
@@ -34,46 +36,52 @@ class Run:
         starts: how many times the run was started.
     """
 
-    def __init__(self, directory, identity, finished=None, overwrite=False):
+    def __init__(
+        self,
+        directory: str,
+        identity: dict[str, Any],
+        finished: str | None = None,
+        overwrite: bool = False,
+    ):
         self._directory = directory
         self._path = os.path.join(directory, _RUN)
-        told = None
+        notes = None
         if distribution.is_chief():
-            told = self._claim(identity, finished, overwrite)
-            common.at_end(self._leave_no_trace)
-        told = distribution.from_chief(told)
-        self.starts = told["starts"]
-        if self._told() != told:
-            common.fail(
+            notes = self._claim(identity, finished, overwrite)
+            cli.at_end(self._remove_if_empty)
+        notes = distribution.from_chief(notes)
+        self.starts = notes["starts"]
+        if self._notes() != notes:
+            cli.fail(
                 "--output_dir: expected a directory that all workers share; "
                 f"worker {distribution.worker_index()} does not find in "
                 f"{self._path} what the chief wrote."
             )
 
-    def checkpoints(self, stage):
+    def checkpoints(self, stage: str) -> str:
         """The directory for the checkpoints of a stage."""
         return os.path.join(self._directory, stage)
 
-    def result(self, stage):
+    def result(self, stage: str) -> Any:
         """The result of a stage that is done, or None."""
         found = None
         if distribution.is_chief():
             found = _read(self._result_path(stage))
         return distribution.from_chief(found)
 
-    def keep(self, stage, result):
+    def keep(self, stage: str, result: Any) -> None:
         """Notes that a stage is done; all workers wait for it."""
         if distribution.is_chief():
-            common.write_json(result, self._result_path(stage))
+            write_json(result, self._result_path(stage))
         distribution.barrier()
 
-    def finish(self):
-        """Removes what was needed to go on."""
+    def finish(self) -> None:
+        """Removes what was needed to resume the run."""
         if distribution.is_chief():
             shutil.rmtree(self._directory)
 
-    def _leave_no_trace(self):
-        """Removes the directory again if there is nothing to go on with."""
+    def _remove_if_empty(self):
+        """Removes the directory again if there is nothing to resume."""
         with contextlib.suppress(FileNotFoundError):
             if os.listdir(self._directory) == [_RUN]:
                 shutil.rmtree(self._directory)
@@ -81,54 +89,54 @@ class Run:
     def _result_path(self, stage):
         return os.path.join(self.checkpoints(stage), _RESULT)
 
-    def _told(self):
-        """What is noted of the run; None if there is none."""
+    def _notes(self):
+        """The notes of the run; None if there are none."""
         return _read(self._path, "identity", "command", "starts")
 
     def _claim(self, identity, finished, overwrite):
         """Makes the directory this run's; returns what is noted there."""
-        told = self._told()
-        if told is not None and told["identity"] == identity:
-            told["starts"] += 1
-            print(f"Going on with the unfinished run in {self._directory}.")
+        notes = self._notes()
+        if notes is not None and notes["identity"] == identity:
+            notes["starts"] += 1
+            print(f"Resuming the unfinished run in {self._directory}.")
         else:
-            if told is not None and not overwrite:
-                common.fail(
+            if notes is not None and not overwrite:
+                cli.fail(
                     f"--output_dir: {self._directory} holds an unfinished run "
                     f"with other settings: "
-                    f"{_difference(told['identity'], identity)}. Go on with "
-                    f"it by its own command, {told['command']!r}, or choose "
+                    f"{_difference(notes['identity'], identity)}. Resume "
+                    f"it by its own command, {notes['command']!r}, or choose "
                     "another directory, or --overwrite it."
                 )
             if finished and os.path.exists(finished) and not overwrite:
-                common.fail(
+                cli.fail(
                     f"--output_dir: {finished} is of a finished run. Choose "
                     "another directory, or --overwrite it."
                 )
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(self._directory)
-            told = {
+            notes = {
                 "identity": identity,
-                "command": common.provenance()["command"],
+                "command": provenance()["command"],
                 "started": datetime.datetime.now(datetime.UTC).isoformat(),
                 "starts": 1,
             }
-        common.write_json(told, self._path)
-        return told
+        write_json(notes, self._path)
+        return notes
 
 
 def _read(path, *names):
     """What a JSON file holds, these names among it; None if there is none."""
     try:
         with open(path, encoding="utf-8") as file:
-            told = json.load(file)
+            notes = json.load(file)
         for name in names:
-            told[name]
-        return told
+            notes[name]
+        return notes
     except FileNotFoundError:
         return None
     except (LookupError, TypeError, ValueError) as error:
-        common.fail(
+        cli.fail(
             f"{path}: expected the notes of a run; they cannot be read: "
             f"{type(error).__name__}: {error}. Remove "
             f"{os.path.dirname(path)}, and the same command does again what "

@@ -1,44 +1,27 @@
-"""The paper's tables and figures, from what the steps of a `Plan` wrote.
+"""The paper's tables on MNIST, from what the steps of a `Plan` wrote.
 
-An experiment is a function that takes an `experiments.Plan` whose steps are
-done, draws or writes its files, and returns its numbers.
+A table is two functions: of a `steps.Plan` whose steps are done to its
+numbers, as JSON holds them, and of these to Markdown. The paper's own numbers,
+from published.json, stand beside ours.
 """
 
 import json
 import math
-import shutil
+import os
 import statistics
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any
 
-import experiments
-from experiments import NETWORKS
-from training import TITLES as _TITLES
+from paper import steps
+from paper.steps import NETWORKS, Plan
+from shared.training import REFERENCE, title_of
 
-from dd_keras.plots import figures
-from dd_keras.utils import files, tables
+from dd_keras.defenses import METHODS
+from dd_keras.utils import tables
 
-# Yan, Guo and Zhang (2018), Table 1, as far as we could check it.
-PAPER = {
-    "mlp": {
-        "reference": {"accuracy": 0.9831, "rho2": 0.111},
-        "deep_defense": {
-            "accuracy": 0.9865,
-            "rho2": 0.225,
-            "accuracy@1eps_ref": 0.5,
-        },
-    },
-    "lenet": {
-        "reference": {"accuracy": 0.9902, "rho2": 0.205},
-        "deep_defense": {
-            "accuracy": 0.9934,
-            "rho2": 0.284,
-            "accuracy@1eps_ref": 0.5,
-        },
-    },
+TITLES = {
+    **{name: title_of(name) for name in (REFERENCE, *METHODS)},
+    "longer": "Deep Defense, two epochs more",
 }
-
-TITLES = _TITLES | {"longer": "Deep Defense, two epochs more"}
 
 _TABLE1 = {
     "accuracy": "accuracy",
@@ -61,52 +44,67 @@ _DECIMALS = {
 }  # fmt: skip
 
 
-def loaded(path):
+def loaded(path: str) -> Any:
     """What a JSON file holds."""
     with open(path, encoding="utf-8") as file:
         return json.load(file)
 
 
-def table1(plan):
+def published(part: str = "table1") -> dict:
+    """What the paper says: dict of data sets to dicts of networks.
+
+    Args:
+        part: "table1", the numbers of each model, or "settings".
+    """
+    path = os.path.join(os.path.dirname(__file__), "published.json")
+    return loaded(path)[part]
+
+
+def comparison_of(plan: Plan, network: str) -> dict:
+    """What apps/compare.py wrote of a network's models."""
+    return loaded(plan.result(f"{network}_comparison"))
+
+
+def table1(plan: Plan) -> dict:
     """Table 1: accuracy, rho_2, and accuracy under FGSM; and of all seeds."""
     numbers = {}
     for network in plan.networks:
-        comparison = _comparison(plan, network)
+        comparison = comparison_of(plan, network)
         numbers[network] = {
             "images": comparison["images"],
             "eps_ref": comparison["eps_ref"],
             "models": _columns(comparison, _TABLE1),
-            "paper": {} if plan.smoke else PAPER[network],
+            "paper": {} if plan.smoke else published()["mnist"][network],
             "seeds": _seeds(plan, network),
         }
     return numbers
 
 
-def table1_text(numbers):
+def table1_text(numbers: dict) -> str:
     """Table 1 in Markdown, ours and the paper's side by side."""
-    parts = []
-    for network, found in numbers.items():
-        told = {key for values in found["paper"].values() for key in values}
-        header, rows = ["model"], []
-        for key, title in _TABLE1.items():
-            header += [title, "paper"] if key in told else [title]
-        for name, values in found["models"].items():
-            paper = found["paper"].get(name, {})
-            row = [TITLES[name]]
-            for key in _TABLE1:
-                row.append(_text(key, values[key]))
-                if key in told:
-                    row.append(_published(key, paper))
-            rows.append(row)
-        parts.append(
-            f"{NETWORKS[network]}, seed 0, {found['images']:,} images, "
-            f"eps_ref = {found['eps_ref']:.2f} of 255:\n\n"
-            + tables.render(header, rows, "markdown")
-        )
+    parts = [
+        f"{NETWORKS[network]}, seed 0, {found['images']:,} images, "
+        f"eps_ref = {found['eps_ref']:.2f} of 255:\n\n{_beside_paper(found)}"
+        for network, found in numbers.items()
+    ]
     return "\n\n".join([*parts, seeds_text(numbers)])
 
 
-def seeds_text(numbers):
+def _beside_paper(found):
+    """Table 1 of one network, a column of the paper's behind each of ours."""
+    header = ["model"]
+    for title in _TABLE1.values():
+        header += [title, "paper"]
+    rows = []
+    for name, values in found["models"].items():
+        row, paper = [TITLES[name]], found["paper"].get(name, {})
+        for key in _TABLE1:
+            row += [_text(key, values[key]), _published(key, paper)]
+        rows.append(row)
+    return tables.render(header, rows, "markdown")
+
+
+def seeds_text(numbers: dict) -> str:
     """Reference and Deep Defense over the seeds, in Markdown."""
     header = ["MNIST", "accuracy", "paper", "rho_2", "paper", "times", "paper"]
     rows = []
@@ -126,11 +124,11 @@ def seeds_text(numbers):
     )
 
 
-def table2(plan):
+def table2(plan: Plan) -> dict:
     """Table 2: the other attacks."""
     numbers = {}
     for network in plan.networks:
-        comparison = _comparison(plan, network)
+        comparison = comparison_of(plan, network)
         numbers[network] = {
             "images": comparison["images"],
             "few": comparison["few"],
@@ -139,7 +137,7 @@ def table2(plan):
     return numbers
 
 
-def table2_text(numbers):
+def table2_text(numbers: dict) -> str:
     """Table 2 in Markdown."""
     return "\n\n".join(
         f"{NETWORKS[network]}, seed 0, {found['images']:,} images, of which "
@@ -149,17 +147,16 @@ def table2_text(numbers):
     )
 
 
-def limits(plan):
+def limits(plan: Plan) -> dict:
     """Accuracy under PGD with restarts, far beyond what training looks at."""
     numbers = {}
     for network in plan.networks:
         reports = {
             name: loaded(plan.result(f"{network}_limits_{name}"))
-            for name in experiments.LIMITS
+            for name in steps.LIMITS
         }
         keys = {"accuracy": "accuracy"} | {
-            f"pgd@{eps:g}_accuracy": f"eps {eps:g}"
-            for eps in experiments.PGD_EPS
+            f"pgd@{eps:g}_accuracy": f"eps {eps:g}" for eps in steps.PGD_EPS
         }
         first = next(iter(reports.values()))
         numbers[network] = {
@@ -174,7 +171,7 @@ def limits(plan):
     return numbers
 
 
-def limits_text(numbers):
+def limits_text(numbers: dict) -> str:
     """The limits in Markdown."""
     return "\n\n".join(
         f"{NETWORKS[network]}, seed 0, the first {found['images']:,} images, "
@@ -183,14 +180,14 @@ def limits_text(numbers):
     )
 
 
-def tuning(plan):
-    """Settings of the other defences, tried on held-out training images."""
+def tuning(plan: Plan) -> dict:
+    """Settings of the other defences, tried on validation images."""
     numbers = {}
     for network in plan.networks:
         first = f"{network}_tuning_reference"
         clean = _last(loaded(plan.result(first))["curves"]["clean"])
         trials = {}
-        for trial, (defenses, settings) in experiments.TRIALS.items():
+        for trial, (defenses, settings) in steps.TRIALS.items():
             curves = loaded(plan.result(f"{network}_tuning_{trial}"))["curves"]
             for defense in defenses:
                 trials.setdefault(defense, []).append(
@@ -208,9 +205,9 @@ def tuning(plan):
     return numbers
 
 
-def tuning_text(numbers):
+def tuning_text(numbers: dict) -> str:
     """The trials in Markdown."""
-    header = ["trial, on held-out images", "accuracy", "rho_2", ""]
+    header = ["trial, on validation images", "accuracy", "rho_2", ""]
     rows = []
     for network, found in numbers.items():
         title = f"{NETWORKS[network]}, {TITLES['clean']}"
@@ -224,118 +221,6 @@ def tuning_text(numbers):
                 best = trial["settings"] == found["best"][defense]
                 rows.append([title, *_pair(trial), "chosen" if best else ""])
     return tables.render(header, rows, "markdown")
-
-
-def figure2(plan):
-    """Convergence, as in Figure 2."""
-    return _convergence(
-        plan,
-        "figure2",
-        ("clean", "parseval", "adv_train_1", "deep_defense"),
-    )
-
-
-def figure6(plan):
-    """Against, and combined with, Adv. Train II, as in Figure 6."""
-    return _convergence(
-        plan, "figure6", ("deep_defense", "adv_train_2", "combined")
-    )
-
-
-def figure3(plan):
-    """Accuracy and rho_2 over lam and c: the sweep has drawn it."""
-    return _swept(plan, "3")
-
-
-def figure4(plan):
-    """One layer regularised: the sweep has drawn it."""
-    return _swept(plan, "4")
-
-
-def figure5(plan):
-    """Success rate of FGSM against eps."""
-    numbers = {}
-    for network in plan.networks:
-        comparison = _comparison(plan, network)
-        curves = {
-            TITLES[name]: _success_rate(estimates)
-            for name, estimates in comparison["models"].items()
-            if name not in ("clean", "longer")  # beside two others
-        }
-        numbers[network] = curves
-        with files.atomic_write(plan.path(f"figure5_{network}.png")) as part:
-            figures.success_rate_curves(
-                curves, part, eps_ref=comparison["eps_ref"], width=7.0
-            )
-    return numbers
-
-
-def figure7(plan):
-    """Pictures of adversarial images: the training has drawn them."""
-    numbers = {}
-    for network in plan.networks:
-        step = f"{network}_seed0"
-        with files.atomic_write(plan.path(f"figure7_{network}.png")) as part:
-            shutil.copyfile(plan.path(step, "adversarial_images.png"), part)
-        numbers[network] = loaded(plan.result(step))["pictured"]
-    return numbers
-
-
-class Experiment(NamedTuple):
-    """A table or a figure.
-
-    Attributes:
-        make: a `Plan` to its numbers, as JSON holds them; draws its figures.
-        steps: names of the steps it needs; "*" stands for each network, and
-            "%" for each seed.
-        text: its numbers to Markdown; None for figures.
-    """
-
-    make: Callable
-    steps: tuple[str, ...]
-    text: Callable | None = None
-
-
-_TRAINED = ("*_seed0", "*_others")
-
-EXPERIMENTS = {
-    "table1_mnist": Experiment(
-        table1, ("*_seed%", "*_longer%", "*_comparison"), table1_text
-    ),
-    "table2_mnist": Experiment(table2, ("*_comparison",), table2_text),
-    "figure2": Experiment(figure2, _TRAINED),
-    "figure3": Experiment(figure3, ("figure3",)),
-    "figure4": Experiment(figure4, ("figure4",)),
-    "figure5": Experiment(figure5, ("*_comparison",)),
-    "figure6": Experiment(figure6, _TRAINED),
-    "figure7": Experiment(figure7, ("*_seed0",)),
-    "limits_mnist": Experiment(
-        limits,
-        tuple(f"*_limits_{name}" for name in experiments.LIMITS),
-        limits_text,
-    ),
-    "tuning_mnist": Experiment(
-        tuning,
-        tuple(f"*_tuning_{trial}" for trial in experiments.TRIALS),
-        tuning_text,
-    ),
-}
-
-
-def steps_of(name, plan):
-    """Names of the steps that an experiment needs."""
-    return list(
-        dict.fromkeys(
-            pattern.replace("*", network).replace("%", str(seed))
-            for pattern in EXPERIMENTS[name].steps
-            for network in plan.networks
-            for seed in plan.seeds
-        )
-    )
-
-
-def _comparison(plan, network):
-    return loaded(plan.result(f"{network}_comparison"))
 
 
 def _columns(comparison, keys):
@@ -368,50 +253,6 @@ def _seeds(plan, network):
     return found
 
 
-def _convergence(plan, figure, names):
-    numbers = {}
-    for network in plan.networks:
-        curves = {
-            **loaded(plan.result(f"{network}_seed0"))["curves"],
-            **loaded(plan.result(f"{network}_others"))["curves"],
-        }
-        shown = {TITLES[name]: curves[name] for name in names}
-        with files.atomic_write(plan.path(f"{figure}_{network}.png")) as part:
-            figures.convergence_curves(shown, part)
-        numbers[network] = shown
-    return numbers
-
-
-def _swept(plan, number):
-    name = f"figure{number}"
-    with files.atomic_write(plan.path(f"{name}.png")) as part:
-        shutil.copyfile(plan.path(name, f"{name}.png"), part)
-    found = loaded(plan.result(name))
-    return {
-        "reference": found["reference"],
-        "runs": {
-            run: {"settings": result["settings"], "curve": result["curve"]}
-            for run, result in found["runs"].items()
-        },
-    }
-
-
-def _success_rate(estimates):
-    """The curve of Figure 5, from accuracies and their intervals."""
-    start = "fgsm_accuracy@"
-    found = sorted(
-        (float(key.removeprefix(start)), estimate)
-        for key, estimate in estimates.items()
-        if key.startswith(start)
-    )
-    return {
-        "eps": [eps for eps, _ in found],
-        "success_rate": [1 - value for _, (value, _, _) in found],
-        "low": [1 - high for _, (_, _, high) in found],
-        "high": [1 - low for _, (_, low, _) in found],
-    }
-
-
 def _last(curve):
     """Accuracy and rho_2 after the last epoch."""
     return {"accuracy": curve["accuracy"][-1], "rho2": curve["rho"][-1]}
@@ -427,7 +268,7 @@ def _own(defense, settings):
 
 def _best(trials, clean):
     """The settings with the largest rho_2 at hardly a lower accuracy."""
-    least = clean["accuracy"] - experiments.TOLERANCE
+    least = clean["accuracy"] - steps.TOLERANCE
     sound = [trial for trial in trials if trial["accuracy"] >= least]
     if not sound:
         return max(trials, key=lambda trial: trial["accuracy"])["settings"]

@@ -1,0 +1,95 @@
+"""Base of defences that add lam times a penalty to the loss."""
+
+import functools
+
+import keras
+import tensorflow as tf
+
+from dd_keras.defenses.base import DefenseModel
+from dd_keras.utils import validation
+
+
+class RegularizedDefenseModel(DefenseModel):
+    """A defence whose regulariser has a weight, lam, that may change.
+
+    A subclass gives `regularizer`. It multiplies its penalty by `lam_in_use`
+    and computes none where `regularizes` is False. The logs hold its mean as
+    `regularization`.
+
+    Args:
+        model: a built Keras classifier, see `logits_model`.
+        lam: weight of the regulariser, at least 0.
+        kwargs: see `DefenseModel`.
+
+    Raises:
+        TypeError, ValueError: as `DefenseModel`, or if `lam` is below 0.
+    """
+
+    def __init__(self, model: keras.Model, *, lam: float, **kwargs):
+        super().__init__(model, **kwargs)
+        self.regularization_tracker = keras.metrics.Mean("regularization")
+        self._lam = validation.validate_number("lam", lam, at_least=0)
+        self._lam_share = 1.0
+        # No Keras weight: models saved without it load, too.
+        self._lam_now = tf.Variable(self._lam, False, dtype=tf.float64)
+        self._regularizes = self._lam > 0
+
+    @property
+    def lam(self) -> float:
+        """Weight of the regulariser; a new one is used from the next step."""
+        return self._lam
+
+    @lam.setter
+    def lam(self, value: float) -> None:
+        self._lam = validation.validate_number("lam", value, at_least=0)
+        self._update_lam()
+
+    def scale_lam(self, share: float) -> None:
+        """Uses only a share of `lam` from the next step on.
+
+        With a share of 0 no attack is run, and a step costs what it does
+        without a defence. For callbacks, see `RegularizationWarmup`.
+
+        Args:
+            share: a number in [0, 1].
+
+        Raises:
+            ValueError: if `share` is outside of its range.
+        """
+        self._lam_share = validation.validate_number(
+            "share", share, at_least=0, at_most=1
+        )
+        self._update_lam()
+
+    def _update_lam(self):
+        now = self._lam * self._lam_share
+        self._lam_now.assign(now)
+        if (now > 0) != self._regularizes:  # a graph with, or without an attack
+            self._regularizes = now > 0
+            self._retrace()
+
+    def lam_in_use(self, dtype: tf.DType) -> tf.Tensor:
+        """Scalar: `lam` times its share, see `scale_lam`."""
+        return tf.cast(self._lam_now, dtype)
+
+    @property
+    def regularizes(self) -> bool:
+        """Whether `lam` in use is above 0."""
+        return self._regularizes
+
+    @functools.wraps(keras.Model.fit, assigned=())  # the same signature
+    def fit(self, *args, **kwargs) -> keras.callbacks.History:
+        """As `keras.Model.fit`; after an error, `lam` is as it was before.
+
+        Keras does not tell callbacks, which may have scaled it, of errors.
+        """
+        share = self._lam_share
+        try:
+            return super().fit(*args, **kwargs)
+        except BaseException:
+            self.scale_lam(share)
+            raise
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return {**super().get_config(), "lam": self.lam}

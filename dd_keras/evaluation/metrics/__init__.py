@@ -1,0 +1,25 @@
+"""What is measured on each sample, and the numbers made of it.
+
+base.py says what a metric is; each other file holds the metrics of its name;
+names.py knows them all by name.
+"""
+
+from dd_keras.evaluation.metrics.accuracy import Accuracy, AccuracyUnderAttack
+from dd_keras.evaluation.metrics.base import POLICIES, Metric, Samples
+from dd_keras.evaluation.metrics.distance import Distance
+from dd_keras.evaluation.metrics.fgsm import EpsSweep, SmallestEps
+from dd_keras.evaluation.metrics.names import get
+from dd_keras.evaluation.metrics.perceptual import PASS
+
+__all__ = [
+    "PASS",
+    "POLICIES",
+    "Accuracy",
+    "AccuracyUnderAttack",
+    "Distance",
+    "EpsSweep",
+    "Metric",
+    "Samples",
+    "SmallestEps",
+    "get",
+]

@@ -1,0 +1,70 @@
+"""How far the nearest other decision is: rho and l of the paper's tables."""
+
+import keras
+import tensorflow as tf
+
+from dd_keras import attacks
+from dd_keras.evaluation.metrics.base import (
+    Metric,
+    Samples,
+    not_fooled,
+    validate_attack,
+)
+from dd_keras.evaluation.statistics import Estimate, mean, proportion
+from dd_keras.utils import norms
+
+
+@keras.saving.register_keras_serializable("dd_keras")
+class Distance(Metric):
+    """How far the nearest other decision is, by an attack that looks for it.
+
+    Arrays and numbers, p the norm of the attack: `rho<p>`, the relative
+    size ||perturbation||_p / ||x||_p (Eq. 7); `l<p>`, its length in units of
+    the inputs (Eq. 1 of the supplement); and the arrays `rho<p>_fooled` and
+    `rho<p>_iterations`.
+
+    Args:
+        attack: an untargeted attack with a `norm`, `DeepFool` for one.
+        prefix: put before all names, so that two attacks in the same norm
+            can stand in one report.
+
+    Raises:
+        ValueError: if `attack` is none of this kind.
+    """
+
+    def __init__(self, attack: attacks.Attack, prefix: str = ""):
+        self.attack = validate_attack(attack, "norm")
+        self.prefix = str(prefix)
+        self.name = f"{prefix}rho{attack.norm:g}"
+        self.distance_name = f"{prefix}l{attack.norm:g}"
+
+    def get_config(self) -> dict:
+        """The constructor's arguments, for Keras serialisation."""
+        attack = keras.saving.serialize_keras_object(self.attack)
+        return {"attack": attack, "prefix": self.prefix}
+
+    def measure(
+        self, network: keras.Model, x: tf.Tensor, forward: attacks.Forward
+    ) -> dict[str, tf.Tensor]:
+        """Attacks a batch from the predicted classes."""
+        found = self.attack.search(network, x, forward=forward)
+        p = self.attack.norm
+        return {
+            self.name: norms.rho(found.perturbation, x, p),
+            self.distance_name: norms.sample_norm(found.perturbation, p),
+            f"{self.name}_fooled": found.fooled,
+            f"{self.name}_iterations": found.iterations,
+        }
+
+    def estimates(self, samples: Samples) -> dict[str, Estimate]:
+        """The means `rho<p>` and `l<p>`, and the share `rho<p>_fooled`."""
+        fooled = f"{self.name}_fooled"
+        return {
+            self.name: mean(samples.distances(self.name)),
+            self.distance_name: mean(samples.distances(self.distance_name)),
+            fooled: proportion(samples.values[fooled]),
+        }
+
+    def reliability_warnings(self, samples: Samples) -> list[str]:
+        """Tells of samples that the attack did not fool."""
+        return not_fooled(self.name, samples)

@@ -1,0 +1,126 @@
+"""The paper's two measures by the fast gradient sign method.
+
+`SmallestEps`: rho_inf and eps_ref of its tables; `EpsSweep`: its Figure 5.
+"""
+
+import math
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dd_keras import attacks
+from dd_keras.evaluation.metrics.base import (
+    Metric,
+    Samples,
+    not_fooled,
+    validate_attack,
+)
+from dd_keras.evaluation.statistics import Estimate, mean, median, proportion
+from dd_keras.utils import norms, validation
+
+
+@keras.saving.register_keras_serializable("dd_keras")
+class SmallestEps(Metric):
+    """The smallest eps at which FGSM fools each sample.
+
+    Arrays: `fgsm_eps`, that eps in units of the inputs; `fgsm_rho`, the
+    paper's rho_inf (supplement, Eq. 2), ||perturbation||_inf / ||x||_inf; and
+    `fgsm_rho_fooled`. Numbers: the means `fgsm_rho` and `fgsm_eps`, and
+    `eps_ref`, the smallest eps at which half of all samples are
+    misclassified; a sample that is misclassified already counts there from
+    eps 0 on, whatever the policy. All are found to the `tolerance` of the
+    attack.
+
+    Args:
+        attack: `attacks.MinimalFGSM()` by default.
+    """
+
+    name = "fgsm_rho"
+    distance_name = "fgsm_eps"
+
+    def __init__(self, attack: attacks.Attack | None = None):
+        self.attack = validate_attack(attack or attacks.MinimalFGSM())
+
+    def get_config(self) -> dict:
+        """The constructor's arguments, for Keras serialisation."""
+        return {"attack": keras.saving.serialize_keras_object(self.attack)}
+
+    def measure(
+        self, network: keras.Model, x: tf.Tensor, forward: attacks.Forward
+    ) -> dict[str, tf.Tensor]:
+        """Attacks a batch from the predicted classes."""
+        found = self.attack.search(network, x, forward=forward)
+        return {
+            "fgsm_rho": norms.rho(found.perturbation, x, math.inf),
+            "fgsm_eps": norms.sample_norm(found.perturbation, math.inf),
+            "fgsm_rho_fooled": found.fooled,
+        }
+
+    def estimates(self, samples: Samples) -> dict[str, Estimate]:
+        """The means `fgsm_rho` and `fgsm_eps`, and the median `eps_ref`."""
+        eps = np.where(
+            samples.values["fgsm_rho_fooled"],
+            samples.values["fgsm_eps"],
+            np.inf,
+        )
+        return {
+            "fgsm_rho": mean(samples.distances("fgsm_rho")),
+            "fgsm_eps": mean(samples.distances("fgsm_eps")),
+            "eps_ref": median(np.where(samples.correct, eps, 0)),
+        }
+
+    def reliability_warnings(self, samples: Samples) -> list[str]:
+        """Tells of samples that no eps fooled."""
+        return not_fooled(self.name, samples)
+
+
+@keras.saving.register_keras_serializable("dd_keras")
+class EpsSweep(Metric):
+    """Accuracy under FGSM at several eps.
+
+    All eps share one direction, that of the gradient at the clean input.
+    Array: `fgsm_fooled`, bool (N, E). Numbers: `fgsm_accuracy@<eps>`.
+
+    Args:
+        eps: sequence of numbers above 0, in units of the inputs.
+        bounds: as in `attacks.FGSM`; None, as in the paper, for no bounds.
+    """
+
+    name = "fgsm"
+
+    def __init__(
+        self, eps: float | Sequence[float], bounds: tuple | None = None
+    ):
+        eps = np.atleast_1d(eps).tolist()
+        self.eps = [validation.validate_number("eps", e, above=0) for e in eps]
+        if not self.eps or len({f"{e:g}" for e in self.eps}) < len(self.eps):
+            raise ValueError(
+                f"eps: expected one or more numbers, each once; received {eps}."
+            )
+        self.attack = attacks.FGSM(1.0, bounds)
+
+    def get_config(self) -> dict:
+        """The constructor's arguments, for Keras serialisation."""
+        return {"eps": self.eps, "bounds": self.attack.bounds}
+
+    def measure(
+        self, network: keras.Model, x: tf.Tensor, forward: attacks.Forward
+    ) -> dict[str, tf.Tensor]:
+        """Attacks a batch from the predicted classes."""
+        unit_step = attacks.FGSM(1.0).search(network, x, forward=forward)
+        fooled = []
+        for eps in self.eps:
+            step = self.attack.within_bounds(x, eps * unit_step.perturbation)
+            logits = attacks.inference_form(network)(x + step)
+            fooled.append(attacks.decide(logits) != unit_step.predictions)
+        return {"fgsm_fooled": tf.stack(fooled, axis=1)}  # (B, E)
+
+    def estimates(self, samples: Samples) -> dict[str, Estimate]:
+        """`fgsm_accuracy@<eps>` for each eps."""
+        correct = samples.correct_under("fgsm_fooled")  # (M, E)
+        return {
+            f"fgsm_accuracy@{eps:g}": proportion(column)
+            for eps, column in zip(self.eps, correct.T, strict=True)
+        }

@@ -1,0 +1,88 @@
+"""Metrics by name: what `evaluate_robustness(metrics=...)` takes."""
+
+import re
+
+import numpy as np
+
+from dd_keras import attacks
+from dd_keras.evaluation.metrics.accuracy import Accuracy, AccuracyUnderAttack
+from dd_keras.evaluation.metrics.base import Metric
+from dd_keras.evaluation.metrics.distance import Distance
+from dd_keras.evaluation.metrics.fgsm import EpsSweep, SmallestEps
+from dd_keras.evaluation.metrics.perceptual import PASS
+from dd_keras.utils import validation
+
+_SWEEP = np.arange(1, 21) / 50  # eps of "fgsm", in widths of the valid range
+_PGD_EPS = 0.1  # eps of "pgd", likewise
+
+
+def get(
+    metric: str | attacks.Attack | Metric, bounds: tuple | None = None
+) -> Metric:
+    """A metric from its name or its attack.
+
+    Args:
+        metric: a `Metric`, which is returned as it is; an attack: with an
+            `eps` it becomes an `AccuracyUnderAttack`, else a `Distance`; or a
+            name:
+
+            - "accuracy";
+            - "rho2", "l2": `Distance(DeepFool())`, and so for any norm, as
+              "rho1", "rho1.5" or "rhoinf";
+            - "fgsm_rho" (the paper's rho_inf), "fgsm_eps", "eps_ref":
+              `SmallestEps()`;
+            - "fgsm": `EpsSweep` at 20 eps up to 0.4 of the valid range;
+            - "pgd": `AccuracyUnderAttack` PGD in l_inf with 40 steps, at eps a
+              tenth of the valid range;
+            - "cw": `Distance` by `CarliniWagnerL2`, as `cw_rho2`, `cw_l2`;
+            - "pass": `PASS` of DeepFool's images.
+        bounds: (low, high), the valid range of the inputs. "fgsm", "pgd" and
+            "pass" need it; PGD and C&W keep to it, DeepFool and FGSM, as in
+            the paper, do not.
+
+    Returns:
+        A `Metric`.
+
+    Raises:
+        ValueError: if the name is not known, or bounds are missing.
+    """
+    if isinstance(metric, Metric):
+        return metric
+    if isinstance(metric, attacks.Attack):
+        sized = hasattr(metric, "eps")
+        return AccuracyUnderAttack(metric) if sized else Distance(metric)
+    bounds = validation.validate_bounds(bounds)
+    if metric in ("fgsm", "pgd", "pass") and bounds is None:
+        raise ValueError(
+            f"bounds: the metric {metric!r} needs the valid range of the "
+            "inputs, (low, high); received None."
+        )
+    width = (
+        None if bounds is None else float(np.max(np.subtract(*bounds[::-1])))
+    )
+    known = {
+        "accuracy": Accuracy,
+        **dict.fromkeys(("fgsm_rho", "fgsm_eps", "eps_ref"), SmallestEps),
+        "fgsm": lambda: EpsSweep(width * _SWEEP),
+        "pgd": lambda: AccuracyUnderAttack(
+            attacks.PGD(_PGD_EPS * width, bounds=bounds)
+        ),
+        "cw": lambda: Distance(attacks.CarliniWagnerL2(bounds=bounds), "cw_"),
+        "pass": lambda: PASS(bounds=bounds),
+    }
+    if isinstance(metric, str) and metric in known:
+        return known[metric]()
+    if metric == "rho_inf":
+        raise ValueError(
+            "metrics: 'rho_inf' could be two things; expected 'fgsm_rho', the "
+            "paper's rho_inf: the smallest eps of FGSM over ||x||_inf (its "
+            "length is 'fgsm_eps'), or 'rhoinf', DeepFool in l_inf."
+        )
+    norm = re.fullmatch(r"(?:rho|l)(inf|\d+(?:\.\d+)?)", str(metric))
+    if norm and float(norm[1]) >= 1:
+        return Distance(attacks.DeepFool(float(norm[1])))
+    raise ValueError(
+        f"metrics: expected names of {sorted({*known, 'rho<p>', 'l<p>'})} "
+        "(rho<p> for a norm p, as rho2 or rhoinf), attacks or Metric objects; "
+        f"received {metric!r}."
+    )

@@ -1,0 +1,124 @@
+"""Clean images, perturbations and adversarial images (Figure 7)."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from dd_keras.plots.checks import check_lengths, check_series, numbers
+from dd_keras.plots.style import (
+    PAGE,
+    SMALL_SIZE,
+    TEXT_SIZE,
+    new_figure,
+    save,
+    wrap,
+)
+
+
+def adversarial_images(
+    images: np.ndarray,
+    labels: Sequence[int],
+    attacked: Mapping[str, Mapping],
+    path: str | os.PathLike,
+) -> None:
+    """Clean images, perturbations and adversarial images (Figure 7).
+
+    Up to three models fit the width of a page; more make a wider figure.
+
+    Args:
+        images: (N, H, W, C), pixels 0 to 255; C is 1 or 3.
+        labels: (N,), the true classes.
+        attacked: dict from a model's name to a dict with `"perturbation"`
+            (N, H, W, C), in pixels, `"clean"` and `"adversarial"` (N,), the
+            classes before and after, and `"rho"` (N,).
+        path: file to write; its ending says the format.
+
+    Raises:
+        ValueError: if an argument is not as above.
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or not images.size:
+        raise ValueError(
+            "images: expected shape (N, H, W, 1) or (N, H, W, 3), none of them "
+            f"0; received {images.shape}."
+        )
+    numbers("images", images.ravel(), 255)
+    check_series(
+        "attacked", attacked, ("perturbation", "clean", "adversarial", "rho")
+    )
+    check_lengths("labels", {"images": images, "labels": labels})
+    for name, found in attacked.items():
+        where = f"attacked[{name!r}]"
+        change = np.asarray(found["perturbation"])
+        if change.shape != images.shape:
+            raise ValueError(
+                f"{where}['perturbation']: expected the images' shape "
+                f"{images.shape}; received {change.shape}."
+            )
+        numbers(f"{where}['perturbation']", change.ravel(), low=-math.inf)
+        numbers(f"{where}['rho']", found["rho"])
+        check_lengths(where, {"images": images, **found})
+
+    columns = 1 + 2 * len(attacked)
+    width = min(1.25, max(PAGE / columns, 1.0))  # of a column, in inches
+    names = [wrap(f"{name}:", width) for name in attacked]
+    # One colour scale for all perturbations, so that sizes can be compared.
+    limit = max(np.abs(a["perturbation"]).max() for a in attacked.values())
+    limit = max(float(limit), np.finfo(np.float32).tiny)
+    colors = (
+        "blue darkens, red brightens" if images.shape[-1] == 1 else "from grey"
+    )
+    caption = wrap(
+        f"Perturbations: {colors}, by up to {limit:.0f} of 255. Adversarial "
+        "images: clipped to 0 to 255.",
+        width * columns,
+        SMALL_SIZE,
+    )
+    lines = max(name.count("\n") for name in names) + caption.count("\n")
+    figure = new_figure(
+        width * columns,
+        (width + 0.2) * len(images) + 0.4 + 0.16 * lines,
+        "compressed",  # as images keep their shape
+    )
+    grid = figure.subplots(len(images), columns, squeeze=False)
+    for row, image in enumerate(images):
+        _show(grid[row, 0], image / 255, f"label {labels[row]}")
+        for column, found in enumerate(attacked.values()):
+            change = np.asarray(found["perturbation"][row])
+            axes = grid[row, 1 + 2 * column]
+            _show(
+                axes,
+                0.5 + change / (2 * limit),
+                rf"$\rho$ = {found['rho'][row]:.2f}",
+                "RdBu_r",
+            )
+            _show(
+                grid[row, 2 + 2 * column],
+                (image + change) / 255,
+                f"{found['clean'][row]} → {found['adversarial'][row]}",
+            )
+    grid[0, 0].set_title("clean", fontsize=TEXT_SIZE)
+    for column, name in enumerate(names):
+        for offset, what in ((1, "perturbation"), (2, "adversarial")):
+            grid[0, offset + 2 * column].set_title(
+                f"{name}\n{what}", fontsize=TEXT_SIZE
+            )
+    figure.supxlabel(caption, fontsize=SMALL_SIZE)
+    save(figure, path)
+
+
+def _show(axes, image, label, color_map="gray"):
+    """One image in [0, 1], with its label below."""
+    image = np.clip(image, 0, 1)
+    axes.imshow(
+        image[..., 0] if image.shape[-1] == 1 else image,
+        cmap=color_map,
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+    )
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_xlabel(label, fontsize=TEXT_SIZE)
