@@ -57,8 +57,8 @@ CORE = {
     "evaluate", "files", "gradient_sign", "kernels", "logits", "losses",
     "methods", "metrics", "model_card", "noise", "norms", "optimizers",
     "parseval", "regularization_warmup", "report", "resumable_batches",
-    "saved_model", "server_config", "split_exponential", "tables", "training",
-    "training_as_keras", "warm_up",
+    "saved_before", "saved_model", "server_config", "split_exponential",
+    "tables", "training", "training_as_keras", "warm_up",
 }  # fmt: skip
 NOT_CORE = {
     "any_classifier", "applications", "apps", "benchmarks", "client",

@@ -38,7 +38,8 @@ REPLACED = (
     "tf.nn.moments",
     "tf.image.resize",
 )
-# Others of the same layer take as long as ten layers, as each step compiles.
+# Of all other layers the first form. Some later ones take very long: grouped
+# convolutions are compiled anew in each step.
 _FIRST = {form.name: form for form in reversed(FORMS)}
 JUDGED = [
     form
