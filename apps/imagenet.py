@@ -4,12 +4,13 @@
     python apps/imagenet.py --flagfile=apps/flags/imagenet_resnet18.cfg --reference=RESNET18.keras
     python apps/imagenet.py --arch=ResNet50 --weights=imagenet
 
-Fine-tunes a reference for ten epochs with and without the regulariser, or
-with the defences named by --defense, evaluates on the 50,000 validation
-images, and writes models, numbers and pictures to --output_dir. TensorFlow
-Datasets must have prepared ImageNet in --data_dir from the two archives that
-its owners hand out; without, the error says how. Images are prepared as
-Caffe's recipe has it for AlexNet, as ResNet's has it for all others.
+Fine-tunes a reference for ten epochs (by the flags of ResNet-18: one) with and
+without the regulariser, or with the defences named by --defense, evaluates on
+the 50,000 validation images, and writes models, numbers and pictures to
+--output_dir. TensorFlow Datasets must have prepared ImageNet in --data_dir from
+the two archives that its owners hand out; without, the error says how. Images
+are prepared as Caffe's recipe has it for AlexNet, as ResNet's has it for all
+others.
 
 Deviations from the paper: DeepFool considers the ten most probable classes, as
 its authors' code does, also in the evaluation. We had no ImageNet to run this

@@ -7,7 +7,7 @@ add one, write it in a file of its own, and give it a line in `METHODS`.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 
@@ -24,7 +24,7 @@ from dd_keras.defenses.deep_defense import DeepDefenseModel
 from dd_keras.defenses.parseval import add_parseval_constraints
 
 
-def _setting(default, help, **limits):
+def _setting(default: Any, help: str, **limits: Any) -> Any:
     """A field of `Settings`, with what a program's flag of it needs.
 
     Args:
