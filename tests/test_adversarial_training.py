@@ -1,3 +1,5 @@
+"""Adversarial training: each step against closed forms; its data set."""
+
 import json
 import re
 
@@ -5,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import affine_classifier, shell
+from conftest import affine_classifier
 
 from dd_keras import (
     AdversarialTrainingModel,
@@ -387,50 +389,6 @@ def test_configs_come_back():
     assert again.attack == attacks.DeepFool(max_iter=3)
     assert (again.alpha, again.lam, again.penalty.c) == (ALPHA, LAM, C)
     assert AdversarialTrainingModel(network(), adversary=FGSM).alpha == 0.5
-
-
-@pytest.mark.slow
-def test_saved_models_train_on_in_a_new_process(tmp_path):
-    x, y = clusters(dtype=np.float32)
-    np.savez(tmp_path / "data.npz", x=x, y=y)
-    adversarial = AdversarialTrainingModel(
-        network(dtype="float32"), adversary=FGSM, alpha=ALPHA
-    )
-    combined = CombinedModel(
-        network(dtype="float32"),
-        adversary=FGSM,
-        alpha=ALPHA,
-        lam=LAM,
-        attack=attacks.DeepFool(max_iter=2),
-    )
-    expected = []
-    for model in (adversarial, combined):
-        model.compile(
-            keras.optimizers.SGD(0.1, momentum=0.9),
-            "sparse_categorical_crossentropy",
-            run_eagerly=True,
-        )
-        model.train_on_batch(x, y)
-        model.save(tmp_path / f"{type(model).__name__}.keras")
-        logs = [model.train_on_batch(x, y, return_dict=True) for _ in range(2)]
-        expected.append(logs[-1])
-    script = """
-import json, keras, numpy as np
-import dd_keras
-data = np.load("data.npz")
-for name in ("AdversarialTrainingModel", "CombinedModel"):
-    model = keras.saving.load_model(f"{name}.keras")
-    assert type(model) is getattr(dd_keras, name)
-    model.run_eagerly = True
-    for _ in range(2):
-        logs = model.train_on_batch(data["x"], data["y"], return_dict=True)
-    print(json.dumps({key: float(value) for key, value in logs.items()}))
-"""
-    found = shell("-c", script, cwd=tmp_path)
-    assert found.returncode == 0, found.stderr
-    lines = found.stdout.strip().splitlines()[-2:]
-    for line, logs in zip(lines, expected, strict=True):
-        assert json.loads(line) == pytest.approx(logs, rel=1e-5)
 
 
 # Bad input

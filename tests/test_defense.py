@@ -1,3 +1,5 @@
+"""What all defences share: plain Keras training, and rho in the logs."""
+
 import json
 import re
 
@@ -82,7 +84,7 @@ def test_trains_as_keras_does_to_the_bit(kind):
 
 def test_logs_of_validation_hold_the_rho_of_the_tables():
     x, y = clusters()
-    model = compiled(DefenseModel(network()))
+    model = compiled(DefenseModel(network()), run_eagerly=True)
     history = model.fit(
         x, y, batch_size=10, verbose=0, validation_data=(x, y)
     ).history
@@ -164,36 +166,57 @@ def test_config_comes_back():
 
 
 @pytest.mark.slow
-def test_saved_model_trains_on_in_a_new_process(tmp_path):
-    """With the batch normalisation frozen, and Adam's moments."""
+def test_saved_models_train_on_in_a_new_process(tmp_path):
+    """All defences; with Adam's moments, and with frozen statistics."""
     x, y = clusters()
     np.savez(tmp_path / "data.npz", x=x, y=y)
-    model = compiled(
-        DefenseModel(network(dropout=0.0), batch_norm="frozen"),
-        run_eagerly=True,
-    )
-    model.train_on_batch(x, y)
-    model.save(tmp_path / "model.keras")
-    model.train_on_batch(x, y)
-    expected = model.evaluate(x, y, verbose=0, return_dict=True)
-    script = """
+    fgsm = attacks.FGSM(0.3)
+    deep = {"lam": 2.0, "attack": attacks.DeepFool(max_iter=2, candidates=1)}
+
+    def classifier():
+        return network(activation="softmax", dropout=0.0)
+
+    models = [
+        DefenseModel(classifier(), batch_norm="frozen"),
+        DeepDefenseModel(classifier(), c=3.0, d=0.5, **deep),
+        AdversarialTrainingModel(classifier(), adversary=fgsm, alpha=0.25),
+        CombinedModel(classifier(), adversary=fgsm, **deep),
+    ]
+    expected = {}
+    for model in models:
+        compiled(model, run_eagerly=True)
+        model.train_on_batch(x, y)
+        name = type(model).__name__
+        model.save(tmp_path / f"{name}.keras")
+        model.train_on_batch(x, y)
+        expected[name] = model.evaluate(x, y, verbose=0, return_dict=True)
+    script = f"""
 import json, keras, numpy as np
 import dd_keras
 data = np.load("data.npz")
-model = keras.saving.load_model("model.keras")
-assert type(model) is dd_keras.DefenseModel
-assert model.batch_norm == "frozen"
-model.run_eagerly = True
-scale = model.model.layers[1].gamma.numpy()
-model.train_on_batch(data["x"], data["y"])
-assert (model.model.layers[1].gamma.numpy() == scale).all()
-logs = model.evaluate(data["x"], data["y"], verbose=0, return_dict=True)
-print(json.dumps(logs))
+found = {{}}
+for name in {list(expected)}:
+    model = keras.saving.load_model(f"{{name}}.keras")
+    assert type(model) is getattr(dd_keras, name)
+    assert model.run_eagerly
+    scale = model.model.layers[1].gamma.numpy()
+    model.train_on_batch(data["x"], data["y"])
+    same = (model.model.layers[1].gamma.numpy() == scale).all()
+    assert same == (model.batch_norm == "frozen") == (name == "DefenseModel")
+    if name == "DeepDefenseModel":
+        assert (model.lam, model.c, model.d) == (2, 3, 0.5)
+        assert repr(model.attack) == "{models[1].attack!r}"
+    found[name] = model.evaluate(
+        data["x"], data["y"], verbose=0, return_dict=True
+    )
+print(json.dumps(found))
 """
     found = shell("-c", script, cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     logs = json.loads(found.stdout.strip().splitlines()[-1])
-    assert logs == pytest.approx(expected, rel=1e-5)
+    assert logs.keys() == expected.keys()
+    for name, values in expected.items():
+        assert logs[name] == pytest.approx(values, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +231,8 @@ print(json.dumps(logs))
 def test_bad_arguments_are_named_by_every_defence(cls, arguments):
     message = (
         "batch_norm: expected one of ('trained', 'frozen_statistics', "
-        "'frozen'); received 'fixed'."
+        "'frozen'); "
+        "received 'fixed'."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         cls(network(), batch_norm="fixed", **arguments)

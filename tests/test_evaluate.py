@@ -88,18 +88,13 @@ def report(model, data):
     return evaluate_robustness(model, batched(*data), verbose=0)
 
 
-@pytest.mark.parametrize("p", [1, 2, np.inf])
 @pytest.mark.parametrize(
-    ("outputs", "activation"),
+    ("outputs", "activation", "p"),
     [
-        (2, None),
-        (2, "softmax"),
-        (1, None),
-        (1, "sigmoid"),
-        (10, None),
-        (10, "softmax"),
+        (2, None, 2), (2, "softmax", np.inf), (1, None, np.inf),
+        (1, "sigmoid", 1), (4, None, 1), (4, None, np.inf), (4, "softmax", 2),
     ],
-)
+)  # fmt: skip
 def test_affine_classifier_gives_the_closed_form(outputs, activation, p):
     model = affine(outputs, activation)
     x, y = samples(max(2, outputs))
@@ -372,8 +367,8 @@ def test_each_metric_finds_what_its_attack_finds_alone(convolutional):
     )
     alone = attacks.PGD(0.1, bounds=(0, 1)).run(model, x)
     np.testing.assert_array_equal(found["pgd_fooled"], alone.fooled)
-    for i, eps in enumerate(np.arange(1, 21) / 50):
-        alone = attacks.FGSM(float(eps)).run(model, x)
+    for i in (0, 9, 19):
+        alone = attacks.FGSM((i + 1) / 50).run(model, x)
         np.testing.assert_array_equal(found["fgsm_fooled"][:, i], alone.fooled)
 
 
@@ -415,7 +410,7 @@ def dataset(batches):
         return x, tf.zeros(50, tf.int32)
     return tf.data.Dataset.range(batches).map(batch)
 
-for batches in (20, 400):  # 400 batches are 983 MB of pixels
+for batches in (20, 150):  # 150 batches are 369 MB of pixels
     evaluate_robustness(model, dataset(batches), metrics=["accuracy", "fgsm"],
                         bounds=(-1, 1), verbose=0)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
@@ -679,7 +674,7 @@ def test_random_attacks_do_not_depend_on_batches_or_order(convolutional):
         np.testing.assert_array_equal(shuffled[name], whole[name][order])
 
 
-# Doubts
+# Reliability warnings
 
 
 def ending(kernel, bias, activation=None, into=None):
@@ -710,13 +705,18 @@ STUCK = {
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("metric", ["rho2", "rhoinf", "fgsm_rho"])
-@pytest.mark.parametrize("kind", STUCK)
+@pytest.mark.parametrize(
+    ("kind", "metric"),
+    [
+        ("dead units", "rho2"), ("dead units", "fgsm_rho"),
+        ("steps inside", "rhoinf"), ("steps inside", "fgsm_rho"),
+        ("outputs all equal", "rho2"), ("lost to rounding", "rho2"),
+        ("lost to rounding", "rhoinf"),
+    ],
+)  # fmt: skip
 def test_zero_that_means_could_not_move_is_said(kind, metric):
     x = np.random.default_rng(0).uniform(0.6, 1, (20, 2)).astype(np.float32)
     if kind == "lost to rounding":
-        if metric == "fgsm_rho":
-            pytest.skip("FGSM's step is as long as it is told to be.")
         x[:, 0] = 0
     report = evaluate_robustness(
         STUCK[kind], x, np.zeros(20), metrics=metric, verbose=0
@@ -866,7 +866,7 @@ def breaking_off(dataset, after):
 
 
 @pytest.mark.parametrize("after", [1, 3])
-def test_interrupted_evaluation_goes_on_to_the_identical_report(
+def test_interrupted_evaluation_is_resumed_to_the_identical_report(
     convolutional, tmp_path, after
 ):
     model, x, y = convolutional
@@ -914,7 +914,7 @@ def interrupted(measured, tmp_path):
     return {**settings, "checkpoint_dir": tmp_path}, values
 
 
-def assert_damage_is_mended(interrupted, path, damage, again=()):
+def assert_damage_is_repaired(interrupted, path, damage, again=()):
     """It is warned of, and the next time nothing is left of it.
 
     Args:
@@ -1002,7 +1002,7 @@ def _in_directory(data, offset, value):
 )  # fmt: skip
 def test_damaged_batch_is_measured_again(interrupted, tmp_path, damage):
     path = tmp_path / "batch_000001.npz"
-    assert_damage_is_mended(
+    assert_damage_is_repaired(
         interrupted, path, damage(path.read_bytes()), again=[1, 2]
     )
 
@@ -1050,7 +1050,7 @@ def test_damaged_fingerprint_is_written_again(interrupted, tmp_path, damage):
     """The batches tell themselves what they are of."""
     path = tmp_path / "evaluation.json"
     data = path.read_bytes()
-    assert_damage_is_mended(interrupted, path, damage(data))
+    assert_damage_is_repaired(interrupted, path, damage(data))
     assert path.read_bytes() == data
 
 

@@ -50,7 +50,7 @@ class Spy(attacks.DeepFool):
 
 
 class Watch(keras.callbacks.Callback):
-    """What held while each batch was trained on, and after each epoch."""
+    """What was in use while each batch was trained on, and after each epoch."""
 
     def __init__(self):
         super().__init__()
@@ -148,7 +148,7 @@ def test_objective_is_weighed_by_the_share():
         rtol=1e-5,
         atol=1e-6,
     )
-    # A share is in force in validation as well, and afterwards is 1 again.
+    # A share is in use in validation as well, and afterwards is 1 again.
     history, _ = fit(
         defended,
         1,
@@ -181,10 +181,17 @@ def test_epochs_before_the_start_are_plain_training_to_the_bit():
             assert np.abs(a - b).max() > 1e-5
 
 
-@pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
-def test_compiled_training_is_switched_within_an_epoch(jit_compile):
+@pytest.fixture(scope="module")
+def trained_eagerly():
     eager = model()
-    expected, _ = fit(eager, 0.5, 1, epochs=2)
+    return eager, fit(eager, 0.5, 1, epochs=2)[0]
+
+
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
+def test_compiled_training_is_switched_within_an_epoch(
+    jit_compile, trained_eagerly
+):
+    eager, expected = trained_eagerly
     compiled = model(run_eagerly=False, jit_compile=jit_compile)
     history, watch = fit(compiled, 0.5, 1, epochs=2)
     np.testing.assert_allclose(watch.shares, [0, 0, 0, 0.25, 0.5, 0.75, 1, 1])
@@ -215,7 +222,7 @@ def test_batches_of_unknown_number_are_counted_in_the_first_epoch():
     )
 
 
-def test_training_taken_up_again_goes_on_where_it_was():
+def test_resumed_training_has_the_share_of_its_epoch():
     whole, parts = model(), model()
     fit(whole, 1, 2)
     fit(parts, 1, 2, epochs=2)
@@ -235,8 +242,9 @@ def test_length_zero_is_a_switch():
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("eagerly", [True, False])
-@pytest.mark.parametrize("before", [1.0, 0.5])
+@pytest.mark.parametrize(
+    ("eagerly", "before"), [(True, 1.0), (True, 0.5), (False, 0.5)]
+)
 def test_interrupted_fit_leaves_the_share_as_it_was(eagerly, before):
     """A later one without a ramp would else train on nothing but the loss."""
 

@@ -85,7 +85,9 @@ def test_only_the_classifier_is_exported(tmp_path):
     model = small_model()
     wrapped = dd_keras.DeepDefenseModel(model, lam=3.0)
     wrapped.compile(
-        dd_keras.CoupledSGD(1e-3), "sparse_categorical_crossentropy"
+        dd_keras.CoupledSGD(1e-3),
+        "sparse_categorical_crossentropy",
+        run_eagerly=True,
     )
     wrapped.fit(np.ones((8, 4)), np.zeros(8), verbose=0)
     version = export(tmp_path, wrapped)
@@ -248,12 +250,21 @@ def test_without_the_extra(tmp_path, monkeypatch):
 
 KILLED = """
 import os, pathlib, signal, sys
+import keras
 import tensorflow as tf
-sys.path.insert(0, "tests")
-from test_saved_model import export
+import dd_keras
 from dd_keras.serving import model_card, saved_model, warm_up
 
-moment, path = sys.argv[1:]
+# One process a moment, forked before TensorFlow starts any thread.
+directory, *moments = sys.argv[1:]
+for moment in moments:
+    path = os.path.join(directory, moment)
+    child = os.fork()
+    if child == 0:
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+    sys.exit()
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -287,7 +298,8 @@ if moment == "torn warm-up":
     warm_up.write = torn(warm_up.write, warm_up.NAME)
 if moment == "not renamed": os.rename = not_renamed
 if moment == "renamed": os.rename = renamed
-export(path)
+model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+dd_keras.export(model, path, attack=dd_keras.attacks.DeepFool(max_iter=1))
 """
 MOMENTS = {
     "before all": 0,
@@ -299,14 +311,22 @@ MOMENTS = {
 }
 
 
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A directory with what each killed export left."""
+    directory = tmp_path_factory.mktemp("killed")
+    script = directory / "script.py"
+    script.write_text(KILLED)
+    done = shell(script, directory, *MOMENTS)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(-signal.SIGKILL)] * len(MOMENTS)
+    return directory
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("moment", "versions"), MOMENTS.items())
-def test_killed_export_leaves_only_whole_versions(moment, versions, tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(KILLED)
-    path = tmp_path / "small"
-    done = shell(script, moment, path)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+def test_killed_export_leaves_only_whole_versions(moment, versions, killed):
+    path = killed / moment
     left = names(path)
     assert [n for n in left if n.isdecimal()] == ["1"][:versions]
     # What else it left is hidden, and gone after the next export.
@@ -344,13 +364,13 @@ def exporting(tmp_path, path, times):
 def test_killed_at_random_moments(tmp_path):
     path = tmp_path / "small"
     random = np.random.RandomState(0)
-    for _ in range(3):
+    for _ in range(2):
         with exporting(tmp_path, path, 1000) as process:
             process.stdout.readline()  # the first is finished
             time.sleep(random.uniform(0.1, 0.8))
             process.kill()
     versions = [name for name in names(path) if name.isdecimal()]
-    assert len(versions) >= 3
+    assert len(versions) >= 2
     assert all(whole(path / name) for name in versions)
     export(path)
     assert all(name.isdecimal() for name in names(path))
@@ -362,8 +382,8 @@ def test_two_exports_at_once_seen_by_a_third(tmp_path):
     path = tmp_path / "small"
     seen = 0
     with (
-        exporting(tmp_path, path, 4) as one,
-        exporting(tmp_path, path, 4) as other,
+        exporting(tmp_path, path, 3) as one,
+        exporting(tmp_path, path, 3) as other,
     ):
         while one.poll() is None or other.poll() is None:
             for name in names(path) if path.exists() else []:
@@ -380,8 +400,8 @@ def test_two_exports_at_once_seen_by_a_third(tmp_path):
         written = one.stdout.read().split() + other.stdout.read().split()
     assert one.returncode == other.returncode == 0
     assert seen > 0
-    assert sorted(written) == [str(path / str(v)) for v in range(1, 9)]
-    assert names(path) == [str(v) for v in range(1, 9)]
+    assert sorted(written) == [str(path / str(v)) for v in range(1, 7)]
+    assert names(path) == [str(v) for v in range(1, 7)]
     assert all(whole(path / name) for name in names(path))
 
 

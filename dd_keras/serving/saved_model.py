@@ -57,8 +57,8 @@ def export(
       the smallest perturbation that `attack` finds, in units of the network's
       inputs; `rho`, float32, (B,): the same over the norm of the input (Eq. 7
       of the Deep Defense paper); and `nearest_class`, int32, (B,): what the
-      perturbed input is taken for. It equals `classes` where the attack found
-      no boundary. With a norm p other than 2, `l2` is called `l<p>`.
+      perturbed input is classified as. It equals `classes` where the attack
+      found no boundary. With a norm p other than 2, `l2` is called `l<p>`.
     - `serve_encoded` and `robustness_encoded`: the same from `encoded`,
       strings, (B,), the bytes of PNG or JPEG files, resized to `image_shape`.
       Only where this is (height, width, 1 or 3).

@@ -123,7 +123,7 @@ class Metric(EqualByConfig):
 
 
 def validate_attack(attack: attacks.Attack, *settings: str) -> attacks.Attack:
-    """An attack, once it is seen to be untargeted and to have these settings.
+    """An attack, checked to be untargeted and to have these settings.
 
     Raises:
         ValueError: if it is not.
