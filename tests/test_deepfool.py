@@ -9,8 +9,8 @@ from conftest import affine_classifier
 from plain_formulation import PlainDeepFool
 
 from dd_keras import attacks
-from dd_keras.attacks import base as attack_module
 from dd_keras.attacks import deepfool
+from dd_keras.attacks import minimal_step as minimal_step_module
 from dd_keras.utils import keras_internals, norms
 
 OVERSHOOT = 0.02
@@ -332,25 +332,27 @@ def test_gradient_within_bounds_equals_finite_differences(p):
 
 
 def stop_step(monkeypatch):
-    step = deepfool._minimal_step
+    step = minimal_step_module.minimal_step
     monkeypatch.setattr(
-        deepfool, "_minimal_step", lambda *a: tf.stop_gradient(step(*a))
+        minimal_step_module,
+        "minimal_step",
+        lambda *a: tf.stop_gradient(step(*a)),
     )
 
 
 def stop_chosen_logits(monkeypatch):
-    step = deepfool._minimal_step
+    step = minimal_step_module.minimal_step
     monkeypatch.setattr(
-        deepfool,
-        "_minimal_step",
-        lambda gap, w, p: step(tf.stop_gradient(gap), w, p),
+        minimal_step_module,
+        "minimal_step",
+        lambda gap, *a: step(tf.stop_gradient(gap), *a),
     )
 
 
 def stop_input(monkeypatch):
-    of = attack_module.Forward.of
+    of = attacks.Forward.of
     monkeypatch.setattr(
-        attack_module.Forward, "of", lambda f, x: of(f, tf.stop_gradient(x))
+        attacks.Forward, "of", lambda f, x: of(f, tf.stop_gradient(x))
     )
 
 

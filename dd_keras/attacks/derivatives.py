@@ -12,7 +12,7 @@ first derivatives are right; three things about its second ones are not:
   softsign have none. Their gradients are replaced here by ones that have.
 - Some operations have none and get none here. `require_second_derivatives`
   refuses them when a model is wrapped; what it does not know by name
-  `missing_named` tells of in the first step.
+  `name_missing_gradients` reports in the first step.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from dd_keras.utils import keras_internals
 
 # Operations without a second derivative, or with one that is silently zero
 # (those that imitate quantisation).
-WITHOUT = {
+WITHOUT_SECOND_DERIVATIVE = {
     "BatchNormWithGlobalNormalization",
     "CropAndResize",
     "Dilation2D",
@@ -92,7 +92,7 @@ def require_second_derivatives(graph, layers):
     bodies += [body.node_def for body in definition.library.function]
     for nodes in bodies:
         for node in nodes:
-            if node.op in WITHOUT:
+            if node.op in WITHOUT_SECOND_DERIVATIVE:
                 raise _refusal(node.op, node.name, layers)
         for name in _frozen_means(nodes):
             raise _refusal(_FROZEN_MEAN, name, layers, _TRACED_BEFORE)
@@ -117,7 +117,7 @@ def _frozen_means(nodes):
 
 
 @contextlib.contextmanager
-def missing_named(network):
+def name_missing_gradients(network):
     """Names the layer where TensorFlow misses a gradient.
 
     Args:
@@ -188,7 +188,7 @@ def _replace_gradient(op_type):
     def decorate(function):
         entry = keras_internals.gradient_registry().get(op_type)
         if entry is None:
-            WITHOUT.add(op_type)
+            WITHOUT_SECOND_DERIVATIVE.add(op_type)
         else:
             entry["type"] = function
         return function
@@ -219,11 +219,11 @@ def _resizing(op, upstream):
         like = {"size": tf.shape(image)[1:3]}
     else:
         like = {"original_image": image}
-    pull_back = _adjoint_pair(
+    by_image = _adjoint_pair(
         lambda values: adjoint(grads=values, **like, **settings),
         lambda images: resize(images=images, size=size, **settings),
     )
-    return pull_back(upstream), None
+    return by_image(upstream), None
 
 
 for _op_type in ("ResizeNearestNeighbor", "ResizeBilinear", "ResizeBicubic"):
@@ -242,30 +242,30 @@ def _scale_and_translate(op, upstream):
     }
 
     def adjoint(values):
-        by_image = tf.raw_ops.ScaleAndTranslateGrad(
+        gradient = tf.raw_ops.ScaleAndTranslateGrad(
             grads=values,
             original_image=tf.cast(image, tf.float32),  # it takes no other
             **settings,
         )
-        return tf.cast(by_image, image.dtype)
+        return tf.cast(gradient, image.dtype)
 
-    pull_back = _adjoint_pair(
+    by_image = _adjoint_pair(
         adjoint,
         lambda images: tf.raw_ops.ScaleAndTranslate(
             images=images, size=size, **settings
         ),
     )
-    return pull_back(upstream), None, None, None
+    return by_image(upstream), None, None, None
 
 
 def _adjoint_pair(adjoint, forward):
     """The adjoint of a linear function, whose gradient is the function."""
 
     @tf.custom_gradient
-    def pull_back(values):
+    def apply_adjoint(values):
         def gradient(images):
             return tf.cast(forward(images), values.dtype)
 
         return adjoint(values), gradient
 
-    return pull_back
+    return apply_adjoint

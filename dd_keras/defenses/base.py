@@ -6,7 +6,8 @@ import keras
 import tensorflow as tf
 
 from dd_keras import distribution
-from dd_keras.attacks import DeepFool, Forward, missing_named
+from dd_keras.attacks import DeepFool, Forward
+from dd_keras.attacks.derivatives import name_missing_gradients
 from dd_keras.classifier import logits, losses
 from dd_keras.classifier.inputs import input_spec, pack, prepare, unpack
 from dd_keras.defenses import batch_norm as batch_normalization
@@ -299,7 +300,7 @@ class DefenseModel(keras.Model):
             found = self._objective(x, y, sample_weight, True)
             total = self._share_of_batch(found)
             scaled_loss = self.optimizer.scale_loss(total)
-        with missing_named(self.logits_model()):
+        with name_missing_gradients(self.logits_model()):
             gradients = tape.gradient(scaled_loss, self.trainable_weights)
         self.optimizer.apply(_together(gradients), self.trainable_weights)
         if found.rho is not None:
@@ -342,7 +343,7 @@ class DefenseModel(keras.Model):
         """
         x = logits.cast_inputs(self.model, x)
         network = self.logits_model()
-        with missing_named(network):
+        with name_missing_gradients(network):
             found = attack.search(network, x, labels, forward=forward)
         return found, norms.rho(found.perturbation, x, self.norm)
 

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from dd_keras import attacks
+from dd_keras.attacks import decisions
 from dd_keras.evaluation import similarity
 from dd_keras.utils import norms, validation
 from dd_keras.utils.config import EqualByConfig
@@ -298,7 +299,8 @@ class EpsSweep(Metric):
         for eps in self.eps:
             step = self.attack.within_bounds(x, eps * way.perturbation)
             logits = attacks.inference_form(network)(x + step)
-            fooled.append(attacks.decide(logits) != way.predictions)
+            decided = decisions.predicted_class(logits)
+            fooled.append(decided != way.predictions)
         return {"fgsm_fooled": tf.stack(fooled, axis=1)}  # (B, E)
 
     def estimates(self, samples):
