@@ -24,7 +24,7 @@ from dd_keras import attacks
 
 # The plain formulation is the tests' oracle, and stays with them.
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "tests"))
-from plain_formulation import PlainDeepFool  # noqa: E402
+from plain_formulation import PlainDeepFool
 
 FLAGS = flags.FLAGS
 flags.DEFINE_multi_string("model", None, "Trained classifier.", required=True)

@@ -3,7 +3,7 @@
 One attack a file, all with the common interface of base.py. What they are
 made of is in forward.py, decisions.py, lp_ball.py, rows.py and
 stateless_random.py; kernels.py and derivatives.py make gradients of gradients
-fast and right.
+fast and correct.
 """
 
 from dd_keras.attacks.base import Attack, AttackResult

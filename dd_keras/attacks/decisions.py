@@ -1,7 +1,7 @@
 """What attacks read off the logits: decisions, margins and their gradients.
 
-A gradient by the logits is handed to `base.Forward.gradient`, which carries
-it on to the inputs. A new loss for an attack is one more such gradient here.
+`Forward.gradient` takes a loss' gradient by the logits to its gradient by the
+inputs. A new loss for an attack is one more gradient by the logits here.
 """
 
 import tensorflow as tf

@@ -25,8 +25,8 @@ _UNROLLED_CLASSES = 16
 class DeepFool(base.Attack):
     """The smallest perturbation that changes a classifier's decision.
 
-    At x_i, the clean input plus all earlier steps, the classifier f is taken
-    as affine, and each sample steps onto the nearest of its class boundaries:
+    At x_i, the clean input plus all earlier steps, the classifier f is
+    linearised, and each sample steps onto the nearest of its class boundaries:
 
         step = |f_k - f_s| / ||w||_q^q * |w|^(q-1) sign(w),
         w = grad f_k - grad f_s,   1/p + 1/q = 1,
@@ -115,9 +115,9 @@ class DeepFool(base.Attack):
             x, y, tf.equal(predictions, y), self._candidate_classes(logits, y)
         )
 
-        # The first iteration is recorded by the tape outside, not hidden in
-        # the custom gradient: whoever else needs the forward pass at the clean
-        # inputs shares it, in the backward pass too.
+        # The first iteration is outside of the custom gradient, so that the
+        # caller's loss, the choice of the boundary and the step share one
+        # forward pass at the clean inputs, and one backward pass through it.
         boundary = self._nearest_boundary(forward, samples)
         all_active = tf.ones_like(logits[:, 0])
         perturbation = self._step(forward, boundary, all_active)
@@ -244,7 +244,7 @@ class DeepFool(base.Attack):
             last, path = self._forward_iterations(f, weights, samples, first)
 
             def gradient(*upstream, variables=None):
-                if variables:  # not Keras', so that they were not handed in
+                if variables:  # not Keras', so not among `weights`
                     raise ValueError(
                         "model: expected all weights to be those of Keras "
                         "layers, made by add_weight; received variables that "

@@ -1,23 +1,25 @@
 """Second derivatives that TensorFlow gets wrong, or does not have.
 
-Deep Defense differentiates gradients by the inputs once more. TensorFlow's
-first derivatives are right; three things about its second ones are not:
+Deep Defense differentiates the gradient by the inputs once more. TensorFlow's
+first derivatives are correct; its second derivatives fail in three ways:
 
-- `tf.nn.moments`, behind LayerNormalization and GroupNormalization, takes the
-  mean inside the variance for a constant. The first derivative is the same,
-  as the term left out is zero; its derivative is not. `exact_moments` leaves
-  the mean what it is.
-- The gradient of bilinear resizing is declared to have none itself, so that
-  what depends on it is silently left out; those of other resizings and of
-  softsign have none. Their gradients are replaced here by ones that have.
-- Some operations have none and get none here. `require_second_derivatives`
-  refuses them when a model is wrapped; what it does not know by name
-  `name_missing_gradients` reports in the first step.
+- `tf.nn.moments`, in LayerNormalization and GroupNormalization, treats the
+  mean inside the variance as a constant. The first derivative is the same, as
+  the missing term is zero; the derivative of that term is not. `exact_moments`
+  differentiates the mean.
+- The gradient of bilinear resizing is registered as not differentiable, so
+  that terms are silently missing; the gradients of other resizings and of
+  softsign have no derivative registered. They are replaced here.
+- Some operations have no second derivative, here neither.
+  `require_second_derivatives` refuses those known by name when a model is
+  wrapped; `name_missing_gradients` reports the others in the first step.
 """
 
 import contextlib
 import re
+from collections.abc import Iterator
 
+import keras
 import tensorflow as tf
 
 from dd_keras.classifier import graphs, logits
@@ -51,8 +53,8 @@ _TRACED_BEFORE = (
 )
 
 
-def exact_moments():
-    """While it is open, `tf.nn.moments` has a right second derivative.
+def exact_moments() -> contextlib.AbstractContextManager:
+    """A context in which `tf.nn.moments` has the correct second derivative.
 
     Values and first derivatives are the same up to rounding. What a
     `tf.function` traced earlier stays as it was.
@@ -61,12 +63,12 @@ def exact_moments():
 
 
 def _moments(x, axes, shift=None, name=None, keep_dims=None, keepdims=None):
-    """As `tf.compat.v1.nn.moments`, the mean being no constant."""
-    del shift  # not used by TensorFlow's either
+    """As `tf.compat.v1.nn.moments`, but the mean is not a constant."""
+    del shift  # TensorFlow does not use it either
     keep = bool(keep_dims or keepdims)
     with tf.name_scope(name or "moments"):
         x = tf.convert_to_tensor(x)
-        # Half precision does not hold the squares.
+        # The squares overflow in half precision.
         y = tf.cast(x, tf.float32) if x.dtype == tf.float16 else x
         mean = tf.reduce_mean(y, axes, keepdims=True)
         variance = tf.reduce_mean(
@@ -77,8 +79,8 @@ def _moments(x, axes, shift=None, name=None, keep_dims=None, keepdims=None):
         return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)
 
 
-def require_second_derivatives(graph, layers):
-    """Refuses what has no second derivative, or a wrong one.
+def require_second_derivatives(graph: tf.Graph, layers: set[str]) -> None:
+    """Refuses operations that have no second derivative, or a wrong one.
 
     Args:
         graph: `tf.Graph`, a forward pass traced inside of `exact_moments`.
@@ -117,8 +119,8 @@ def _frozen_means(nodes):
 
 
 @contextlib.contextmanager
-def name_missing_gradients(network):
-    """Names the layer where TensorFlow misses a gradient.
+def name_missing_gradients(network: keras.Model) -> Iterator[None]:
+    """A context in which an error for a missing gradient names the layer.
 
     Args:
         network: the `keras.Model` that is differentiated.
@@ -178,11 +180,10 @@ def _refusal(op, scope, layers, advice=_WHAT_TO_DO, order=_SECOND):
 
 
 def _replace_gradient(op_type):
-    """Makes a function the gradient of an operation that has one already.
+    """Registers a function as the gradient of an operation, for TensorFlow's.
 
-    Values are the same; it is the derivative of the gradient that is right
-    only here. Where TensorFlow does not let its gradient be replaced, the
-    operation is refused.
+    The values are the same; but TensorFlow's gradient has a wrong derivative,
+    or none. If it cannot be replaced, the operation is refused.
     """
 
     def decorate(function):

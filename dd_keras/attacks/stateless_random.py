@@ -2,7 +2,7 @@
 
 Stateless, as tf.random.stateless_uniform, but with a key for each sample: its
 numbers depend on its values, its shape and the seed, and on nothing else. Not
-on the batch that it is in, on its place there, or on which samples left the
+on the batch that it is in, on its row there, or on which samples left the
 batch before. Equal samples get equal numbers. They are the same under XLA,
 but for the rounding of logarithm and cosine in `normal`.
 """
@@ -93,5 +93,5 @@ def _to_unit_interval(values, dtype):
     """int64 in [0, 2^32) to (0, 1): half a step from the ends, at least."""
     if dtype == tf.float64:
         return (tf.cast(values, dtype) + 0.5) * 2.0**-32
-    # 23 bits: with half a step more, float32 still tells them from 1.
+    # 23 bits: with half a step more, float32 still distinguishes them from 1.
     return (tf.cast(tf.bitwise.right_shift(values, 9), dtype) + 0.5) * 2.0**-23
