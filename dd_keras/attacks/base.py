@@ -173,12 +173,13 @@ class Attack(EqualByConfig):
         return tf.minimum(tf.maximum(perturbation, low - x), high - x)
 
     def limits(self, x: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """`bounds` as arrays (low, high) of the dtype of `x`.
+        """`bounds`, or infinite ones, as arrays (low, high), typed as `x`.
 
         Raises:
             ValueError: if they do not broadcast against one sample of `x`.
         """
-        low, high = (np.asarray(b, x.dtype.as_numpy_dtype) for b in self.bounds)
+        bounds = self.bounds or (-np.inf, np.inf)
+        low, high = (np.asarray(b, x.dtype.as_numpy_dtype) for b in bounds)
         sample = x.shape[1:]
         shape = np.broadcast_shapes(low.shape, high.shape)
         try:
