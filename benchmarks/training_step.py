@@ -9,17 +9,22 @@ value of each flag is the base; every further one is a variation of the base
 Keras' own train_step. About 3 minutes on 2 cores.
 """  # noqa: E501
 
+import pathlib
+import sys
 import time
 
 import harness
 import keras
 import tensorflow as tf
 from absl import app, flags
-from plain_formulation import PlainDeepFool
 from wide_head import with_classes
 
 import dd_keras
 from dd_keras import attacks
+
+# The plain formulation is the tests' oracle, and stays with them.
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "tests"))
+from plain_formulation import PlainDeepFool
 
 FLAGS = flags.FLAGS
 flags.DEFINE_multi_string("model", None, "Trained classifier.", required=True)

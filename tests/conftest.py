@@ -41,7 +41,7 @@ LONGEST_FILES = (
     "test_deepfool.py",
     "test_training_as_keras.py",
     "test_carlini_wagner.py",
-    "test_gradient_sign.py",
+    "test_pgd.py",
     "test_logits.py",
     "test_parseval.py",
 )
@@ -54,9 +54,9 @@ LONGEST_FILES = (
 CORE = {
     "adversarial_training", "attack", "batch_norm", "carlini_wagner",
     "compiled", "deep_defense", "deepfool", "defense", "encoded_images",
-    "evaluate", "files", "gradient_sign", "kernels", "logits", "losses",
+    "evaluate", "every_attack", "fgsm", "files", "kernels", "logits", "losses",
     "methods", "metrics", "model_card", "noise", "norms", "optimizers",
-    "parseval", "regularization_warmup", "report", "resumable_batches",
+    "parseval", "pgd", "regularization_warmup", "report", "resumable_batches",
     "saved_before", "saved_model", "server_config", "split_exponential",
     "tables", "training", "training_as_keras", "warm_up",
 }  # fmt: skip

@@ -9,7 +9,7 @@ import tensorflow as tf
 from conftest import affine_classifier
 
 from dd_keras import attacks
-from dd_keras.attacks import base as attack_module
+from dd_keras.attacks import decisions
 
 
 def random_affine(num_outputs=4, dim=6, batch=8, dtype="float64"):
@@ -409,7 +409,7 @@ def test_a_subclass_implements_two_methods():
             size = tf.shape(x)[:1]
             return attacks.AttackResult(
                 -x / 2,
-                attacks.decide(logits),
+                decisions.predicted_class(logits),
                 tf.fill(size, False),
                 tf.zeros(size, tf.int32),
             )
@@ -448,23 +448,23 @@ LABELS = np.array([0, 1, 1, 0], np.int32)
 
 
 @pytest.mark.parametrize("targeted", [False, True])
-def test_margin_is_negative_where_the_attack_is_at_its_end(targeted):
-    margin = attack_module.margin(
+def test_margin_is_negative_where_the_attack_has_succeeded(targeted):
+    margin = decisions.margin(
         tf.constant(LOGITS), tf.constant(LABELS), targeted
     )
     expected = np.array([1.0, -2.0, 0.0, 899.0])
     np.testing.assert_array_equal(margin, -expected if targeted else expected)
-    reached = attack_module.reached(
+    fooled = decisions.is_fooled(
         tf.constant(LOGITS), tf.constant(LABELS), targeted
     )
     # At a tie, the decision is for the first.
     np.testing.assert_array_equal(
-        reached, np.array([False, True, True, False]) != targeted
+        fooled, np.array([False, True, True, False]) != targeted
     )
 
 
 @pytest.mark.parametrize("targeted", [False, True])
-def test_ascent_is_the_cross_entropys_gradient_without_its_size(targeted):
+def test_loss_gradient_is_the_cross_entropys_without_its_size(targeted):
     logits = tf.constant(LOGITS[:3])
     labels = LABELS[:3]
     with tf.GradientTape() as tape:
@@ -475,13 +475,15 @@ def test_ascent_is_the_cross_entropys_gradient_without_its_size(targeted):
     gradient = tape.gradient(loss, logits).numpy()
     if targeted:
         gradient = -gradient
-    way = attacks.ascent(logits, tf.constant(labels), targeted).numpy()
+    way = decisions.cross_entropy_logit_gradient(
+        logits, tf.constant(labels), targeted
+    ).numpy()
     own = np.abs(np.take_along_axis(gradient, labels[:, None], 1))
     np.testing.assert_allclose(way, gradient / own, rtol=1e-12)
 
 
-def test_ascent_keeps_its_size_where_the_softmax_saturates():
-    way = attacks.ascent(
+def test_loss_gradient_keeps_its_size_where_the_softmax_saturates():
+    way = decisions.cross_entropy_logit_gradient(
         tf.constant(LOGITS[3:], tf.float32), tf.constant([0])
     ).numpy()
     share = 1 / (1 + math.e)
@@ -489,10 +491,12 @@ def test_ascent_keeps_its_size_where_the_softmax_saturates():
 
 
 def test_decisions_are_int32():
-    decision = attacks.decide(tf.constant(LOGITS))
+    decision = decisions.predicted_class(tf.constant(LOGITS))
     assert decision.dtype == tf.int32
     np.testing.assert_array_equal(decision, [0, 0, 0, 0])
-    masked = attack_module.mask_class(
+    masked = decisions.mask_class(
         tf.constant(LOGITS), tf.constant([0, 0, 0, 0])
     )
-    np.testing.assert_array_equal(attacks.decide(masked), [2, 2, 1, 2])
+    np.testing.assert_array_equal(
+        decisions.predicted_class(masked), [2, 2, 1, 2]
+    )

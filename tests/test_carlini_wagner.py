@@ -111,8 +111,9 @@ def assert_smallest(found, expected, classes):
         assert np.median(ratio) < 1.005
 
 
-@pytest.mark.parametrize("classes", [2, 5])
-@pytest.mark.parametrize("bounds", [None, UNIT, "arrays"])
+@pytest.mark.parametrize(
+    ("bounds", "classes"), [(None, 5), (UNIT, 2), ("arrays", 5)]
+)
 def test_affine_classifiers_in_closed_form(bounds, classes):
     model, weights, biases, x = random_affine(classes)
     if bounds == "arrays":  # each pixel has its own, and they cut steps short
@@ -182,8 +183,8 @@ def test_given_const_is_where_the_search_starts():
 # Targets
 
 
-@pytest.mark.parametrize("bounds", [None, UNIT])
-def test_targeted_reaches_the_target_at_no_less(bounds):
+def test_targeted_reaches_the_target_at_no_less():
+    bounds = UNIT
     model, weights, biases, x = random_affine(batch=6)
     free = lengths(CW(bounds=bounds).run(model, x))
     every = []
@@ -201,7 +202,7 @@ def test_targeted_reaches_the_target_at_no_less(bounds):
     assert (np.max(every, 0) > 1.1 * free).all()
 
 
-def test_a_pixel_pressed_against_its_bound_comes_off_again():
+def test_a_pixel_at_its_bound_can_leave_it_again():
     """At first the gradient drives p out of the bounds, later up from 0."""
 
     def margin(q, p):
@@ -238,8 +239,9 @@ def test_misclassified_samples_are_left_alone(bounds):
     assert found.fooled.numpy()[wrong].all()
 
 
-@pytest.mark.parametrize("bounds", [None, UNIT])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("bounds", "dtype"), [(None, "float32"), (UNIT, "float64")]
+)
 def test_constant_network_is_not_fooled(bounds, dtype):
     model = affine_classifier(np.zeros((4, 3)), [1.0, 0.0, 0.0], dtype)
     x = [[0.0, 0.2, 0.5, 1.0], [0.5] * 4]  # the second has no width
@@ -270,7 +272,7 @@ def test_out_of_reach_gives_what_comes_closest():
 
 
 def test_fooled_is_what_the_network_says():
-    model, x = small_convnet("float32"), images(40, "float32")
+    model, x = small_convnet("float32"), images(20, "float32")
     y = predictions(model, x)
     found = fast(bounds=UNIT).run(model, x)
     after = predictions(model, x + found.perturbation)
@@ -285,8 +287,8 @@ def test_fooled_is_what_the_network_says():
 def test_pixels_up_to_1_and_up_to_255_are_the_same(bounds):
     x = images(4)
     wide = bounds and (0.0, 255.0)
-    small = CW(bounds=bounds).run(small_convnet(), x)
-    large = CW(bounds=wide).run(small_convnet(factor=1 / 255), 255 * x)
+    small = fast(bounds=bounds).run(small_convnet(), x)
+    large = fast(bounds=wide).run(small_convnet(factor=1 / 255), 255 * x)
     assert (lengths(small) > 0).all()
     assert small.fooled.numpy().all()
     np.testing.assert_allclose(
@@ -421,7 +423,7 @@ def test_a_forward_pass_at_hand_serves():
     assert_same(search(), attack.run(model, x), 1e-10)
 
 
-def test_no_gradient_travels_back():
+def test_the_result_is_a_constant_to_tapes():
     model, x = small_convnet(), images(2)
 
     @tf.function
@@ -444,7 +446,7 @@ def test_as_small_as_foolbox(trained_network):
     model = keras.Model(inputs, trained_network(pixels))
     # From a bound, Foolbox' steps in tanh space take longer than a test may.
     wide = (-1.0, 2.0)
-    x = next(iter(data.test.batch(20)))[0] / 255
+    x = next(iter(data.test.batch(10)))[0] / 255
     y = tf.argmax(model(x), -1)
     peer = foolbox.TensorFlowModel(model, bounds=wide)
     oracle = foolbox.attacks.L2CarliniWagnerAttack(steps=120)

@@ -9,8 +9,8 @@ from conftest import affine_classifier
 from plain_formulation import PlainDeepFool
 
 from dd_keras import attacks
-from dd_keras.attacks import base as attack_module
 from dd_keras.attacks import deepfool
+from dd_keras.attacks import minimal_step as minimal_step_module
 from dd_keras.utils import keras_internals, norms
 
 OVERSHOOT = 0.02
@@ -325,32 +325,33 @@ def test_gradient_equals_finite_differences(p):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("p", [2, math.inf])
-def test_gradient_within_bounds_equals_finite_differences(p):
-    attack = attacks.DeepFool(norm=p, max_iter=3, bounds=(-0.9, 0.8))
+def test_gradient_within_bounds_equals_finite_differences():
+    attack = attacks.DeepFool(norm=math.inf, max_iter=3, bounds=(-0.9, 0.8))
     assert_gradient_equals_finite_differences(attack)
 
 
 def stop_step(monkeypatch):
-    step = deepfool._minimal_step
+    step = minimal_step_module.minimal_step
     monkeypatch.setattr(
-        deepfool, "_minimal_step", lambda *a: tf.stop_gradient(step(*a))
+        minimal_step_module,
+        "minimal_step",
+        lambda *a: tf.stop_gradient(step(*a)),
     )
 
 
 def stop_chosen_logits(monkeypatch):
-    step = deepfool._minimal_step
+    step = minimal_step_module.minimal_step
     monkeypatch.setattr(
-        deepfool,
-        "_minimal_step",
-        lambda gap, w, p: step(tf.stop_gradient(gap), w, p),
+        minimal_step_module,
+        "minimal_step",
+        lambda gap, *a: step(tf.stop_gradient(gap), *a),
     )
 
 
 def stop_input(monkeypatch):
-    of = attack_module.Forward.of
+    of = attacks.Forward.of
     monkeypatch.setattr(
-        attack_module.Forward, "of", lambda f, x: of(f, tf.stop_gradient(x))
+        attacks.Forward, "of", lambda f, x: of(f, tf.stop_gradient(x))
     )
 
 
@@ -398,12 +399,11 @@ def test_gradient_by_inputs_equals_finite_differences(bounds):
 @pytest.mark.parametrize(
     ("norm", "max_iter", "candidates"),
     [
-        (1, 5, None), (1.5, 5, 3), (2, 1, None), (2, 1, 2), (2, 5, None),
-        (2, 5, 2), (math.inf, 5, None), (math.inf, 5, 2),
+        (1, 3, None), (1.5, 3, 2), (2, 1, 2), (2, 4, None), (math.inf, 3, 2),
     ],
 )  # fmt: skip
 def test_equals_plain_formulation(norm, max_iter, candidates):
-    model, x = small_convnet(num_classes=5), images()
+    model, x = small_convnet(), images()
     y = labels_with_mistakes(model, x)
     settings = {"norm": norm, "max_iter": max_iter, "candidates": candidates}
     found, gradients = value_and_gradients(
@@ -431,7 +431,7 @@ def assert_same(found, expected, rtol):
     )
 
 
-@pytest.mark.parametrize("norm", [1, 2, math.inf])
+@pytest.mark.parametrize("norm", [2, math.inf])
 def test_dropping_equals_masking_equals_each_sample_alone(monkeypatch, norm):
     model, x = small_convnet(), images()
     y = labels_with_mistakes(model, x)
@@ -524,7 +524,7 @@ def test_graph_does_not_grow_with_the_iterations():
 
 
 def test_many_classes_take_the_loop_and_few_the_unrolled_form(monkeypatch):
-    model, x = small_convnet(num_classes=7), images()
+    model, x = small_convnet(num_classes=5), images()
     unrolled, gradients = value_and_gradients(
         model, x, None, attacks.DeepFool(max_iter=4)
     )
@@ -560,7 +560,7 @@ def test_perturbed_inputs_change_class(norm):
         np.testing.assert_array_equal(np.count_nonzero(one, (1, 2, 3)), 1)
 
 
-def test_misclassified_samples_are_pulled_to_their_label():
+def test_misclassified_samples_are_moved_to_their_label():
     model, x = small_convnet(), images()
     y = labels_with_mistakes(model, x, every=2)
     found = attacks.DeepFool().run(model, x, y)
@@ -572,9 +572,9 @@ def test_misclassified_samples_are_pulled_to_their_label():
     assert found.fooled.numpy().all()
 
 
-def test_candidates_restrict_the_targets_to_the_likeliest():
-    # Three classes on a line: from s = 0, class 1 is likelier, but class 2,
-    # with the steeper slope, is nearer.
+def test_candidates_restrict_the_targets_to_the_most_probable():
+    # Three classes on a line: from s = 0, class 1 is more probable, but
+    # class 2, with the steeper slope, is nearer.
     model = affine_classifier([[0.0, 1.0, 10.0]], [0.0, -2.0, -11.0])
     x = [[0.5]]
     step = attacks.DeepFool(candidates=1).perturb(model, x)
@@ -616,19 +616,27 @@ def number_at(adversarial, bounds):
 def test_wide_bounds_change_nothing_at_all(norm):
     model, x = small_convnet(dtype="float32"), images(dtype="float32")
     y = labels_with_mistakes(model, x)
-    free, gradients = value_and_gradients(
-        model, x, y, attacks.DeepFool(norm=norm)
-    )
+    free = attacks.DeepFool(norm=norm)
+    wide = attacks.DeepFool(norm=norm, bounds=(-1e6, 1e6))
+    assert_same(wide.run(model, x, y), free.run(model, x, y), 0)
+
+
+def test_wide_bounds_do_not_change_the_gradient():
+    model, x = small_convnet(dtype="float32"), images(dtype="float32")
+    y = labels_with_mistakes(model, x)
+    free, gradients = value_and_gradients(model, x, y, attacks.DeepFool())
     wide, wide_gradients = value_and_gradients(
-        model, x, y, attacks.DeepFool(norm=norm, bounds=(-1e6, 1e6))
+        model, x, y, attacks.DeepFool(bounds=(-1e6, 1e6))
     )
     assert_same(wide, free, 0)
     for got, expected in zip(wide_gradients, gradients, strict=True):
         np.testing.assert_array_equal(got, expected)
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("kind", ["numbers", "arrays"])
+@pytest.mark.parametrize(
+    ("norm", "kind"),
+    [(1, "arrays"), (2, "numbers"), (3, "numbers"), (math.inf, "arrays")],
+)
 def test_nothing_leaves_the_bounds(norm, kind):
     model, x = small_convnet(), tf.clip_by_value(images(), -0.5, 0.7)
     y = labels_with_mistakes(model, x)
@@ -653,7 +661,7 @@ def test_nothing_leaves_the_bounds(norm, kind):
 
 
 @pytest.mark.parametrize("p", NORMS)
-def test_affine_step_that_a_bound_cuts_goes_on_with_the_others(p):
+def test_affine_step_that_a_bound_clips_is_followed_by_the_others(p):
     # f = (1, 3 x_0 + x_1): the step to f_0 = f_1 would take x_0 beyond 0.2.
     # There, x_1 is left to close the gap of 1 - 3 * 0.2, whatever the norm.
     model = affine_classifier([[0.0, 3.0], [0.0, 1.0]], [1.0, 0.0])
@@ -699,7 +707,7 @@ def test_a_boundary_beyond_the_bounds_is_not_stepped_to():
     np.testing.assert_array_equal(found.iterations, 1)
 
 
-@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("p", [1, math.inf])
 def test_a_sample_in_the_corner_stops_at_once(p):
     model = affine_classifier([[1.0, 0.0], [-2.0, 0.0]], [9.0, 0.0], "float32")
     x = np.array([[-1.0, 1.0], [-1.0, 1.0]], np.float32)
@@ -711,7 +719,7 @@ def test_a_sample_in_the_corner_stops_at_once(p):
     np.testing.assert_array_equal(rho, 0)
 
 
-@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("p", [2, 3])
 def test_samples_that_rounding_keeps_off_the_bounds_stop(p):
     # 0.1 - x + x is not 0.1 for most x in float32.
     rng = np.random.default_rng(0)
@@ -732,7 +740,7 @@ def test_samples_that_rounding_keeps_off_the_bounds_stop(p):
 def test_dropping_equals_masking_within_bounds(monkeypatch):
     model, x = small_convnet(), tf.clip_by_value(images(), -0.5, 0.7)
     y = labels_with_mistakes(model, x)
-    attack = attacks.DeepFool(max_iter=6, bounds=(-0.5, 0.7))
+    attack = attacks.DeepFool(norm=1, max_iter=6, bounds=(-0.5, 0.7))
     dropped, gradients = value_and_gradients(model, x, y, attack)
     assert len(set(dropped.iterations.numpy())) > 1
     monkeypatch.setattr(keras_internals, "compiled_by_xla", lambda: True)
@@ -799,7 +807,7 @@ def test_constant_network_is_left_alone(norm):
         np.testing.assert_array_equal(gradient, 0)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", [2, 3])
 def test_dead_units_and_zero_images_give_finite_gradients(norm):
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
@@ -820,8 +828,7 @@ def test_dead_units_and_zero_images_give_finite_gradients(norm):
     assert np.isfinite(found.perturbation).all()
 
 
-@pytest.mark.parametrize("mistakes", ["none", "all"])
-@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize(("mistakes", "batch"), [("none", 5), ("all", 1)])
 def test_all_correct_and_all_misclassified_batches(mistakes, batch):
     model, x = small_convnet(dtype="float32"), images(batch, dtype="float32")
     first, second = np.argsort(model(x), axis=-1).T[[-1, -2]]

@@ -130,7 +130,7 @@ def tolerances(x, factor=64):
 
 
 @every("p", NORMS)
-@examples(25)
+@examples(12)
 @given(batches())
 def test_norms_are_what_extended_precision_says(p, drawn):
     (x,) = drawn
@@ -140,7 +140,7 @@ def test_norms_are_what_extended_precision_says(p, drawn):
 
 
 @every("p", NORMS)
-@examples(25)
+@examples(12)
 @given(batches(number=2), st.sampled_from([-2.0, 0.5, 0.1, 0.0]))
 def test_norms_are_homogeneous_and_keep_the_triangle(p, drawn, factor):
     x, y = (0.5 * values for values in drawn)
@@ -157,7 +157,7 @@ def test_norms_are_homogeneous_and_keep_the_triangle(p, drawn, factor):
 
 
 @every("p", NORMS)
-@examples(25)
+@examples(12)
 @given(batches(number=2))
 def test_norms_and_their_duals_keep_hoelder(p, drawn):
     x, w = drawn
@@ -175,7 +175,7 @@ def test_norms_and_their_duals_keep_hoelder(p, drawn):
 
 
 @every("p", NORMS)
-@examples(25)
+@examples(12)
 @given(batches(dtypes=("float32", "float64")))
 def test_a_norms_gradient_has_dual_length_one(p, drawn):
     (x,) = drawn
@@ -194,7 +194,7 @@ def test_a_norms_gradient_has_dual_length_one(p, drawn):
 
 
 @every("p", NORMS)
-@examples(25)
+@examples(12)
 @given(batches(number=2), st.sampled_from([2.0, 0.5]))
 def test_rho_is_a_ratio_of_any_scale(p, drawn, factor):
     perturbation, x = (0.5 * values for values in drawn)
@@ -221,7 +221,7 @@ def test_rho_is_a_ratio_of_any_scale(p, drawn, factor):
 
 
 @every("p", NORMS)
-@examples(10)
+@examples(5)
 @given(batches())
 def test_an_input_is_as_long_as_itself(p, drawn):
     (x,) = drawn
@@ -232,7 +232,7 @@ def test_an_input_is_as_long_as_itself(p, drawn):
     assert np.all((found == 0) | (found == 1))
 
 
-@examples(60)
+@examples(30)
 @given(
     st.one_of(
         st.floats(),
@@ -261,7 +261,7 @@ STEEPNESS = st.one_of(
 RHO = extremes("float32", low=0.0)
 
 
-@examples(100)
+@examples(50)
 @given(STEEPNESS, STEEPNESS, st.lists(RHO, min_size=2, max_size=6))
 def test_the_penalty_is_finite_in_range_and_monotone(c, d, rho):
     penalty = split_exponential.SplitExponential(c, d, reduction=None)
@@ -289,7 +289,7 @@ def test_the_penalty_is_finite_in_range_and_monotone(c, d, rho):
         np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-37)
 
 
-@examples(50)
+@examples(25)
 @given(
     st.lists(st.tuples(st.booleans(), RHO), min_size=1, max_size=8),
     st.randoms(use_true_random=False),
@@ -307,7 +307,7 @@ def test_the_penalty_of_a_batch_is_the_mean_in_any_order(samples, random):
     assert value(samples) == pytest.approx(single, rel=1e-5)
 
 
-@examples(40)
+@examples(20)
 @given(
     st.one_of(st.floats(), st.booleans(), st.none(), st.text(max_size=2)),
     st.sampled_from(["c", "d"]),
@@ -341,7 +341,7 @@ def label_forms(y, num_classes, dtype):
 
 
 @every("num_classes", CLASSES)
-@examples(20)
+@examples(10)
 @given(st.data(), st.sampled_from(INTEGERS))
 def test_labels_of_all_forms_are_the_same_classes(num_classes, data, dtype):
     y = np.array(
@@ -357,7 +357,7 @@ def test_labels_of_all_forms_are_the_same_classes(num_classes, data, dtype):
 
 
 @every("num_classes", CLASSES)
-@examples(30)
+@examples(15)
 @given(st.data(), st.sampled_from((*INTEGERS, *DTYPES)))
 def test_labels_that_are_no_class_are_clear_errors(num_classes, data, dtype):
     y = np.array(
@@ -385,7 +385,7 @@ def test_labels_that_are_no_class_are_clear_errors(num_classes, data, dtype):
 
 
 @every("num_classes", CLASSES)
-@examples(25)
+@examples(12)
 @given(hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4))
 def test_labels_of_another_shape_are_clear_errors(num_classes, shape):
     fits = len(shape) == 1 or (len(shape) == 2 and shape[1] in (1, num_classes))
@@ -400,7 +400,7 @@ def test_labels_of_another_shape_are_clear_errors(num_classes, shape):
             sparse_labels(np.zeros(shape, int), num_classes)
 
 
-@examples(25)
+@examples(12)
 @given(arrays("float64", (3, 1), extremes("float32")), st.sampled_from(DTYPES))
 def test_one_logit_is_two_classes(z, dtype):
     with np.errstate(over="ignore"):  # to infinity, in float16
@@ -465,18 +465,15 @@ class Boundaries:
         self.one_nearest = others.min(axis=1) > 1.001 * self.distance
 
 
-# Pairs that between them hold all classes, norms and ranks.
+# Each number of classes that is treated differently, each norm and each rank.
 DEEPFOOL = (
     (1, 2, (5,), "float64"),
-    (1, 1.5, (2, 3), "float32"),
     (2, 1, (5,), "float64"),
     (2, math.inf, (1,), "float32"),
     (3, 3, (2, 3), "float64"),
-    (3, math.inf, (2, 3, 2), "float64"),
     (3, 2, (2, 3, 2), "float32"),
     (10, 1.5, (2, 3), "float64"),
-    (17, 1, (5,), "float64"),
-    (40, 2, (5,), "float64"),
+    (18, 2, (5,), "float64"),  # so many that a loop takes their gradients
 )
 each_deepfool = every(("outputs", "p", "shape", "dtype"), DEEPFOOL)
 
@@ -493,7 +490,7 @@ def affine_values(draw, outputs, shape, dtype):
 
 
 @each_deepfool
-@examples(20)
+@examples(10)
 @given(st.data())
 def test_deepfool_is_the_closed_form_on_affine_classifiers(
     outputs, p, shape, dtype, data
@@ -527,7 +524,7 @@ def test_deepfool_is_the_closed_form_on_affine_classifiers(
 
 
 @each_deepfool
-@examples(8)
+@examples(4)
 @given(st.data())
 def test_deepfool_treats_samples_one_by_one(outputs, p, shape, dtype, data):
     weights, biases, x = data.draw(affine_values(outputs, shape, dtype))
@@ -550,7 +547,7 @@ def test_deepfool_treats_samples_one_by_one(outputs, p, shape, dtype, data):
 
 
 @each_deepfool
-@examples(8)
+@examples(4)
 @given(st.data())
 def test_deepfool_survives_extreme_values(outputs, p, shape, dtype, data):
     # Larger ones overflow in the classifier itself.
@@ -580,7 +577,7 @@ def test_deepfool_survives_extreme_values(outputs, p, shape, dtype, data):
         assert np.all((iterations >= 1) & (iterations <= attack.max_iter))
 
 
-@examples(15)
+@examples(8)
 @given(st.data(), st.sampled_from(["uint8", "int64", "float16", "float64"]))
 def test_inputs_of_any_dtype_are_the_same_inputs(data, dtype):
     weights, biases, _ = data.draw(affine_values(3, (5,), "float32"))
@@ -604,7 +601,7 @@ def test_inputs_of_another_shape_are_clear_errors(shape, batch):
         attacks.DeepFool(max_iter=3).run(model, np.zeros((batch, *shape)))
 
 
-@examples(20)
+@examples(10)
 @given(st.integers(0, 4), st.integers(0, 4))
 def test_each_input_needs_one_label(inputs, labels):
     assume(inputs != labels)
@@ -655,7 +652,7 @@ SIZED = (
 
 
 @every(("attack", "shape", "outputs", "dtype"), SIZED)
-@examples(15)
+@examples(8)
 @given(st.data(), SEEDS, WEIGHT_SCALES)
 def test_attacks_keep_to_their_size_and_bounds(
     attack, shape, outputs, dtype, data, seed, scale
@@ -705,7 +702,7 @@ STEPPING = (
 
 
 @every(("attack", "shape", "outputs"), STEPPING)
-@examples(8)
+@examples(4)
 @given(st.data(), SEEDS)
 def test_attacks_in_many_steps_treat_samples_one_by_one(
     attack, shape, outputs, data, seed
@@ -732,7 +729,7 @@ BOUNDED = [case for case in SIZED if case[0].bounds]
 
 
 @every(("attack", "shape", "outputs", "dtype"), BOUNDED)
-@examples(8)
+@examples(4)
 @given(st.data())
 def test_inputs_beyond_the_bounds_are_clear_errors(
     attack, shape, outputs, dtype, data
@@ -753,7 +750,7 @@ UNBOUNDED = [case for case in SIZED if not case[0].bounds]
 
 
 @every(("attack", "shape", "outputs", "dtype"), UNBOUNDED)
-@examples(4)
+@examples(3)
 @given(st.data(), st.sampled_from(NO_NUMBERS))
 def test_inputs_that_are_no_numbers_are_clear_errors(
     attack, shape, outputs, dtype, data, bad
@@ -764,7 +761,7 @@ def test_inputs_that_are_no_numbers_are_clear_errors(
         attack.run(network(shape, outputs, dtype), x.reshape(2, *shape), [0, 1])
 
 
-@examples(60)
+@examples(30)
 @given(st.one_of(st.floats(), st.booleans(), st.none(), st.text(max_size=2)))
 def test_an_eps_is_valid_or_a_clear_error(eps):
     valid = isinstance(eps, float) and math.isfinite(eps) and eps > 0
@@ -843,7 +840,7 @@ def drawn_labels(case):
 
 
 @every("arguments", TRAINING)
-@examples(15)
+@examples(8)
 @given(st.data(), SEEDS, st.sampled_from([0.0, 1e-3, 1.0, 1e2]))
 def test_a_training_step_stays_finite(arguments, data, seed, scale):
     one = case(*arguments)
@@ -864,7 +861,7 @@ def test_a_training_step_stays_finite(arguments, data, seed, scale):
 
 
 @every("arguments", TRAINING)
-@examples(8)
+@examples(4)
 @given(st.data(), SEEDS)
 def test_a_training_step_is_blind_to_the_order(arguments, data, seed):
     one = case(*arguments)
@@ -881,7 +878,7 @@ def test_a_training_step_is_blind_to_the_order(arguments, data, seed):
 
 
 @every("arguments", [TRAINING[0], TRAINING[-1]])
-@examples(8)
+@examples(4)
 @given(st.data(), SEEDS)
 def test_training_inputs_of_integers_are_the_same_inputs(arguments, data, seed):
     one = case(*arguments)
@@ -896,7 +893,7 @@ def test_training_inputs_of_integers_are_the_same_inputs(arguments, data, seed):
 
 
 @every("arguments", [each for each in TRAINING if "one_hot" not in each])
-@examples(4)
+@examples(3)
 @given(st.data())
 def test_training_labels_that_are_no_class_are_clear_errors(arguments, data):
     one = case(*arguments)
@@ -940,7 +937,7 @@ def evaluate(model, x, y, size, policy="predicted"):
 
 
 @every(("shape", "outputs", "dtype"), EVALUATED)
-@examples(10)
+@examples(5)
 @given(
     st.data(),
     SEEDS,
@@ -991,7 +988,7 @@ def test_evaluations_lie_in_their_ranges(
 
 
 @every(("shape", "outputs", "dtype"), EVALUATED)
-@examples(5)
+@examples(3)
 @given(st.data(), SEEDS)
 def test_evaluations_are_blind_to_order_and_batches(
     shape, outputs, dtype, data, seed
@@ -1018,7 +1015,7 @@ def test_evaluations_are_blind_to_order_and_batches(
 
 
 @every(("shape", "outputs", "dtype"), EVALUATED)
-@examples(5)
+@examples(3)
 @given(
     st.sampled_from([math.nan, math.inf, -math.inf, 1e30, -1.0]),
     st.integers(0, 4),
@@ -1036,7 +1033,7 @@ def test_inputs_that_are_unfit_end_an_evaluation(
 
 
 @every(("shape", "outputs", "dtype"), EVALUATED)
-@examples(5)
+@examples(3)
 @given(st.sampled_from(NO_NUMBERS), st.integers(0, 4), st.integers(1, 5))
 def test_outputs_that_are_no_numbers_end_an_evaluation(
     shape, outputs, dtype, bad, place, size
@@ -1054,7 +1051,7 @@ def test_outputs_that_are_no_numbers_end_an_evaluation(
 
 
 @every(("shape", "outputs", "dtype"), EVALUATED)
-@examples(5)
+@examples(3)
 @given(st.sampled_from([-1, 100, 2**31 - 1]), st.integers(0, 4))
 def test_labels_that_are_unfit_end_an_evaluation(
     shape, outputs, dtype, bad, place
@@ -1066,7 +1063,7 @@ def test_labels_that_are_unfit_end_an_evaluation(
         evaluate(model, np.full((5, *shape), 0.5, dtype), y, 2)
 
 
-@examples(60)
+@examples(30)
 @given(st.lists(st.booleans(), max_size=12))
 def test_shares_lie_in_their_intervals(values):
     found = metrics.proportion(np.array(values, bool))
@@ -1077,7 +1074,7 @@ def test_shares_lie_in_their_intervals(values):
     assert found.value <= found.high + 1e-12 <= 1 + 2e-12
 
 
-@examples(60)
+@examples(30)
 @given(
     st.lists(
         st.one_of(st.floats(0, 10), st.just(math.inf)), min_size=1, max_size=12

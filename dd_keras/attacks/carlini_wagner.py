@@ -4,36 +4,46 @@ Sections V and VI-A of "Towards Evaluating the Robustness of Neural Networks".
 """
 
 import math
-from typing import NamedTuple
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-from dd_keras.attacks import base
-from dd_keras.classifier.labels import sparse_labels
+from dd_keras.attacks import base, decisions, rows
+from dd_keras.attacks.carlini_wagner_state import (
+    Samples,
+    State,
+    choose,
+    repeat,
+)
+from dd_keras.attacks.forward import CleanInputs, Forward
 from dd_keras.utils import norms, validation
 
 # Adam's constants, as in its paper.
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
-# A descent is looked at this often, and has stalled if its objective has not
-# fallen by this share since; both as in the authors' code.
-_CHECKS = 10
-_FALL = 1e-4
+# A descent is checked this many times, and has stalled if its objective has
+# not decreased by this share since the last check; as in the authors' code.
+_CHECKS_PER_DESCENT = 10
+_STALLED_DECREASE = 1e-4
 # The tanh is stretched by this share, so that pixels at a bound, many in black
 # and white images, still move. (The authors' code: 1e-6.)
-_SLACK = 0.02
-# What an affine classifier needs, times this: enough on networks, mostly.
-_FIRST_CONST = 3.0
-# While all of a sample's consts fail, or all succeed, the next is this far off.
-_GROWTH = 4.0
-# Where the smallest const that succeeds is known to this factor, its search
-# ends: the perturbation at the boundary hardly depends on it.
-_KNOWN = 2.0
-# Adam's step, in every pixel, as a share of the way to the boundary: shorter
-# ones do not arrive, longer ones overshoot and come back too late.
-_STRIDE = 0.1
-# From how many times this length on a step is too long for the way.
-_COARSE = 2.0
+_TANH_STRETCH = 0.02
+# The first const, as a multiple of what an affine classifier needs: enough for
+# most samples of a network.
+_INITIAL_CONST_FACTOR = 3.0
+# While all consts of a sample fail, or all succeed, the next one is larger, or
+# smaller, by this factor.
+_CONST_GROWTH = 4.0
+# The search for const ends where the smallest that succeeds is within this
+# factor of the largest that fails: the perturbation hardly depends on it.
+_CONST_PRECISION = 2.0
+# Adam's learning rate as a share of the distance to the boundary, in w and by
+# pixel: with smaller steps a descent does not arrive, with larger ones it
+# overshoots and returns too late.
+_STEP_PER_DISTANCE = 0.1
+# A learning rate is too large for the distance found from this multiple of the
+# one that suits it.
+_TOO_LARGE_STEP = 2.0
 
 
 @keras.saving.register_keras_serializable("dd_keras")
@@ -51,8 +61,8 @@ class CarliniWagnerL2(base.Attack):
     on, where tanh(w_0) is the place of x in them; so x + delta keeps to them.
     The result is the smallest perturbation seen that succeeded, in
     whichever descent; of a sample that never did, the one of the smallest
-    margin. One that succeeds without gets none, such as, at confidence 0, one
-    that is misclassified.
+    margin. A sample that needs no perturbation gets a zero one, such as, at
+    confidence 0, one that is misclassified.
 
     Lengths are in units of a scale: the width of `bounds` (its mean if they
     are arrays), or without bounds each sample's own max x - min x. So `const`
@@ -61,19 +71,20 @@ class CarliniWagnerL2(base.Attack):
 
     Every sample has its own const, Adam and early stopping, and its result
     does not depend on the others'. Those that are done leave the batch (under
-    XLA, where shapes are static, they are masked). No gradient travels back
-    through the result.
+    XLA, where shapes are static, they are masked). The result is a constant:
+    it is not differentiable.
 
-    Other than in the paper, to find as small ones in a tenth of the steps:
+    What differs from the paper finds perturbations as small in a tenth of the
+    steps:
 
     - The first const and the learning rate are each sample's own, from what
       an affine classifier with its margin and gradient would need. Once a
-      descent has succeeded, the way it found sets the learning rate.
+      descent has succeeded, its distance sets the learning rate.
     - The const grows and shrinks by factors of 4, not of 10, until one fails
-      and one succeeds; then comes their geometric mean, and the search ends
+      and one succeeds; then their geometric mean is tried, and the search ends
       when they are within a factor of 2.
-    - The tanh reaches 2 % beyond the bounds, so that pixels at one move at
-      once; the last 2 % of the way to the other are out of their reach.
+    - The tanh reaches 2 % beyond the bounds, so that pixels at a bound move
+      from the first step on; they cannot reach the last 2 % before the other.
 
     Args:
         confidence: by how much the logit of the class reached must exceed that
@@ -96,14 +107,14 @@ class CarliniWagnerL2(base.Attack):
 
     def __init__(
         self,
-        confidence=0.0,
-        binary_search_steps=9,
-        max_iter=200,
-        learning_rate=0.1,
-        initial_const=None,
-        abort_early=True,
-        bounds=None,
-        targeted=False,
+        confidence: float = 0.0,
+        binary_search_steps: int = 9,
+        max_iter: int = 200,
+        learning_rate: float = 0.1,
+        initial_const: float | None = None,
+        abort_early: bool = True,
+        bounds: tuple | None = None,
+        targeted: bool = False,
     ):
         self.confidence = validation.validate_number(
             "confidence", confidence, at_least=0
@@ -126,7 +137,7 @@ class CarliniWagnerL2(base.Attack):
         self.bounds = validation.validate_bounds(bounds)
         self.targeted = bool(targeted)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, for Keras serialisation."""
         return {
             "confidence": self.confidence,
@@ -139,70 +150,69 @@ class CarliniWagnerL2(base.Attack):
             "targeted": self.targeted,
         }
 
-    def search(self, network, x, y=None, forward=None):
-        """As `run`, in the graph at hand, for a network that gives logits."""
-        f = base.inference_form(network)
-        forward = forward or base.Forward.of(f, x)
-        predictions = base.decide(forward.logits)
-        classes = forward.logits.shape[-1]
-        y = predictions if y is None else sparse_labels(y, classes)
+    def search(
+        self,
+        network: keras.Model,
+        x: tf.Tensor,
+        y: Any = None,
+        forward: Forward | None = None,
+    ) -> base.AttackResult:
+        """As `run`, in the current graph, for a network that gives logits."""
+        clean = CleanInputs.of(network, x, y, forward)
         scale = self._scale(x)
         origin = self._variable(x, scale, tf.zeros_like(x))
-        samples = _Samples(x, y, scale, origin)
+        samples = Samples(x, clean.y, scale, origin)
 
         def advance(state):
-            rows = base.rows_to_move(state.active)  # (A,)
-            here = _Samples(*(tf.gather(t, rows) for t in samples))
-            before = _State(*(tf.gather(t, rows) for t in state))
-            after = self._check(here, self._descend(f, here, before))
-            after = _choose(before.active, after, before)  # all, but under XLA
-            return _State(
-                *(
-                    base.put(old, rows, new)
-                    for old, new in zip(state, after, strict=True)
-                )
-            )
+            """Every active sample's descent, up to its next check."""
+            active = rows.active_rows(state.active)  # (A,)
+            chosen = rows.gather_rows(samples, active)
+            before = rows.gather_rows(state, active)
+            after = self._check(chosen, self._descend(clean.f, chosen, before))
+            after = choose(before.active, after, before)  # masks, under XLA
+            return rows.scatter_rows(state, active, after)
 
-        state = _repeat(
+        state = repeat(
             advance,
-            self._begin(samples, forward),
-            self.binary_search_steps * _CHECKS,
+            self._initial_state(samples, clean.forward),
+            self.binary_search_steps * _CHECKS_PER_DESCENT,
             lambda state: tf.reduce_any(state.active),
         )
-        perturbation = self._perturbation(samples, state.best)
+        perturbation = self._perturbation(samples, state.best_w)
         perturbation = tf.stop_gradient(perturbation)
-        # Asked anew: in a batch of another size, results round differently.
-        fooled = self._succeeds(f(x + perturbation), y)
+        # Evaluated once more: in a batch of another size, logits may round
+        # differently.
+        fooled = self._succeeds(clean.f(x + perturbation), clean.y)
         return base.AttackResult(
-            perturbation, predictions, fooled, state.iterations
+            perturbation, clean.predictions, fooled, state.iterations
         )
 
-    def _begin(self, samples, forward):
+    def _initial_state(self, samples, forward):
         """The state before the first descent."""
         margin = self._margin(forward.logits, samples.y)
         done = self._succeeds(forward.logits, samples.y)
         zero = tf.zeros_like(margin)
         infinite = zero + math.inf
-        none, nowhere = tf.zeros_like(samples.y), tf.zeros_like(samples.x)
-        const, length = self._affine_estimate(samples, forward)
+        no_steps, no_moment = tf.zeros_like(samples.y), tf.zeros_like(samples.x)
+        const, learning_rate = self._affine_estimate(samples, forward)
         if self.initial_const is not None:
             const = zero + self.initial_const
-        return _State(
+        return State(
             active=~done,
-            searches=none,
-            iterations=none,
+            descents=no_steps,
+            iterations=no_steps,
             const=const,
-            fails=zero,
-            succeeds=infinite,
-            length=length,
+            largest_failing=zero,
+            smallest_succeeding=infinite,
+            learning_rate=learning_rate,
             found=tf.zeros_like(done),
-            steps=none,
+            evaluations=no_steps,
             w=samples.origin,
-            mean=nowhere,
-            square=nowhere,
+            first_moment=no_moment,
+            second_moment=no_moment,
             lowest=infinite,
             lowest_before=infinite,
-            best=samples.origin,
+            best_w=samples.origin,
             distance=tf.where(done, zero, infinite),
             margin=margin,
         )
@@ -215,44 +225,50 @@ class CarliniWagnerL2(base.Attack):
         """
         margin = self._margin(forward.logits, samples.y) + self.confidence
         gradient = forward.gradient(
-            _margin_gradient(forward.logits, samples.y, self.targeted)
+            decisions.margin_logit_gradient(
+                forward.logits, samples.y, self.targeted
+            )
         )
-        size = norms.sample_norm(gradient)
-        steep = size > norms.ZERO_NORM
-        step = tf.where(steep, margin / size**2, 0.0)  # (B,)
+        slope = norms.sample_norm(gradient)
+        steep = slope > norms.ZERO_NORM
+        step = tf.where(steep, margin / slope**2, 0.0)  # (B,)
         delta = -norms.expand_like(step, gradient) * gradient
         delta = self.within_bounds(samples.x, delta)
         w = self._variable(samples.x, samples.scale, delta)
-        const = _FIRST_CONST * 2 * step / samples.scale**2
+        const = _INITIAL_CONST_FACTOR * 2 * step / samples.scale**2
         return (
             tf.where(const > 0, const, 1.0),
-            tf.where(steep, self._length(samples, w), self.learning_rate),
+            tf.where(
+                steep, self._learning_rate_to(samples, w), self.learning_rate
+            ),
         )
 
-    def _length(self, samples, w):
-        """Adam's learning rate, where `w` is about how far it is: (B,)."""
+    def _learning_rate_to(self, samples, w):
+        """Adam's learning rate, where the boundary is about at `w`: (B,)."""
         axes = list(range(1, w.shape.rank))
-        way = tf.reduce_mean(tf.square(w - samples.origin), axes) ** 0.5
-        return tf.minimum(_STRIDE * way, self.learning_rate)
+        distance = tf.reduce_mean(tf.square(w - samples.origin), axes) ** 0.5
+        return tf.minimum(_STEP_PER_DISTANCE * distance, self.learning_rate)
 
     def _descend(self, f, samples, state):
         """Adam's steps up to the next check."""
-        return _repeat(
+        # max_iter steps, and the evaluation of where the last one ends.
+        evaluations = self.max_iter + 1
+        return repeat(
             lambda now: self._step(f, samples, now),
             state,
-            math.ceil((self.max_iter + 1) / _CHECKS),  # ends with a look
+            math.ceil(evaluations / _CHECKS_PER_DESCENT),
         )
 
     def _step(self, f, samples, now):
-        """Looks at w, and takes a step of Adam from it."""
+        """Evaluates the objective at w, and takes a step of Adam from it."""
         with tf.GradientTape() as tape:
             tape.watch(now.w)
             delta = self._perturbation(samples, now.w)
             logits = f(samples.x + delta)
             margin = self._margin(logits, samples.y)
-            share = delta / norms.expand_like(samples.scale, delta)
-            axes = list(range(1, share.shape.rank))
-            distance = tf.reduce_sum(tf.square(share), axes)
+            scaled = delta / norms.expand_like(samples.scale, delta)
+            axes = list(range(1, scaled.shape.rank))
+            distance = tf.reduce_sum(tf.square(scaled), axes)
             penalty = tf.nn.relu(margin + self.confidence)
             objective = distance + now.const * penalty
         gradient = tape.gradient(objective, now.w)
@@ -263,73 +279,85 @@ class CarliniWagnerL2(base.Attack):
             distance < now.distance,
             tf.math.is_inf(now.distance) & (margin < now.margin),
         )
-        best = norms.expand_like(better, now.w)
-
-        mean = _BETA_1 * now.mean + (1 - _BETA_1) * gradient
-        square = _BETA_2 * now.square + (1 - _BETA_2) * tf.square(gradient)
-        t = tf.cast(now.steps + 1, now.w.dtype)
-        unbias = tf.sqrt(1 - _BETA_2**t) / (1 - _BETA_1**t)
-        moving = now.steps < self.max_iter  # the last look takes no step
-        rate = tf.where(moving, now.length * unbias, 0.0)
-        step = mean / (tf.sqrt(square) + _EPSILON)
+        first_moment = _BETA_1 * now.first_moment + (1 - _BETA_1) * gradient
+        second_moment = _BETA_2 * now.second_moment + (1 - _BETA_2) * tf.square(
+            gradient
+        )
+        t = tf.cast(now.evaluations + 1, now.w.dtype)
+        bias_correction = tf.sqrt(1 - _BETA_2**t) / (1 - _BETA_1**t)
+        has_step = now.evaluations < self.max_iter  # the last one has none
+        rate = tf.where(has_step, now.learning_rate * bias_correction, 0.0)
+        step = first_moment / (tf.sqrt(second_moment) + _EPSILON)
         return now._replace(
-            iterations=now.iterations + tf.cast(moving, tf.int32),
+            iterations=now.iterations + tf.cast(has_step, tf.int32),
             found=now.found | succeeds,
-            steps=now.steps + 1,
-            w=self._inside(now.w - norms.expand_like(rate, step) * step),
-            mean=mean,
-            square=square,
+            evaluations=now.evaluations + 1,
+            w=self._clip(now.w - norms.expand_like(rate, step) * step),
+            first_moment=first_moment,
+            second_moment=second_moment,
             lowest=tf.minimum(now.lowest, objective),
-            best=tf.where(best, now.w, now.best),
+            best_w=tf.where(
+                norms.expand_like(better, now.w), now.w, now.best_w
+            ),
             distance=tf.where(better & succeeds, distance, now.distance),
             margin=tf.where(better, margin, now.margin),
         )
 
     def _check(self, samples, now):
-        """Goes on to the next const, or to the end, where a descent is over."""
-        over = now.steps > self.max_iter
+        """Where a descent is over, the next const, or the end of the search."""
+        over = now.evaluations > self.max_iter
         if self.abort_early:
-            over |= ~(now.lowest <= (1 - _FALL) * now.lowest_before)
-        length = tf.where(
+            enough = (1 - _STALLED_DECREASE) * now.lowest_before
+            over |= ~(now.lowest <= enough)
+        learning_rate = tf.where(
             tf.math.is_inf(now.distance),
-            tf.minimum(now.length * _GROWTH, self.learning_rate),
-            self._length(samples, now.best),
+            tf.minimum(now.learning_rate * _CONST_GROWTH, self.learning_rate),
+            self._learning_rate_to(samples, now.best_w),
         )
-        # Steps too long for the way succeed with any const: it says nothing.
-        coarse = now.found & (now.length > _COARSE * length)
-        fails = tf.where(now.found, now.fails, now.const)
-        succeeds = tf.where(now.found & ~coarse, now.const, now.succeeds)
-        middle = tf.where(
-            fails > 0, tf.sqrt(fails * succeeds), succeeds / _GROWTH
+        # Steps too large for the distance succeed with any const; a success
+        # with them says nothing about const.
+        too_large = now.found & (
+            now.learning_rate > _TOO_LARGE_STEP * learning_rate
         )
-        const = tf.where(tf.math.is_inf(succeeds), fails * _GROWTH, middle)
-        searches = now.searches + 1
-        more = searches < self.binary_search_steps
+        failing = tf.where(now.found, now.largest_failing, now.const)
+        succeeding = tf.where(
+            now.found & ~too_large, now.const, now.smallest_succeeding
+        )
+        smaller = tf.where(
+            failing > 0,
+            tf.sqrt(failing * succeeding),
+            succeeding / _CONST_GROWTH,
+        )
+        const = tf.where(
+            tf.math.is_inf(succeeding), failing * _CONST_GROWTH, smaller
+        )
+        descents = now.descents + 1
+        more = descents < self.binary_search_steps
         infinite = tf.zeros_like(now.const) + math.inf
-        restarted = now._replace(
-            active=more & (succeeds > _KNOWN * fails),
-            searches=searches,
-            const=tf.where(coarse, now.const, const),
-            fails=fails,
-            succeeds=succeeds,
-            length=length,
+        next_descent = now._replace(
+            active=more & (succeeding > _CONST_PRECISION * failing),
+            descents=descents,
+            const=tf.where(too_large, now.const, const),
+            largest_failing=failing,
+            smallest_succeeding=succeeding,
+            learning_rate=learning_rate,
             found=tf.zeros_like(now.found),
-            steps=tf.zeros_like(now.steps),
+            evaluations=tf.zeros_like(now.evaluations),
             w=samples.origin,
-            mean=tf.zeros_like(now.mean),
-            square=tf.zeros_like(now.square),
+            first_moment=tf.zeros_like(now.first_moment),
+            second_moment=tf.zeros_like(now.second_moment),
             lowest=infinite,
             lowest_before=infinite,
         )
-        same = now._replace(lowest=infinite, lowest_before=now.lowest)
-        return _choose(over, restarted, same)
+        same_descent = now._replace(lowest=infinite, lowest_before=now.lowest)
+        return choose(over, next_descent, same_descent)
 
     def _margin(self, logits, y):
-        return base.margin(logits, y, self.targeted)
+        return decisions.margin(logits, y, self.targeted)
 
     def _succeeds(self, logits, y):
-        """Whether the decision is brought about, with confidence."""
-        return base.reached(logits, y, self.targeted) & (
+        """Whether the network is fooled, and with confidence: (B,) bool."""
+        return decisions.is_fooled(logits, y, self.targeted) & (
             self._margin(logits, y) <= -self.confidence
         )
 
@@ -347,8 +375,8 @@ class CarliniWagnerL2(base.Attack):
         if self.bounds is None:
             return delta / norms.expand_like(scale, x)
         low, high = self.limits(x)
-        place = (2 * (x + delta) - low - high) / (high - low)  # in [-1, 1]
-        return tf.atanh((1 - _SLACK) * place)
+        position = (2 * (x + delta) - low - high) / (high - low)  # in [-1, 1]
+        return tf.atanh((1 - _TANH_STRETCH) * position)
 
     def _perturbation(self, samples, w):
         """The delta that w stands for: 0 where it is the origin."""
@@ -356,81 +384,15 @@ class CarliniWagnerL2(base.Attack):
             return norms.expand_like(samples.scale, w) * w
         low, high = self.limits(w)
         moved = tf.tanh(w) - tf.tanh(samples.origin)
-        # Within the bounds already, but for rounding: see `_inside`.
+        # Within the bounds already, but for rounding: see `_clip`.
         return self.within_bounds(samples.x, (high - low) / 2 * moved)
 
-    def _inside(self, w):
-        """w, no further out than what stands for the bounds.
+    def _clip(self, w):
+        """w, clipped to what stands for the bounds.
 
-        Beyond, delta is cut, and a pixel without gradient would not come back.
+        Beyond, delta is clipped, and a pixel without gradient would not return.
         """
         if self.bounds is None:
             return w
-        limit = math.atanh(1 - _SLACK)
+        limit = math.atanh(1 - _TANH_STRETCH)
         return tf.clip_by_value(w, -limit, limit)
-
-
-class _Samples(NamedTuple):
-    """What is attacked."""
-
-    x: tf.Tensor  # (B, ...): the clean inputs
-    y: tf.Tensor  # (B,) int32: the classes to leave, or to reach
-    scale: tf.Tensor  # (B,): the unit of length
-    origin: tf.Tensor  # (B, ...): the w that stands for x
-
-
-class _State(NamedTuple):
-    """Where each sample of a batch stands."""
-
-    active: tf.Tensor  # (B,) bool: goes on
-    searches: tf.Tensor  # (B,) int32: descents that are over
-    iterations: tf.Tensor  # (B,) int32: steps, of all descents
-    # Of the search for const:
-    const: tf.Tensor  # (B,)
-    fails: tf.Tensor  # (B,): the largest that failed, or 0
-    succeeds: tf.Tensor  # (B,): the smallest that succeeded, or inf
-    length: tf.Tensor  # (B,): Adam's learning rate
-    # Of this descent:
-    found: tf.Tensor  # (B,) bool: has succeeded
-    steps: tf.Tensor  # (B,) int32: looks, one more than the steps so far
-    w: tf.Tensor  # (B, ...): where to look next
-    mean: tf.Tensor  # (B, ...): Adam's, of the gradient
-    square: tf.Tensor  # (B, ...): Adam's, of its square
-    lowest: tf.Tensor  # (B,): objective since the last check
-    lowest_before: tf.Tensor  # (B,): and before it
-    # Of all descents:
-    best: tf.Tensor  # (B, ...): the w to return
-    distance: tf.Tensor  # (B,): its ||delta / scale||_2^2; inf if it fails
-    margin: tf.Tensor  # (B,): its margin
-
-
-def _choose(condition, state, other):
-    """Sample by sample, one state or the other."""
-    return _State(
-        *(
-            tf.where(norms.expand_like(condition, one), one, two)
-            for one, two in zip(state, other, strict=True)
-        )
-    )
-
-
-def _repeat(body, state, times, condition=lambda state: True):
-    """Applies `body` to a state, as often as this or until `condition` ends."""
-    (state,) = tf.while_loop(
-        condition,
-        lambda state: (body(state),),
-        (state,),
-        maximum_iterations=times,
-        parallel_iterations=1,
-    )
-    return state
-
-
-def _margin_gradient(logits, y, targeted):
-    """The gradient of `base.margin` by the logits: (B, n)."""
-    n = logits.shape[-1]
-    rival = base.decide(base.mask_class(logits, y))
-    difference = tf.one_hot(y, n, dtype=logits.dtype) - tf.one_hot(
-        rival, n, dtype=logits.dtype
-    )
-    return -difference if targeted else difference

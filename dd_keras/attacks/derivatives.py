@@ -1,23 +1,25 @@
 """Second derivatives that TensorFlow gets wrong, or does not have.
 
-Deep Defense differentiates gradients by the inputs once more. TensorFlow's
-first derivatives are right; three things about its second ones are not:
+Deep Defense differentiates the gradient by the inputs once more. TensorFlow's
+first derivatives are correct; its second derivatives fail in three ways:
 
-- `tf.nn.moments`, behind LayerNormalization and GroupNormalization, takes the
-  mean inside the variance for a constant. The first derivative is the same,
-  as the term left out is zero; its derivative is not. `exact_moments` leaves
-  the mean what it is.
-- The gradient of bilinear resizing is declared to have none itself, so that
-  what depends on it is silently left out; those of other resizings and of
-  softsign have none. Their gradients are replaced here by ones that have.
-- Some operations have none and get none here. `require_second_derivatives`
-  refuses them when a model is wrapped; what it does not know by name
-  `missing_named` tells of in the first step.
+- `tf.nn.moments`, in LayerNormalization and GroupNormalization, treats the
+  mean inside the variance as a constant. The first derivative is the same, as
+  the missing term is zero; the derivative of that term is not. `exact_moments`
+  differentiates the mean.
+- The gradient of bilinear resizing is registered as not differentiable, so
+  that terms are silently missing; the gradients of other resizings and of
+  softsign have no derivative registered. They are replaced here.
+- Some operations have no second derivative, here neither.
+  `require_second_derivatives` refuses those known by name when a model is
+  wrapped; `name_missing_gradients` reports the others in the first step.
 """
 
 import contextlib
 import re
+from collections.abc import Iterator
 
+import keras
 import tensorflow as tf
 
 from dd_keras.classifier import graphs, logits
@@ -25,7 +27,7 @@ from dd_keras.utils import keras_internals
 
 # Operations without a second derivative, or with one that is silently zero
 # (those that imitate quantisation).
-WITHOUT = {
+WITHOUT_SECOND_DERIVATIVE = {
     "BatchNormWithGlobalNormalization",
     "CropAndResize",
     "Dilation2D",
@@ -51,8 +53,8 @@ _TRACED_BEFORE = (
 )
 
 
-def exact_moments():
-    """While it is open, `tf.nn.moments` has a right second derivative.
+def exact_moments() -> contextlib.AbstractContextManager:
+    """A context in which `tf.nn.moments` has the correct second derivative.
 
     Values and first derivatives are the same up to rounding. What a
     `tf.function` traced earlier stays as it was.
@@ -61,12 +63,12 @@ def exact_moments():
 
 
 def _moments(x, axes, shift=None, name=None, keep_dims=None, keepdims=None):
-    """As `tf.compat.v1.nn.moments`, the mean being no constant."""
-    del shift  # not used by TensorFlow's either
+    """As `tf.compat.v1.nn.moments`, but the mean is not a constant."""
+    del shift  # TensorFlow does not use it either
     keep = bool(keep_dims or keepdims)
     with tf.name_scope(name or "moments"):
         x = tf.convert_to_tensor(x)
-        # Half precision does not hold the squares.
+        # The squares overflow in half precision.
         y = tf.cast(x, tf.float32) if x.dtype == tf.float16 else x
         mean = tf.reduce_mean(y, axes, keepdims=True)
         variance = tf.reduce_mean(
@@ -77,8 +79,8 @@ def _moments(x, axes, shift=None, name=None, keep_dims=None, keepdims=None):
         return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)
 
 
-def require_second_derivatives(graph, layers):
-    """Refuses what has no second derivative, or a wrong one.
+def require_second_derivatives(graph: tf.Graph, layers: set[str]) -> None:
+    """Refuses operations that have no second derivative, or a wrong one.
 
     Args:
         graph: `tf.Graph`, a forward pass traced inside of `exact_moments`.
@@ -92,7 +94,7 @@ def require_second_derivatives(graph, layers):
     bodies += [body.node_def for body in definition.library.function]
     for nodes in bodies:
         for node in nodes:
-            if node.op in WITHOUT:
+            if node.op in WITHOUT_SECOND_DERIVATIVE:
                 raise _refusal(node.op, node.name, layers)
         for name in _frozen_means(nodes):
             raise _refusal(_FROZEN_MEAN, name, layers, _TRACED_BEFORE)
@@ -117,8 +119,8 @@ def _frozen_means(nodes):
 
 
 @contextlib.contextmanager
-def missing_named(network):
-    """Names the layer where TensorFlow misses a gradient.
+def name_missing_gradients(network: keras.Model) -> Iterator[None]:
+    """A context in which an error for a missing gradient names the layer.
 
     Args:
         network: the `keras.Model` that is differentiated.
@@ -178,17 +180,16 @@ def _refusal(op, scope, layers, advice=_WHAT_TO_DO, order=_SECOND):
 
 
 def _replace_gradient(op_type):
-    """Makes a function the gradient of an operation that has one already.
+    """Registers a function as the gradient of an operation, for TensorFlow's.
 
-    Values are the same; it is the derivative of the gradient that is right
-    only here. Where TensorFlow does not let its gradient be replaced, the
-    operation is refused.
+    The values are the same; but TensorFlow's gradient has a wrong derivative,
+    or none. If it cannot be replaced, the operation is refused.
     """
 
     def decorate(function):
         entry = keras_internals.gradient_registry().get(op_type)
         if entry is None:
-            WITHOUT.add(op_type)
+            WITHOUT_SECOND_DERIVATIVE.add(op_type)
         else:
             entry["type"] = function
         return function
@@ -219,11 +220,11 @@ def _resizing(op, upstream):
         like = {"size": tf.shape(image)[1:3]}
     else:
         like = {"original_image": image}
-    pull_back = _adjoint_pair(
+    by_image = _adjoint_pair(
         lambda values: adjoint(grads=values, **like, **settings),
         lambda images: resize(images=images, size=size, **settings),
     )
-    return pull_back(upstream), None
+    return by_image(upstream), None
 
 
 for _op_type in ("ResizeNearestNeighbor", "ResizeBilinear", "ResizeBicubic"):
@@ -242,30 +243,30 @@ def _scale_and_translate(op, upstream):
     }
 
     def adjoint(values):
-        by_image = tf.raw_ops.ScaleAndTranslateGrad(
+        gradient = tf.raw_ops.ScaleAndTranslateGrad(
             grads=values,
             original_image=tf.cast(image, tf.float32),  # it takes no other
             **settings,
         )
-        return tf.cast(by_image, image.dtype)
+        return tf.cast(gradient, image.dtype)
 
-    pull_back = _adjoint_pair(
+    by_image = _adjoint_pair(
         adjoint,
         lambda images: tf.raw_ops.ScaleAndTranslate(
             images=images, size=size, **settings
         ),
     )
-    return pull_back(upstream), None, None, None
+    return by_image(upstream), None, None, None
 
 
 def _adjoint_pair(adjoint, forward):
     """The adjoint of a linear function, whose gradient is the function."""
 
     @tf.custom_gradient
-    def pull_back(values):
+    def apply_adjoint(values):
         def gradient(images):
             return tf.cast(forward(images), values.dtype)
 
         return adjoint(values), gradient
 
-    return pull_back
+    return apply_adjoint

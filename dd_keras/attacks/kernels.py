@@ -1,30 +1,31 @@
-"""Layers with better derivatives: same values, less work or more digits.
+"""Layers with faster or more precise derivatives, and the same values.
 
 Attacks take the gradient by the network's input once for each class, and
-training differentiates that gradient again. Four stock kernels are poor at
-just this, and are replaced for the length of a forward pass:
+training differentiates that gradient again. Four stock kernels are slow,
+imprecise or unsafe there, and are replaced during a forward pass:
 
 - The gradient by the input of a convolution of images. Libraries for CPUs
   compute in vectors of 16 channels; an image has one or three, so most of the
-  work is on padding. `convolution` lets neighbouring columns of the image
-  stand in for the missing channels.
-- The second derivative of max pooling, `MaxPoolGradGrad`. On the CPU it looks
-  for every maximum anew; XLA's rounds to bfloat16, which leaves two or three
-  digits of the weights' gradient, and knows no float64. `max_pooling` makes
-  it a product and an average where windows do not overlap.
-- Convolutions in groups, which Keras has XLA compile. The number of samples
-  that an attack still moves changes from one iteration to the next, and each
-  number is compiled anew; what comes of it is slow on CPUs (measured: 5 to 40
-  times slower). `grouped_convolution` uses TensorFlow's own kernels.
+  work is on padding. `convolution` uses neighbouring columns of the image as
+  the missing channels.
+- The second derivative of max pooling, `MaxPoolGradGrad`. On the CPU it
+  searches for every maximum again; XLA's rounds to bfloat16, which leaves two
+  or three digits of the weights' gradient, and has no float64. `max_pooling`
+  makes it a product and an average where windows do not overlap.
+- Convolutions in groups, which Keras has XLA compile. The number of active
+  samples changes from one iteration of an attack to the next, and XLA compiles
+  again for each number; its kernels are slow on CPUs (measured: 5 to 40 times
+  slower). `grouped_convolution` uses TensorFlow's own kernels.
 - Convolutions of 1 x 1 with strides, the shortcuts of residual networks. Their
   gradients by oneDNN write past their memory where the number of samples
   changes from one iteration to the next, and most trainings of a small ResNet
-  die of it (TensorFlow 2.21). Here the strides are taken first.
+  crash (TensorFlow 2.21). Here the input is strided first, then convolved.
 
 Values are the same up to rounding, to any order of differentiation.
 """
 
 import contextlib
+from collections.abc import Iterator, Sequence
 
 import keras
 import numpy as np
@@ -40,13 +41,13 @@ _SMALLEST_KERNEL = 3
 
 
 @contextlib.contextmanager
-def better_gradients(network):
-    """While it is open, the layers of a network work as described above.
+def better_gradients(network: keras.Model) -> Iterator[None]:
+    """A context in which the layers of a network use the kernels above.
 
-    Where they would gain nothing, the stock kernels stay: with a GPU but
-    without XLA, all but convolutions in groups; under XLA, convolutions; on
-    the CPU, overlapping max pooling. So do they in subclasses of Keras'
-    layers, and in layers of settings that are not known here.
+    Where they gain nothing, the stock kernels stay: with a GPU but without
+    XLA, all but convolutions in groups; under XLA, convolutions; on the CPU,
+    overlapping max pooling. They also stay in subclasses of Keras' layers, and
+    in layers with settings that are not supported here.
 
     Args:
         network: a `keras.Model`.
@@ -72,7 +73,7 @@ def better_gradients(network):
             yield
     finally:
         for layer, name in replaced:
-            # Another replica's thread may have been here meanwhile.
+            # Another replica's thread may have restored it already.
             with contextlib.suppress(AttributeError):
                 delattr(layer, name)
 
@@ -115,10 +116,10 @@ def _is_strided_pointwise(layer):
 def _strided_pointwise_of(layer):
     def convolution_op(x, kernel):
         kernel = tf.cast(tf.convert_to_tensor(kernel), x.dtype)
-        taken = (slice(None), *(slice(None, None, s) for s in layer.strides))
-        # Left open, the format is missing to derivatives in eager execution.
+        strided = (slice(None), *(slice(None, None, s) for s in layer.strides))
+        # Derivatives need the format in eager execution.
         data_format = {1: "NWC", 2: "NHWC", 3: "NDHWC"}[layer.rank]
-        return tf.nn.convolution(x[taken], kernel, data_format=data_format)
+        return tf.nn.convolution(x[strided], kernel, data_format=data_format)
 
     return convolution_op
 
@@ -152,7 +153,7 @@ def _is_max_pooling(layer):
 
 
 def _tiles(layer):
-    """Whether the windows of a pooling layer neither overlap nor stick out."""
+    """Whether the windows of a pooling layer tile its input, unpadded."""
     strides, size = tuple(layer.strides), tuple(layer.pool_size)
     return strides == size and layer.padding == "valid"
 
@@ -166,7 +167,7 @@ def _max_pooling_of(layer):
     return call
 
 
-def convolution(x, kernel, padding):
+def convolution(x: tf.Tensor, kernel: tf.Tensor, padding: str) -> tf.Tensor:
     """A convolution of stride 1.
 
     Args:
@@ -207,7 +208,9 @@ def convolution(x, kernel, padding):
     return convolve(x, kernel)
 
 
-def grouped_convolution(x, kernel, stride, padding):
+def grouped_convolution(
+    x: tf.Tensor, kernel: tf.Tensor, stride: int, padding: str
+) -> tf.Tensor:
     """A convolution of each group of channels with its share of the filters.
 
     TensorFlow's own convolution in groups has no gradient on CPUs without
@@ -313,7 +316,9 @@ class _Blocks:
         return full[:, self.top : self.top + self.height, : self.width]
 
 
-def max_pooling(x, size, strides, padding):
+def max_pooling(
+    x: tf.Tensor, size: Sequence[int], strides: Sequence[int], padding: str
+) -> tf.Tensor:
     """Max pooling.
 
     Args:

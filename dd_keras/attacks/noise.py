@@ -1,12 +1,13 @@
-"""Random noise: what every attack must do better than."""
+"""Random noise: the baseline that every attack must beat."""
 
 import math
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-from dd_keras.attacks import base, draws
-from dd_keras.classifier.labels import sparse_labels
+from dd_keras.attacks import base, decisions, lp_ball, stateless_random
+from dd_keras.attacks.forward import Forward, inference_form, source_classes
 from dd_keras.utils import norms, validation
 
 
@@ -15,8 +16,8 @@ class RandomNoise(base.Attack):
     """A random perturbation of l_p length eps.
 
     For p = inf every entry is eps or -eps; for p = 2 the direction is
-    uniform. An attack that fools fewer samples than this follows gradients
-    that lead nowhere. A sample's noise follows from the seed and from the
+    uniform. If an attack fools fewer samples than this, the gradients that it
+    follows are useless. A sample's noise follows from the seed and from the
     sample itself, not from the batch that it is in; equal samples have equal
     noise.
 
@@ -31,15 +32,19 @@ class RandomNoise(base.Attack):
         ValueError: if an argument is outside of its range.
     """
 
-    def __init__(self, eps, norm=math.inf, bounds=None, seed=0):
+    def __init__(
+        self,
+        eps: float,
+        norm: float = math.inf,
+        bounds: tuple | None = None,
+        seed: int = 0,
+    ):
         self.eps = validation.validate_number("eps", eps, above=0)
-        if norm not in (2, math.inf):
-            raise ValueError(f"norm: expected 2 or inf; received {norm!r}.")
-        self.norm = float(norm)
+        self.norm = lp_ball.validate_order(norm)
         self.bounds = validation.validate_bounds(bounds)
         self.seed = validation.validate_integer("seed", seed, at_least=0)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, for Keras serialisation."""
         return {
             "eps": self.eps,
@@ -48,21 +53,29 @@ class RandomNoise(base.Attack):
             "seed": self.seed,
         }
 
-    def search(self, network, x, y=None, forward=None):
-        """As `run`, in the graph at hand, for a network that gives logits."""
-        f = base.inference_form(network)
-        logits = forward.logits if forward else f(x)
-        predictions = base.decide(logits)
-        y = predictions if y is None else sparse_labels(y, logits.shape[-1])
+    def search(
+        self,
+        network: keras.Model,
+        x: tf.Tensor,
+        y: Any = None,
+        forward: Forward | None = None,
+    ) -> base.AttackResult:
+        """As `run`, in the current graph, for a network that gives logits."""
+        f = inference_form(network)
+        logits = forward.logits if forward else f(x)  # no gradient is needed
+        predictions = decisions.predicted_class(logits)
+        y = source_classes(y, predictions, logits)
         if self.norm == math.inf:
-            way = tf.sign(draws.uniform(x, self.seed, 0) - 0.5)  # never 0
+            u = stateless_random.uniform(x, self.seed, 0)
+            direction = tf.sign(u - 0.5)  # u is never 0.5
         else:
-            way = draws.normal(x, self.seed, 0)
-            way /= norms.expand_like(norms.sample_norm(way), way)
-        perturbation = self.within_bounds(x, self.eps * way)
+            direction = stateless_random.normal(x, self.seed, 0)
+            length = norms.sample_norm(direction)
+            direction /= norms.expand_like(length, direction)
+        perturbation = self.within_bounds(x, self.eps * direction)
         return base.AttackResult(
             perturbation,
             predictions,
-            base.reached(f(x + perturbation), y),
+            decisions.is_fooled(f(x + perturbation), y),
             tf.zeros_like(y),
         )

@@ -12,8 +12,8 @@ from dd_keras.attacks import (
     AttackResult,
     DeepFool,
     Forward,
-    missing_named,
 )
+from dd_keras.attacks.derivatives import name_missing_gradients
 from dd_keras.classifier import logits, losses
 from dd_keras.classifier.inputs import input_spec, pack, prepare, unpack
 from dd_keras.classifier.labels import sparse_labels
@@ -254,7 +254,7 @@ class DefenseModel(ClassifierWrapper):
             found = self._objective(x, y, sample_weight, True)
             total = found.replica_share(self._loss_is_sum())
             scaled_loss = self.optimizer.scale_loss(total)
-        with missing_named(self.logits_model()):
+        with name_missing_gradients(self.logits_model()):
             gradients = tape.gradient(scaled_loss, self.trainable_weights)
         self.optimizer.apply(all_computed(gradients), self.trainable_weights)
         if found.rho is not None:
@@ -309,7 +309,7 @@ class DefenseModel(ClassifierWrapper):
         """
         x = logits.cast_inputs(self.model, x)
         network = self.logits_model()
-        with missing_named(network):
+        with name_missing_gradients(network):
             found = attack.search(network, x, labels, forward=forward)
         return found, norms.rho(found.perturbation, x, self.norm)
 

@@ -9,7 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dd_keras.attacks import derivatives, traced
+from dd_keras.attacks import derivatives
+from dd_keras.attacks.forward import trace_inference
 from dd_keras.classifier import graphs, logits
 from dd_keras.classifier.inputs import unpack
 from dd_keras.classifier.labels import sparse_labels
@@ -36,7 +37,7 @@ def check_model(
         ValueError: if the logits have no gradient by the inputs, or, where it
             is needed, no right second derivative.
     """
-    concrete = traced(network)
+    concrete = trace_inference(network)
     if not graphs.differentiable(concrete):
         raise ValueError(
             "model: expected logits that depend on the inputs in a "

@@ -10,6 +10,8 @@ import tensorflow as tf
 from numpy.typing import ArrayLike
 
 from dd_keras import attacks
+from dd_keras.attacks import decisions
+from dd_keras.attacks.derivatives import name_missing_gradients
 from dd_keras.classifier import compiled, inputs, logits
 from dd_keras.classifier.labels import sparse_labels
 from dd_keras.evaluation import checkpoint, naming, reliability, streams
@@ -193,14 +195,16 @@ def _traced(model, activation, metrics):
     def measure(x):
         f = attacks.inference_form(network)
         forward = attacks.Forward.of(f, x)
-        predictions = attacks.decide(forward.logits)
+        predictions = decisions.predicted_class(forward.logits)
         # Of the margin over each other class: where they all are zero.
-        slope = forward.gradient(attacks.ascent(forward.logits, predictions))
+        slope = forward.gradient(
+            decisions.cross_entropy_logit_gradient(forward.logits, predictions)
+        )
         found = {
             None: {
                 "predictions": predictions,
                 "zero_gradient": norms.sample_norm(slope) < norms.ZERO_NORM,
-                "tied": attacks.margin(forward.logits, predictions) == 0,
+                "tied": decisions.margin(forward.logits, predictions) == 0,
                 # A ReLU may make zeros of inputs that are no numbers.
                 "finite": tf.reduce_all(
                     tf.math.is_finite(forward.logits), axis=1
@@ -217,7 +221,7 @@ def _traced(model, activation, metrics):
                 found[metric.name] = metric.measure(network, x, forward)
         return list(found.values())
 
-    with attacks.missing_named(network):
+    with name_missing_gradients(network):
         measure.get_concrete_function()
     return measure
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from dd_keras.attacks import base as attacks
+from dd_keras.attacks import Attack
+from dd_keras.attacks.decisions import predicted_class
 from dd_keras.classifier import logits
 from dd_keras.serving import encoded_images
 from dd_keras.serving.checks import require_finite, require_shape
@@ -31,7 +32,7 @@ class Endpoint(NamedTuple):
 def make(
     network: keras.Model,
     preprocessing: keras.Layer | None,
-    attack: attacks.Attack,
+    attack: Attack,
     image_shape: tuple[int | None, ...],
     image_dtype: str,
     class_names: Sequence[str] | None,
@@ -58,7 +59,7 @@ def make(
     @tf.function(input_signature=[batch], autograph=False)
     def classify(images):
         scores = logits.class_logits(network(inputs(images), training=False))
-        classes = attacks.decide(scores)
+        classes = predicted_class(scores)
         outputs = {
             "logits": scores,  # (B, n)
             "probabilities": tf.nn.softmax(scores),  # (B, n)
@@ -79,7 +80,7 @@ def make(
             f"l{attack.norm:g}": norms.sample_norm(
                 found.perturbation, attack.norm
             ),  # (B,)
-            "nearest_class": attacks.decide(logits.class_logits(adversarial)),
+            "nearest_class": predicted_class(logits.class_logits(adversarial)),
         }
 
     def raw(images):

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from dd_keras import attacks
+from dd_keras.attacks import decisions
 from dd_keras.evaluation.metrics.base import (
     Metric,
     Samples,
@@ -114,7 +115,8 @@ class EpsSweep(Metric):
         for eps in self.eps:
             step = self.attack.within_bounds(x, eps * unit_step.perturbation)
             logits = attacks.inference_form(network)(x + step)
-            fooled.append(attacks.decide(logits) != unit_step.predictions)
+            classes = decisions.predicted_class(logits)
+            fooled.append(classes != unit_step.predictions)
         return {"fgsm_fooled": tf.stack(fooled, axis=1)}  # (B, E)
 
     def estimates(self, samples: Samples) -> dict[str, Estimate]:

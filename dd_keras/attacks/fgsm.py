@@ -1,0 +1,205 @@
+"""FGSM, one step along the sign of the gradient, and the smallest that fools.
+
+The fast gradient sign method is of Goodfellow et al., ICLR 2015.
+"""
+
+import math
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from dd_keras.attacks import base, decisions, lp_ball, rows
+from dd_keras.attacks.forward import CleanInputs, Forward
+from dd_keras.utils import norms, validation
+
+
+@keras.saving.register_keras_serializable("dd_keras")
+class FGSM(base.Attack):
+    """One step of size eps along the sign of the gradient of the loss.
+
+        perturbation = eps * sign(grad_x CE(f(x), y))
+
+    and its negative, towards y, if `targeted`. Every sample takes the step,
+    also one that is misclassified already.
+
+    Args:
+        eps: the l_inf length of the step, above 0, in units of the inputs.
+        bounds: (low, high) of valid inputs, numbers or arrays that broadcast
+            against a sample; None, as in the paper, for no bounds.
+        targeted: whether `y` holds the classes to reach, not to leave.
+
+    Raises:
+        ValueError: if an argument is outside of its range.
+    """
+
+    norm = math.inf
+
+    def __init__(
+        self, eps: float, bounds: tuple | None = None, targeted: bool = False
+    ):
+        self.eps = validation.validate_number("eps", eps, above=0)
+        self.bounds = validation.validate_bounds(bounds)
+        self.targeted = bool(targeted)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, for Keras serialisation."""
+        return {
+            "eps": self.eps,
+            "bounds": self.bounds,
+            "targeted": self.targeted,
+        }
+
+    def search(
+        self,
+        network: keras.Model,
+        x: tf.Tensor,
+        y: Any = None,
+        forward: Forward | None = None,
+    ) -> base.AttackResult:
+        """As `run`, in the current graph, for a network that gives logits."""
+        clean = CleanInputs.of(network, x, y, forward)
+        step = self.eps * _gradient_sign(clean, self.targeted)
+        perturbation = self.within_bounds(x, step)
+        logits = clean.f(x + perturbation)
+        return base.AttackResult(
+            perturbation,
+            clean.predictions,
+            decisions.is_fooled(logits, clean.y, self.targeted),
+            tf.ones_like(clean.y),
+        )
+
+
+@keras.saving.register_keras_serializable("dd_keras")
+class MinimalFGSM(base.Attack):
+    """The smallest eps at which FGSM fools each sample.
+
+    The direction is FGSM's, the sign of the gradient at the clean input; eps
+    grows from 0 in equal steps until the decision changes, and is then found
+    more precisely by bisection. Its l_inf length is what the Deep Defense
+    supplement's rho_inf (Eq. 2) averages, over that of the input. A sample
+    whose label is not the class predicted is fooled at eps 0; one that no eps
+    fools gets the largest.
+
+    Args:
+        eps_max: the largest eps tried, above 0; by default the width of
+            `bounds`, or without these that of each input, max x - min x.
+        steps: number of equal steps up to `eps_max`, at least 1. An interval
+            of eps that fools is missed if it lies between two steps.
+        tolerance: to which eps is found, as a share of `eps_max`, above 0.
+        bounds: as in `FGSM`.
+
+    Raises:
+        ValueError: if an argument is outside of its range.
+    """
+
+    norm = math.inf
+
+    def __init__(
+        self,
+        eps_max: float | None = None,
+        steps: int = 32,
+        tolerance: float = 1e-4,
+        bounds: tuple | None = None,
+    ):
+        if eps_max is not None:
+            eps_max = validation.validate_number("eps_max", eps_max, above=0)
+        self.eps_max = eps_max
+        self.steps = validation.validate_integer("steps", steps, at_least=1)
+        self.tolerance = validation.validate_number(
+            "tolerance", tolerance, above=0
+        )
+        self.bounds = validation.validate_bounds(bounds)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, for Keras serialisation."""
+        return {
+            "eps_max": self.eps_max,
+            "steps": self.steps,
+            "tolerance": self.tolerance,
+            "bounds": self.bounds,
+        }
+
+    def search(
+        self,
+        network: keras.Model,
+        x: tf.Tensor,
+        y: Any = None,
+        forward: Forward | None = None,
+    ) -> base.AttackResult:
+        """As `run`, in the current graph, for a network that gives logits."""
+        clean = CleanInputs.of(network, x, y, forward)
+        direction = _gradient_sign(clean, targeted=False)
+        eps_max = self._largest_eps(x)  # (B,)
+        misclassified = tf.not_equal(clean.predictions, clean.y)
+
+        def fools(chosen, share):
+            """Whether these shares of eps_max fool the chosen rows."""
+            x_chosen, sign = rows.gather_rows((x, direction), chosen)
+            eps = norms.expand_like(
+                share * tf.gather(eps_max, chosen), x_chosen
+            )
+            logits = clean.f(
+                x_chosen + self.within_bounds(x_chosen, eps * sign)
+            )
+            return decisions.is_fooled(logits, tf.gather(clean.y, chosen))
+
+        def grow(i, fooled, share):
+            """Tries step i on the samples that no smaller one fooled."""
+            active = rows.active_rows(~fooled)
+            tried = tf.cast(i / self.steps, x.dtype)
+            was_fooled, old_share = rows.gather_rows((fooled, share), active)
+            now_fooled = fools(active, tried) | was_fooled
+            new_share = tf.where(was_fooled, old_share, tried)
+            return i + 1, *rows.scatter_rows(
+                (fooled, share), active, (now_fooled, new_share)
+            )
+
+        _, fooled, high = tf.while_loop(
+            lambda i, fooled, _: ~tf.reduce_all(fooled),
+            grow,
+            (1, misclassified, tf.zeros_like(eps_max)),
+            maximum_iterations=self.steps,
+        )
+
+        def bisect(low, high):
+            middle = (low + high) / 2
+            every = tf.range(tf.size(middle))
+            below = fools(every, middle) & fooled
+            return tf.where(below, low, middle), tf.where(below, middle, high)
+
+        low = tf.maximum(high - 1 / self.steps, 0.0)
+        bisections = math.ceil(-math.log2(self.tolerance * self.steps))
+        _, smallest = tf.while_loop(
+            lambda *_: True,
+            bisect,
+            (low, high),
+            maximum_iterations=max(bisections, 0),
+        )
+        # The bisection is of those that a step fooled, not of those at eps 0.
+        eps = tf.where(fooled & ~misclassified, smallest, high) * eps_max
+        perturbation = norms.expand_like(eps, x) * direction
+        return base.AttackResult(
+            self.within_bounds(x, perturbation),
+            clean.predictions,
+            fooled,
+            tf.where(misclassified, 0, tf.ones_like(clean.y)),
+        )
+
+    def _largest_eps(self, x):
+        """The largest eps tried, for each sample: (B,)."""
+        if self.eps_max is not None:
+            return tf.fill(tf.shape(x)[:1], tf.constant(self.eps_max, x.dtype))
+        if self.bounds is not None:
+            low, high = self.limits(x)
+            return tf.fill(tf.shape(x)[:1], tf.reduce_max(high - low))
+        axes = list(range(1, x.shape.rank))
+        return tf.reduce_max(x, axes) - tf.reduce_min(x, axes)
+
+
+def _gradient_sign(clean, targeted):
+    """The sign of the loss' gradient at the clean inputs, of their shape."""
+    by_logits = decisions.cross_entropy_logit_gradient(
+        clean.logits, clean.y, targeted
+    )
+    return lp_ball.steepest_ascent(clean.forward.gradient(by_logits), math.inf)

@@ -1,0 +1,332 @@
+"""Projected gradient attacks within an l_p ball: BIM and PGD.
+
+BIM is the basic iterative method (Kurakin et al., 2017), PGD projected gradient
+descent from random starts (Madry et al., ICLR 2018). Both are settings of
+`ProjectedGradient`, whose loss, start, step and projection a new attack of the
+family overrides.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from dd_keras.attacks import base, decisions, lp_ball, rows
+from dd_keras.attacks.forward import CleanInputs, Forward
+from dd_keras.utils import norms, validation
+
+# By default, all steps together are this many times the radius, as in Madry et
+# al.: enough to get from any start to any point of the ball.
+_STEPS_OVER_RADIUS = 2.5
+
+
+class Iterate(NamedTuple):
+    """The active samples of an iteration, and what the network says there.
+
+    Attributes:
+        step: int32, (): the number of steps since the start, 0 at the start.
+        x: (A, ...): the clean inputs.
+        y: (A,) int32: the classes to leave, or to reach.
+        perturbation: (A, ...): where the samples are.
+        logits: (A, n): the network's at x + perturbation.
+        gradient: (A, ...): that of the loss, by the inputs, there.
+        memory: what the step rule remembers, see `initial_memory`.
+    """
+
+    step: tf.Tensor
+    x: tf.Tensor
+    y: tf.Tensor
+    perturbation: tf.Tensor
+    logits: tf.Tensor
+    gradient: tf.Tensor
+    memory: Any
+
+
+class ProjectedGradient(base.Attack):
+    """Steps along the gradient of a loss, each projected back into a ball.
+
+        perturbation <- project(step(perturbation, grad_x loss))
+
+    A sample leaves the batch once it is fooled; one that is misclassified
+    already gets a zero perturbation. Of a sample that is never fooled, the
+    result is the perturbation with the smallest margin.
+
+    A subclass sets the attributes below, and overrides what differs:
+    `loss_gradient`, `start`, `initial_memory`, `step` or `project`.
+
+    Attributes:
+        eps: the radius of the ball, in units of the inputs.
+        norm: its order p, 2 or inf.
+        steps: of each restart, at least 1.
+        step_size: the l_p length of a step.
+        random_start: whether a restart begins at random.
+        restarts: at least 1.
+        seed: of the random starts.
+        bounds: None, or the (low, high) that adversarial inputs keep to.
+        targeted: whether `y` holds the classes to reach, not to leave.
+    """
+
+    eps: float
+    norm: float
+    steps: int
+    step_size: float
+    random_start: bool = False
+    restarts: int = 1
+    seed: int = 0
+
+    def loss_gradient(self, logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        """The gradient by the logits, (A, n), of the loss that is maximised."""
+        return decisions.cross_entropy_logit_gradient(logits, y, self.targeted)
+
+    def start(self, x: tf.Tensor, restart: tf.Tensor) -> tf.Tensor:
+        """The perturbation, (A, ...), that a restart begins with."""
+        if not self.random_start:
+            return tf.zeros_like(x)
+        stream = lp_ball.STREAMS_OF_A_POINT * restart
+        return lp_ball.uniform_point(x, self.eps, self.norm, self.seed, stream)
+
+    def initial_memory(self, x: tf.Tensor) -> Any:
+        """What `step` remembers, at the start of each restart.
+
+        A nested structure of tensors with one row for each sample of `x`,
+        such as a momentum, (A, ...), or a step size, (A,).
+        """
+        del x
+        return ()
+
+    def step(self, here: Iterate) -> tuple[tf.Tensor, Any]:
+        """One step, before its projection.
+
+        Returns:
+            The new perturbation, (A, ...), and the new memory.
+        """
+        direction = lp_ball.steepest_ascent(here.gradient, self.norm)
+        return here.perturbation + self.step_size * direction, here.memory
+
+    def project(self, perturbation: tf.Tensor) -> tf.Tensor:
+        """The closest point of the ball. `bounds` are seen to elsewhere."""
+        return lp_ball.project(perturbation, self.eps, self.norm)
+
+    def search(
+        self,
+        network: keras.Model,
+        x: tf.Tensor,
+        y: Any = None,
+        forward: Forward | None = None,
+    ) -> base.AttackResult:
+        """As `run`, in the current graph, for a network that gives logits."""
+        clean = CleanInputs.of(network, x, y, forward)
+        state = _State(
+            active=~decisions.is_fooled(clean.logits, clean.y, self.targeted),
+            iterations=tf.zeros_like(clean.y),
+            perturbation=tf.zeros_like(x),
+            memory=self.initial_memory(x),
+            best=tf.zeros_like(x),
+            margin=decisions.margin(clean.logits, clean.y, self.targeted),
+        )
+        # Each restart evaluates its start and the result of every step.
+        evaluations = self.steps + 1
+
+        def iterate(i, state):
+            active = rows.active_rows(state.active)  # (A,)
+            before = rows.gather_rows(state, active)
+            x_active, y_active = rows.gather_rows((x, clean.y), active)
+            perturbation, memory = tf.cond(
+                i % evaluations == 0,
+                lambda: (
+                    self.start(x_active, i // evaluations),
+                    self.initial_memory(x_active),
+                ),
+                lambda: (before.perturbation, before.memory),
+            )
+            perturbation = self.within_bounds(x_active, perturbation)
+            at = Forward.of(clean.f, x_active + perturbation)
+            here = Iterate(
+                step=i % evaluations,
+                x=x_active,
+                y=y_active,
+                perturbation=perturbation,
+                logits=at.logits,
+                gradient=at.gradient(self.loss_gradient(at.logits, y_active)),
+                memory=memory,
+            )
+            moved, memory = self.step(here)
+            after = self._keep_best(before, here)._replace(
+                perturbation=self.project(moved), memory=memory
+            )
+            return i + 1, rows.scatter_rows(state, active, after)
+
+        _, state = tf.while_loop(
+            lambda i, state: tf.reduce_any(state.active),
+            iterate,
+            (0, state),
+            maximum_iterations=self.restarts * evaluations,
+            parallel_iterations=1,
+        )
+        return base.AttackResult(
+            state.best, clean.predictions, ~state.active, state.iterations
+        )
+
+    def _keep_best(self, before, here):
+        """The state with what the evaluation of an iterate has shown."""
+        margin = decisions.margin(here.logits, here.y, self.targeted)
+        fooled = decisions.is_fooled(here.logits, here.y, self.targeted)
+        # Where classes tie, a decision may change at the same margin.
+        better = before.active & (fooled | (margin < before.margin))
+        is_step = before.active & (here.step > 0)
+        return before._replace(
+            active=before.active & ~fooled,
+            iterations=before.iterations + tf.cast(is_step, tf.int32),
+            best=tf.where(
+                norms.expand_like(better, here.x),
+                here.perturbation,
+                before.best,
+            ),
+            margin=tf.where(better, margin, before.margin),
+        )
+
+
+class _State(NamedTuple):
+    """The samples of a batch, between two iterations."""
+
+    active: tf.Tensor  # (B,) bool: not fooled yet
+    iterations: tf.Tensor  # (B,) int32: steps taken
+    perturbation: tf.Tensor  # (B, ...): to be evaluated next
+    memory: Any  # of the step rule
+    best: tf.Tensor  # (B, ...): the perturbation of the smallest margin
+    margin: tf.Tensor  # (B,): that margin
+
+
+@keras.saving.register_keras_serializable("dd_keras")
+class BIM(ProjectedGradient):
+    """FGSM in small steps: the basic iterative method.
+
+    From the clean input, `steps` times
+
+        perturbation <- clip(perturbation + step_size * sign(gradient)),
+
+    to an l_inf ball of radius eps and to `bounds`. A sample stops as soon as
+    it is fooled; one that is misclassified already is left as it is.
+
+    Args:
+        eps: the largest perturbation in l_inf, above 0, in units of the
+            inputs.
+        steps: most steps a sample takes, at least 1.
+        step_size: of each step, above 0; by default 2.5 * eps / steps.
+        bounds: as in `FGSM`.
+        targeted: whether `y` holds the classes to reach, not to leave.
+
+    Raises:
+        ValueError: if an argument is outside of its range.
+    """
+
+    norm = math.inf
+
+    def __init__(
+        self,
+        eps: float,
+        steps: int = 10,
+        step_size: float | None = None,
+        bounds: tuple | None = None,
+        targeted: bool = False,
+    ):
+        self.eps = validation.validate_number("eps", eps, above=0)
+        self.steps = validation.validate_integer("steps", steps, at_least=1)
+        self.step_size = _step_size(step_size, self.eps, self.steps)
+        self.bounds = validation.validate_bounds(bounds)
+        self.targeted = bool(targeted)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, for Keras serialisation."""
+        return {
+            "eps": self.eps,
+            "steps": self.steps,
+            "step_size": self.step_size,
+            "bounds": self.bounds,
+            "targeted": self.targeted,
+        }
+
+
+@keras.saving.register_keras_serializable("dd_keras")
+class PGD(ProjectedGradient):
+    """Projected gradient descent, from random starts; the best of them.
+
+    From a point drawn uniformly from the l_p ball of radius eps, `steps`
+    times
+
+        perturbation <- project(perturbation + step_size * direction),
+
+    to the ball and to `bounds`; the direction is the sign of the gradient of
+    the loss for p = inf, and the gradient over its l_2 norm for p = 2. A
+    sample stops as soon as it is fooled, in whichever restart; one that is
+    misclassified already is left as it is. Of a sample that is never fooled
+    the result is the perturbation that came closest.
+
+    Args:
+        eps: the largest perturbation in l_p, above 0, in units of the inputs.
+        norm: the order p, inf or 2.
+        steps: steps of a restart, at least 1.
+        step_size: of each step in l_p, above 0; by default 2.5 * eps / steps,
+            as in Madry et al.
+        random_start: whether to start at random, or at the clean input.
+        restarts: number of starts, at least 1; one if none is random.
+        bounds: as in `FGSM`.
+        targeted: whether `y` holds the classes to reach, not to leave.
+        seed: of the random starts, an integer of at least 0. A sample's
+            starts follow from it and from the sample itself, not from the
+            batch that it is in; equal samples have equal starts.
+
+    Raises:
+        ValueError: if an argument is outside of its range.
+    """
+
+    def __init__(
+        self,
+        eps: float,
+        norm: float = math.inf,
+        steps: int = 40,
+        step_size: float | None = None,
+        random_start: bool = True,
+        restarts: int = 1,
+        bounds: tuple | None = None,
+        targeted: bool = False,
+        seed: int = 0,
+    ):
+        self.eps = validation.validate_number("eps", eps, above=0)
+        self.norm = lp_ball.validate_order(norm)
+        self.steps = validation.validate_integer("steps", steps, at_least=1)
+        self.step_size = _step_size(step_size, self.eps, self.steps)
+        self.random_start = bool(random_start)
+        self.restarts = validation.validate_integer(
+            "restarts", restarts, at_least=1
+        )
+        if self.restarts > 1 and not self.random_start:
+            raise ValueError(
+                "restarts: expected 1 without random_start, since all would "
+                f"be the same; received {restarts}."
+            )
+        self.bounds = validation.validate_bounds(bounds)
+        self.targeted = bool(targeted)
+        self.seed = validation.validate_integer("seed", seed, at_least=0)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments, for Keras serialisation."""
+        return {
+            "eps": self.eps,
+            "norm": self.norm,
+            "steps": self.steps,
+            "step_size": self.step_size,
+            "random_start": self.random_start,
+            "restarts": self.restarts,
+            "bounds": self.bounds,
+            "targeted": self.targeted,
+            "seed": self.seed,
+        }
+
+
+def _step_size(step_size, eps, steps):
+    """The given step size, validated, or the default."""
+    if step_size is None:
+        step_size = _STEPS_OVER_RADIUS * eps / steps
+    return validation.validate_number("step_size", step_size, above=0)
