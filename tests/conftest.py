@@ -80,6 +80,16 @@ def affine_classifier(weights, biases, dtype="float64"):
     return model
 
 
+def train_step(model, *batch, **kwargs):
+    """What `train_on_batch` logs: dict of floats.
+
+    Keras 3.8 returns arrays of no dimensions, which `pytest.approx` does not
+    take in a dict.
+    """
+    logs = model.train_on_batch(*batch, **kwargs, return_dict=True)
+    return {name: float(value) for name, value in logs.items()}
+
+
 def shell(*command, cwd=ROOT, timeout=400):
     """Runs Python as a user would, from the root of the repository."""
     environment = {

@@ -5,7 +5,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import affine_classifier, shell
+from conftest import affine_classifier, shell, train_step
 
 from dd_keras import (
     AdversarialTrainingModel,
@@ -67,7 +67,7 @@ def compiled(model, rate=1.0, binary=False, **kwargs):
 def step(model, x, y, weights=None):
     """The logs of one step of SGD(1), and the gradients it followed."""
     before = [np.array(w) for w in model.trainable_weights]
-    logs = model.train_on_batch(x, y, sample_weight=weights, return_dict=True)
+    logs = train_step(model, x, y, sample_weight=weights)
     after = [np.array(w) for w in model.trainable_weights]
     return logs, [b - a for b, a in zip(before, after, strict=True)]
 
@@ -412,7 +412,7 @@ def test_saved_models_train_on_in_a_new_process(tmp_path):
         )
         model.train_on_batch(x, y)
         model.save(tmp_path / f"{type(model).__name__}.keras")
-        logs = [model.train_on_batch(x, y, return_dict=True) for _ in range(2)]
+        logs = [train_step(model, x, y) for _ in range(2)]
         expected.append(logs[-1])
     script = """
 import json, keras, numpy as np

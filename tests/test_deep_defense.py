@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import affine_classifier
+from conftest import affine_classifier, train_step
 from plain_formulation import PlainDeepFool
 
 from dd_keras import DeepDefenseModel, attacks, logits_model
@@ -134,7 +134,7 @@ def test_step_equals_the_plain_formulation(kind, shares):
             jit_compile=False,
         )
         before = model.get_weights()
-        logs = model.train_on_batch(x, y, return_dict=True)
+        logs = train_step(model, x, y)
         trained.append((logs, model.get_weights()))
     assert set(shared) == {shares}
     (logs, weights), (plain_logs, plain_weights) = trained
@@ -175,7 +175,7 @@ def test_step_follows_the_gradient_of_the_objective(weighted):
 
     model = DeepDefenseModel(network, lam=LAM, c=C, d=D)
     model.compile(keras.optimizers.SGD(0.01), "sparse_categorical_crossentropy")
-    logs = model.train_on_batch(x, y, sample_weight=weights, return_dict=True)
+    logs = train_step(model, x, y, sample_weight=weights)
     for old, new, gradient in zip(
         before, network.weights, gradients, strict=True
     ):
@@ -364,7 +364,7 @@ def test_predict_gives_the_classifiers_outputs_without_labels():
 def test_lam_zero_is_plain_training():
     x, y = flowers()
     model = defended(lam=0.0)
-    logs = model.train_on_batch(x, y, return_dict=True)
+    logs = train_step(model, x, y)
     assert "rho2" not in logs
     plain = classifier()
     plain.compile(
@@ -542,7 +542,7 @@ def eager_step(model, x, y):
         run_eagerly=True,
     )
     before = model.get_weights()
-    logs = model.train_on_batch(x, y, return_dict=True)
+    logs = train_step(model, x, y)
     after = model.get_weights()
     return logs, [b - a for b, a in zip(before, after, strict=True)]
 
@@ -623,7 +623,7 @@ def test_no_weight_is_updated_while_the_attack_still_reads_it():
             for variable, value in zip(variables, start, strict=True):
                 variable.assign(value)
             for _ in range(3):
-                logs = model.train_on_batch(x, y, return_dict=True)
+                logs = train_step(model, x, y)
             losses.append(float(logs["loss"]))
         assert np.ptp(losses) < 1e-4
 
