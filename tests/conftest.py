@@ -34,7 +34,7 @@ CORE = {
     "methods", "metrics", "model_card", "noise", "norms", "optimizers",
     "parseval", "regularization_warmup", "report", "resumable_batches",
     "saved_model", "server_config", "split_exponential", "tables", "training",
-    "training_as_keras", "warm_up",
+    "warm_up",
 }  # fmt: skip
 NOT_CORE = {
     "any_classifier", "applications", "apps", "benchmarks", "client",
@@ -43,6 +43,7 @@ NOT_CORE = {
     "model_server", "networks", "packaging", "properties", "public_names",
     "published", "reproduce", "results", "resume", "serving_benchmark",
     "similarity", "soak", "sweep", "sweep_resume", "training_apps",
+    "training_as_keras",
 }  # fmt: skip
 
 

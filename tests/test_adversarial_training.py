@@ -265,6 +265,7 @@ def test_graph_and_xla_train_as_eager_does(jit_compile):
     assert_all_close(*trained, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_logs_and_what_training_does_to_them():
     x, y = clusters(batch=24, dtype=np.float32)
     classifier = network(dtype="float32")

@@ -187,6 +187,7 @@ def test_step_follows_the_gradient_of_the_objective(weighted):
     np.testing.assert_allclose(logs["rho2"], np.mean(rho), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_class_weight_weighs_the_regulariser():
     x, y = flowers()
     class_weight = {0: 0.0, 1: 1.0, 2: 3.0}
@@ -222,6 +223,7 @@ def test_penalty_pushes_correct_samples_away_and_pulls_mistakes_near():
     assert boundary_after(-1.0, 1) < -0.01
 
 
+@pytest.mark.slow
 def test_attack_sees_inference_mode_and_leaves_statistics_alone():
     x, y = flowers()
     keras.utils.set_random_seed(0)
@@ -265,6 +267,7 @@ LABEL_FORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", LABEL_FORMS)
 def test_label_forms(form):
     x, y = flowers()
@@ -279,6 +282,7 @@ def test_label_forms(form):
         np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", [None, "softmax"])
 def test_softmax_and_logits_models_train_alike(activation):
     x, y = flowers()
@@ -290,6 +294,7 @@ def test_softmax_and_logits_models_train_alike(activation):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", [None, "sigmoid"])
 def test_binary_classifier_with_one_output(activation):
     x, y = flowers(num_classes=2)
@@ -313,6 +318,7 @@ class Subclassed(keras.Model):
         return self.top(self.hidden(x))
 
 
+@pytest.mark.slow
 def test_subclassed_softmax_model():
     x, y = flowers()
     network = Subclassed()
@@ -322,6 +328,7 @@ def test_subclassed_softmax_model():
     assert history["regularization"][-1] < history["regularization"][0]
 
 
+@pytest.mark.slow
 def test_robustness_grows_on_digits(trained_network, digits):
     x, y, x_test, y_test = digits
     network = keras.models.clone_model(trained_network)
@@ -340,6 +347,7 @@ def test_robustness_grows_on_digits(trained_network, digits):
     assert history["regularization"][-1] < history["regularization"][0]
 
 
+@pytest.mark.slow
 def test_validation_rho_is_the_papers(trained_network, digits):
     _, _, x, y = digits
     x, y = x[:120], y[:120]
@@ -384,6 +392,7 @@ def test_partial_last_batch_and_batch_of_one():
     assert all(np.isfinite(w).all() for w in model.get_weights())
 
 
+@pytest.mark.slow
 def test_other_norm_names_its_metric():
     x, y = flowers()
     model = defended(attack=attacks.DeepFool(norm=float("inf"), max_iter=3))
@@ -498,6 +507,7 @@ def test_step_with_another_attack_follows_finite_differences():
         assert slope == pytest.approx(difference, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_robustness_grows_with_another_attack():
     x, y = flowers()
     network = classifier()
@@ -585,6 +595,7 @@ def test_other_layers_get_the_clean_gradient_to_the_bit(chosen):
             assert np.abs(of_all - of_none).max() > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
 def test_layers_are_told_apart_in_compiled_steps(jit_compile):
     x, y = flowers()
@@ -604,6 +615,7 @@ def test_layers_are_told_apart_in_compiled_steps(jit_compile):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_no_weight_is_updated_while_the_attack_still_reads_it():
     """The same step gives the same each time, whichever thread is faster."""
     x, y = flowers()
@@ -690,6 +702,7 @@ EXECUTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("execution", EXECUTIONS)
 def test_executions_agree(execution):
     x, y = flowers()
@@ -701,6 +714,7 @@ def test_executions_agree(execution):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision(policy):
     keras.config.set_dtype_policy(policy)
@@ -730,6 +744,7 @@ def test_mixed_precision(policy):
 # Callbacks and files
 
 
+@pytest.mark.slow
 def test_stock_callbacks(tmp_path):
     x, y = flowers()
     model = defended()
@@ -755,6 +770,7 @@ def test_stock_callbacks(tmp_path):
     assert list((tmp_path / "logs").rglob("events*"))
 
 
+@pytest.mark.slow
 def test_interrupted_fit_goes_on_from_its_backup(tmp_path):
     x, y = flowers()
 

@@ -354,6 +354,7 @@ def convolutional():
 ALL = ("accuracy", "rho2", "rho1", "fgsm_rho", "fgsm", "pgd")
 
 
+@pytest.mark.slow
 def test_each_metric_finds_what_its_attack_finds_alone(convolutional):
     model, x, y = convolutional
     found = evaluate_robustness(
@@ -782,6 +783,7 @@ def built(model, value):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "sound", "faulty", "activation", "doubt"),
     [
@@ -860,6 +862,7 @@ def breaking_off(dataset, after):
     return tf.data.Dataset.zip(broken, dataset).map(lambda a, b: b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 3])
 def test_interrupted_evaluation_goes_on_to_the_identical_report(
     convolutional, tmp_path, after
