@@ -49,7 +49,9 @@ def batched(x, y, size=10):
 
 def closed_form(model, x, p):
     """Predictions and distances to the nearest boundary of an affine model."""
-    kernel, bias = map(np.float64, model.layers[-1].get_weights())
+    kernel, bias = (  # not np.float64(bias): NumPy 1.26 makes [b] a number
+        np.asarray(w, np.float64) for w in model.layers[-1].get_weights()
+    )
     if kernel.shape[1] == 1:  # one logit z is the two-class case (0, z)
         kernel = np.concatenate([np.zeros_like(kernel), kernel], axis=1)
         bias = np.concatenate([[0.0], bias])
