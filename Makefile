@@ -56,7 +56,7 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # `.ready` comes last: an environment half made is made again.
-$(READY) $(LOWEST) $(MIDDLE): setup.py pyproject.toml Makefile .ci/lowest.txt
+$(READY) $(LOWEST) $(MIDDLE): setup.py Makefile .ci/lowest.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.12")'
 	rm -rf $(@D)
 	$(PYTHON) -m venv $(@D)

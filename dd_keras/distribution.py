@@ -39,7 +39,7 @@ def strategy(
         name: `"none"`: one device. `"mirrored"`: all GPUs of this machine, or
             its CPU in several parts. `"multi_worker"`: several processes,
             in general one a machine, each with all its GPUs. Each is started
-            with the same command, and told of the others by `TF_CONFIG`, as
+            with the same command, and finds the others by `TF_CONFIG`, as
             TensorFlow documents it, or by Slurm's `srun`, or by
             `cluster_resolver`.
         replicas: of `"mirrored"`: number of devices; None for all GPUs there
@@ -54,7 +54,7 @@ def strategy(
 
     Raises:
         ValueError: if an argument is not as above, if there are fewer devices
-            than `replicas`, or if nothing tells of other workers.
+            than `replicas`, or if no other workers are given.
         RuntimeError: if the CPU is to be parted and TensorFlow is in use.
 
     Example:
@@ -263,7 +263,7 @@ def batch_share(samples: tf.Tensor) -> tf.Tensor | None:
 
 @contextlib.contextmanager
 def lost_workers_named() -> Iterator[None]:
-    """Says so where TensorFlow fails as another worker is gone.
+    """Names the cause where TensorFlow fails as another worker is gone.
 
     Raises:
         RuntimeError: in place of TensorFlow's error.
@@ -276,6 +276,6 @@ def lost_workers_named() -> Iterator[None]:
         raise RuntimeError(
             f"worker {worker_index()}: another of the {num_workers()} workers "
             "is gone (it failed, was stopped, or cannot be reached), and "
-            "training cannot go on without it. See its output; then start "
+            "training cannot continue without it. See its output; then start "
             "all workers again."
         ) from error

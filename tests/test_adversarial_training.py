@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import affine_classifier
+from conftest import affine_classifier, train_step
 
 from dd_keras import (
     AdversarialTrainingModel,
@@ -69,7 +69,7 @@ def compiled(model, rate=1.0, binary=False, **kwargs):
 def step(model, x, y, weights=None):
     """The logs of one step of SGD(1), and the gradients it followed."""
     before = [np.array(w) for w in model.trainable_weights]
-    logs = model.train_on_batch(x, y, sample_weight=weights, return_dict=True)
+    logs = train_step(model, x, y, sample_weight=weights)
     after = [np.array(w) for w in model.trainable_weights]
     return logs, [b - a for b, a in zip(before, after, strict=True)]
 
@@ -267,6 +267,7 @@ def test_graph_and_xla_train_as_eager_does(jit_compile):
     assert_all_close(*trained, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_logs_and_what_training_does_to_them():
     x, y = clusters(batch=24, dtype=np.float32)
     classifier = network(dtype="float32")

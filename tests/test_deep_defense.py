@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import affine_classifier
+from conftest import affine_classifier, train_step
 from plain_formulation import PlainDeepFool
 
 from dd_keras import DeepDefenseModel, attacks, logits_model
@@ -135,7 +135,7 @@ def test_step_equals_the_plain_formulation(kind, shares):
             jit_compile=False,
         )
         before = model.get_weights()
-        logs = model.train_on_batch(x, y, return_dict=True)
+        logs = train_step(model, x, y)
         trained.append((logs, model.get_weights()))
     assert set(shared) == {shares}
     (logs, weights), (plain_logs, plain_weights) = trained
@@ -180,7 +180,7 @@ def test_step_follows_the_gradient_of_the_objective(weighted):
         "sparse_categorical_crossentropy",
         run_eagerly=weighted,
     )
-    logs = model.train_on_batch(x, y, sample_weight=weights, return_dict=True)
+    logs = train_step(model, x, y, sample_weight=weights)
     for old, new, gradient in zip(
         before, network.weights, gradients, strict=True
     ):
@@ -192,6 +192,7 @@ def test_step_follows_the_gradient_of_the_objective(weighted):
     np.testing.assert_allclose(logs["rho2"], np.mean(rho), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_class_weight_weighs_the_regulariser():
     x, y = flowers()
     class_weight = {0: 0.0, 1: 1.0, 2: 3.0}
@@ -227,6 +228,7 @@ def test_penalty_pushes_correct_samples_away_and_pulls_mistakes_near():
     assert boundary_after(-1.0, 1) < -0.01
 
 
+@pytest.mark.slow
 def test_attack_sees_inference_mode_and_leaves_statistics_alone():
     x, y = flowers()
     keras.utils.set_random_seed(0)
@@ -278,6 +280,7 @@ def reference():
     return model, model.fit(x, y, epochs=4, verbose=0).history
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", LABEL_FORMS)
 def test_label_forms(form, reference):
     x, y = flowers()
@@ -299,6 +302,7 @@ def test_softmax_and_logits_models_train_alike(reference):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", [None, "sigmoid"])
 def test_binary_classifier_with_one_output(activation):
     x, y = flowers(num_classes=2)
@@ -322,6 +326,7 @@ class Subclassed(keras.Model):
         return self.top(self.hidden(x))
 
 
+@pytest.mark.slow
 def test_subclassed_softmax_model():
     x, y = flowers()
     network = Subclassed()
@@ -331,6 +336,7 @@ def test_subclassed_softmax_model():
     assert history["regularization"][-1] < history["regularization"][0]
 
 
+@pytest.mark.slow
 def test_robustness_grows_on_digits(trained_network, digits):
     x, y, x_test, y_test = digits
     network = keras.models.clone_model(trained_network)
@@ -366,7 +372,7 @@ def test_predict_gives_the_classifiers_outputs_without_labels():
 def test_lam_zero_is_plain_training():
     x, y = flowers()
     model = defended(lam=0.0, run_eagerly=False)
-    logs = model.train_on_batch(x, y, return_dict=True)
+    logs = train_step(model, x, y)
     assert "rho2" not in logs
     plain = classifier()
     plain.compile(
@@ -386,6 +392,7 @@ def test_partial_last_batch_and_batch_of_one():
     assert all(np.isfinite(w).all() for w in model.get_weights())
 
 
+@pytest.mark.slow
 def test_other_norm_names_its_metric():
     x, y = flowers()
     model = defended(attack=attacks.DeepFool(norm=float("inf"), max_iter=3))
@@ -500,6 +507,7 @@ def test_step_with_another_attack_follows_finite_differences():
         assert slope == pytest.approx(difference, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_robustness_grows_with_another_attack():
     x, y = flowers()
     network = classifier()
@@ -548,7 +556,7 @@ def eager_step(model, x, y):
         run_eagerly=True,
     )
     before = model.get_weights()
-    logs = model.train_on_batch(x, y, return_dict=True)
+    logs = train_step(model, x, y)
     after = model.get_weights()
     return logs, [b - a for b, a in zip(before, after, strict=True)]
 
@@ -591,6 +599,7 @@ def test_other_layers_get_the_clean_gradient_to_the_bit(chosen):
             assert np.abs(of_all - of_none).max() > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
 def test_layers_are_told_apart_in_compiled_steps(jit_compile):
     x, y = flowers()
@@ -610,6 +619,7 @@ def test_layers_are_told_apart_in_compiled_steps(jit_compile):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_no_weight_is_updated_while_the_attack_still_reads_it():
     """The same step gives the same each time, whichever thread is faster."""
     x, y = flowers()
@@ -629,7 +639,7 @@ def test_no_weight_is_updated_while_the_attack_still_reads_it():
             for variable, value in zip(variables, start, strict=True):
                 variable.assign(value)
             for _ in range(3):
-                logs = model.train_on_batch(x, y, return_dict=True)
+                logs = train_step(model, x, y)
             losses.append(float(logs["loss"]))
         assert np.ptp(losses) < 1e-4
 
@@ -707,6 +717,7 @@ def trained_by(**execution):
     return model.get_weights()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("execution", EXECUTIONS)
 def test_executions_agree(execution, trained_eagerly):
     weights = trained_by(**EXECUTIONS[execution])
@@ -723,6 +734,7 @@ def trained_longer():
     return model.evaluate(x, y, verbose=0, return_dict=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("policy", "eagerly"), [("mixed_float16", False), ("mixed_bfloat16", True)]
 )
@@ -747,6 +759,7 @@ def test_mixed_precision(policy, eagerly, trained_longer):
 # Callbacks and files
 
 
+@pytest.mark.slow
 def test_stock_callbacks(tmp_path):
     x, y = flowers()
     model = defended()
@@ -772,6 +785,7 @@ def test_stock_callbacks(tmp_path):
     assert list((tmp_path / "logs").rglob("events*"))
 
 
+@pytest.mark.slow
 def test_interrupted_fit_is_resumed_from_its_backup(tmp_path):
     x, y = flowers()
 

@@ -201,7 +201,7 @@ def test_job_ends_with_a_worker_and_resumes_from_its_checkpoint(
     assert list((tmp_path / "checkpoints").iterdir())
 
     for worker in start_workers(**options):
-        assert "Going on from epoch 1, step" in finish(worker)
+        assert "Resuming from epoch 1, step" in finish(worker)
     resumed = content(tmp_path / "0.npz")
     for name, value in content(tmp_path / "1.npz").items():
         np.testing.assert_array_equal(value, resumed[name])

@@ -49,7 +49,9 @@ def batched(x, y, size=10):
 
 def closed_form(model, x, p):
     """Predictions and distances to the nearest boundary of an affine model."""
-    kernel, bias = map(np.float64, model.layers[-1].get_weights())
+    kernel, bias = (  # not np.float64(bias): NumPy 1.26 makes [b] a number
+        np.asarray(w, np.float64) for w in model.layers[-1].get_weights()
+    )
     if kernel.shape[1] == 1:  # one logit z is the two-class case (0, z)
         kernel = np.concatenate([np.zeros_like(kernel), kernel], axis=1)
         bias = np.concatenate([[0.0], bias])
@@ -349,6 +351,7 @@ def convolutional():
 ALL = ("accuracy", "rho2", "rho1", "fgsm_rho", "fgsm", "pgd")
 
 
+@pytest.mark.slow
 def test_each_metric_finds_what_its_attack_finds_alone(convolutional):
     model, x, y = convolutional
     found = evaluate_robustness(
@@ -785,6 +788,7 @@ def built(model, value):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "sound", "faulty", "activation", "warned_of"),
     [
@@ -865,6 +869,7 @@ def breaking_off(dataset, after):
     return tf.data.Dataset.zip(broken, dataset).map(lambda a, b: b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 3])
 def test_interrupted_evaluation_is_resumed_to_the_identical_report(
     convolutional, tmp_path, after

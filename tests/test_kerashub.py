@@ -1,6 +1,6 @@
 """Classifiers of KerasHub, built from a configuration, are defended.
 
-`make test-hub` runs these, in an environment of their own.
+`make matrix-middle` runs these, in an environment of their own.
 """
 
 import keras
@@ -12,7 +12,7 @@ import dd_keras
 from dd_keras import attacks
 
 keras_hub = pytest.importorskip(
-    "keras_hub", reason="KerasHub is not installed: see `make test-hub`"
+    "keras_hub", reason="KerasHub is not installed: see `make matrix-middle`"
 )
 from keras_hub import layers, models  # noqa: E402
 

@@ -103,6 +103,7 @@ def test_convolution_of_unknown_width_is_the_stock_one():
     assert found.shape == x.shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", ["VALID", "SAME"])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("groups", "filters"), [(2, 6), (4, 4), (4, 8)])

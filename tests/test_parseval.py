@@ -259,6 +259,7 @@ def test_at_learning_rate_zero_the_constraint_alone_acts(optimizer, stddev):
             assert (np.linalg.norm(new) > size) == (stddev < 0.1)
 
 
+@pytest.mark.slow
 def test_training_keeps_the_weights_near_a_tight_frame():
     x, y = images_and_labels()
     models = {}

@@ -197,7 +197,7 @@ def test_ctrl_c_ends_with_one_line_and_goes_on(tmp_path):
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert errors.splitlines()[-1].startswith("stopped by SIGINT in epoch ")
-    assert "started again, it goes on from there." in errors
+    assert "started again, it resumes from there." in errors
 
     # Another run, while it went on, was refused.
     assert second.returncode == 1

@@ -80,6 +80,7 @@ def test_files_can_be_read_by_other_users(tmp_path):
     assert modes[0] == modes[1]
 
 
+@pytest.mark.slow
 def test_only_the_classifier_is_exported(tmp_path):
     """No optimizer, nothing of training, whatever wraps the classifier."""
     model = small_model()

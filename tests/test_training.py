@@ -257,7 +257,7 @@ def test_damaged_checkpoint_is_skipped_with_a_warning(whole, tmp_path, damage):
         def on_epoch_begin(self, epoch, logs=None):
             started.append(epoch)
 
-    with pytest.warns(UserWarning, match=f"{newest}: expected a whole checkp"):
+    with pytest.warns(UserWarning, match=f"{newest}: expected a complete ch"):
         found = fit(tmp_path, First())
     assert started[0] == int(older[6:12])
     assert_same(found, whole)
@@ -312,7 +312,7 @@ def test_all_checkpoints_damaged_start_anew(whole, tmp_path):
         fit(tmp_path, Kill("on_train_batch_end", 7))
     for name in names(tmp_path):
         (tmp_path / "checkpoints" / name).write_bytes(b"")
-    with pytest.warns(UserWarning, match="expected a whole checkpoint"):
+    with pytest.warns(UserWarning, match="expected a complete checkpoint"):
         assert_same(fit(tmp_path), whole)
 
 
@@ -579,7 +579,7 @@ def test_signals_end_a_training_with_a_checkpoint(
 
     before = signal.getsignal(number)
     with pytest.raises(
-        training.Interrupted, match="goes on from there"
+        training.Interrupted, match="resumes from there"
     ) as caught:
         fit(tmp_path, Signal(hook, 3), checkpoint_steps=None)
     assert caught.value.signal == number

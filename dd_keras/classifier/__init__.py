@@ -1,1 +1,1 @@
-"""What any Keras classifier is: one tensor in, logits out."""
+"""What the library assumes of a classifier: one tensor in, logits out."""

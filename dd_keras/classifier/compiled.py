@@ -1,4 +1,4 @@
-"""Compiled functions, kept with the model that they are of."""
+"""Cache of compiled functions, kept with the model they belong to."""
 
 import threading
 import weakref
@@ -39,7 +39,7 @@ _IGNORED = _OF_KERAS | _OF_TRAINING
 def function(model: keras.Model, key: Hashable, make: Callable[[], Any]) -> Any:
     """What `make` built for this model and key, built once.
 
-    It is built anew once the model has changed: other layers, or another
+    It is built again once the model has changed: other layers, or another
     activation, variable, `trainable`, dtype or other setting of a layer.
     Changes of the values of weights, and what training sets, are none. Not
     seen are changes inside of an object that a layer holds (an entry of an

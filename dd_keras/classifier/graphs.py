@@ -1,8 +1,8 @@
-"""What the graph of a model tells of it.
+"""Analysis of a model's graph.
 
-A model is traced, in inference mode, and its operations are looked at: what
-it ends in, whether it is random, whether its output depends on its input in
-a way that can be differentiated.
+A model is traced, in inference mode, and its operations are inspected: which
+activation it ends in, whether it is random, whether its output depends on its
+input differentiably.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-# Operations that hand their first input on unchanged, up to shape and dtype.
+# Operations that return their first input unchanged, up to shape and dtype.
 _TRANSPARENT = {"Identity", "Cast", "Reshape", "Squeeze", "ExpandDims"}
 _SATURATING = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
 # Operations that classifiers end in when their outputs are logits. A
@@ -23,8 +23,8 @@ _LINEAR = {
 # Operations that average, of tensors and with constants.
 _SUMS = {"Add", "AddV2", "AddN", "Pack", "Mean", "Sum"}
 _SCALINGS = {"Mul", "RealDiv"}
-# Without a gradient by a floating input; what comes of others is found out
-# by TensorFlow.
+# Without a gradient with respect to a floating input. Of other operations
+# TensorFlow itself says whether they have one.
 _STEPS = {
     "ArgMax", "ArgMin", "Bucketize", "Equal", "Greater", "GreaterEqual", "Less",
     "LessEqual", "NotEqual", "Shape", "StopGradient", "ZerosLike", "OnesLike",
@@ -62,16 +62,16 @@ def trace(call: Callable[[tf.Tensor], Any], spec: tf.TensorSpec) -> Any:
 
 
 def ending(tensor: tf.Tensor) -> str | None:
-    """What an output is: `"softmax"`, `"sigmoid"`, `"linear"`, or a guess.
+    """The activation of an output: `"softmax"`, `"sigmoid"` or `"linear"`.
 
-    The mean or the sum of softmaxes is one, too: what is done with it, the
-    logarithm, asks for no more than that it is positive.
+    The mean or the sum of softmaxes counts as a softmax: logits are recovered
+    by the logarithm, which needs positive values and nothing else.
 
     Args:
         tensor: (B, n), the output, in its graph.
 
     Returns:
-        One of the three, or None where it cannot be told.
+        One of the three, or None where the graph does not show it.
     """
     op = _origin(tensor)
     if op.type in _SATURATING:
@@ -114,26 +114,26 @@ def _origin(tensor):
 
 
 def differentiable(concrete: Any) -> bool:
-    """Whether a function's output depends on its input by differentiable ways.
+    """Whether a function's output depends differentiably on its input.
 
     Args:
         concrete: what `trace` returned.
 
     Returns:
-        bool. What functions inside of the graph do is not looked at.
+        bool. Functions inside of the graph are not inspected.
     """
     graph = concrete.graph
     wanted = {tensor.op.name for tensor in graph.inputs[:1]}
-    ways = list(graph.outputs)
+    pending = list(graph.outputs)
     seen = set()
-    while ways:
-        op = ways.pop().op
+    while pending:
+        op = pending.pop().op
         if op.name in wanted:
             return True
         if op.name in seen or op.type in _STEPS:
             continue
         seen.add(op.name)
-        ways += [t for t in op.inputs if _has_gradient(t.dtype)]
+        pending += [t for t in op.inputs if _has_gradient(t.dtype)]
     return False
 
 
@@ -158,15 +158,15 @@ def random_operations(concrete: Any) -> list[str]:
         if any(n.op.startswith(_RANDOM) for n in function.node_def)
     ]
     found, seen = [], set()
-    ways = [tensor.op for tensor in graph.outputs]
-    while ways:
-        op = ways.pop()
+    pending = [tensor.op for tensor in graph.outputs]
+    while pending:
+        op = pending.pop()
         if op.name in seen:
             continue
         seen.add(op.name)
         if op.type.startswith(_RANDOM) or _calls(op, inside):
             found.append(op.name)
-        ways += [tensor.op for tensor in op.inputs]
+        pending += [tensor.op for tensor in op.inputs]
     return found
 
 

@@ -1,4 +1,4 @@
-"""What goes into a classifier: one tensor, in whatever structure it comes."""
+"""The input of a classifier: one tensor, alone or in a dict or list."""
 
 from typing import Any
 
@@ -73,7 +73,7 @@ def pack(model: keras.Model, x: tf.Tensor) -> Any:
 
 
 def unpack(x: Any) -> Any:
-    """The one tensor of what `fit` hands on: itself, or that in a dict or list.
+    """The one tensor of what `fit` passes on, also out of a dict or list.
 
     Args:
         x: (B, ...) tensor or array, or a dict, list or tuple with just one.
@@ -111,7 +111,7 @@ def has_preprocessor(model: keras.Model) -> bool:
 def prepare(
     model: keras.Model, x: Any, y: Any = None, sample_weight: Any = None
 ) -> tuple[Any, Any, Any]:
-    """A batch as `fit` and `predict` of a model hand it to its `call`.
+    """A batch as `fit` and `predict` of a model pass it to its `call`.
 
     To be called in a graph: eagerly, KerasHub rounds resized uint8 images,
     and `predict` does not.

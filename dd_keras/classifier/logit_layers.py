@@ -8,8 +8,8 @@ from typing import Any, Self
 import keras
 import tensorflow as tf
 
-# Smallest probability told from zero. The logarithm of less is -inf in
-# float32 arithmetic that flushes denormal numbers.
+# Smallest probability that is distinguished from zero. The logarithm of less
+# is -inf in float32 arithmetic that flushes denormal numbers.
 _SMALLEST_PROBABILITY = 1e-37
 # Largest distance of a sigmoid's value from 1 that float32 cannot resolve.
 _SIGMOID_MARGIN = 6e-8
@@ -53,7 +53,7 @@ class WithoutActivation(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("dd_keras")
 class Logits(keras.layers.Layer):
-    """Says of what goes through it that it is logits; changes nothing."""
+    """Marks its inputs as logits, and returns them unchanged."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(autocast=False, **kwargs)

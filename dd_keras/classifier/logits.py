@@ -49,25 +49,26 @@ def logits_model(
     Raises:
         TypeError: if `model` is not a `keras.Model`.
         ValueError: if it is not built, has several inputs or outputs, outputs
-            of another rank, an ending that cannot be told, or no gradient by
-            its input.
+            of another rank, an unknown activation at its end, or no gradient
+            with respect to its input.
 
     Example:
         logits = dd_keras.logits_model(classifier)
         probabilities = keras.ops.softmax(logits(x_test))
     """
     own = getattr(model, "logits_model", None)
-    if callable(own):  # a wrapper that knows better than its graph tells
+    if callable(own):  # a wrapper knows better than its graph shows
         return own()
-    told, activation = activation, output_activation(model, activation)
+    given, activation = activation, output_activation(model, activation)
     model = _of_floating_tensor(model)
     if activation == "linear":
-        known = told is None or _found_activation(model) == activation
+        known = given is None or _found_activation(model) == activation
         return model if known else _marked(model)
     network = _without_activation(model, activation)
     if network is None:
         return _recovered(model, activation)
-    # Below a softmax may be anything, which nobody should have to name again.
+    # What is below a softmax may end in anything: mark it as logits, so that
+    # `activation` need not be given again.
     known = _activation_by_layer(network) == "linear"
     return network if known else _marked(network)
 
@@ -104,15 +105,15 @@ def num_outputs(model: keras.Model) -> int:
 
 
 def num_classes(model: keras.Model) -> int:
-    """The number of classes a classifier tells apart; 2 for one output."""
+    """The number of classes of a classifier; 2 for one output."""
     return max(2, num_outputs(model))
 
 
 def same_in_training(model: keras.Model) -> bool:
     """Whether a model computes the same in training as in inference.
 
-    Dropout, batch statistics and the like make it False; whatever cannot be
-    told to be the same does, too.
+    Dropout, batch statistics and the like make it False; so does whatever
+    cannot be shown to be the same.
 
     Args:
         model: a built Keras classifier.
@@ -231,7 +232,7 @@ def _traced_output(model):
 
 
 def _found_activation(model):
-    """What a model ends in, by its last layer or its graph; else None."""
+    """The activation by a model's last layer, or its graph; else None."""
     return _activation_by_layer(model) or graphs.ending(_traced_output(model))
 
 
@@ -242,7 +243,7 @@ def _last_layer(model):
 
 
 def _activation_by_layer(model):
-    """What a model ends in, if its last layer tells; else None."""
+    """The activation that a model's last layer shows; else None."""
     layer = _last_layer(model)
     if isinstance(layer, (Logits, WithoutActivation, ProbabilitiesToLogits)):
         return "linear"

@@ -1,4 +1,4 @@
-"""Classification losses and metrics that fit what a model puts out."""
+"""Classification losses and metrics for logits or for probabilities."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Training batches in an order that can be taken up anywhere."""
+"""Training batches in an order that can be resumed at any step."""
 
 import numbers
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Training that is interrupted, and goes on."""
+"""Training that can be interrupted and resumed."""
 
 from dd_keras.training.best import KeepBest
 from dd_keras.training.checkpoint import Checkpoints, DivergenceError

@@ -1,4 +1,4 @@
-"""The best epoch of a training, by what validation says."""
+"""`KeepBest`: the weights of the epoch that validated best."""
 
 import math
 
@@ -19,8 +19,8 @@ class KeepBest(keras.callbacks.Callback):
     training images that is not trained on, never on the test set: what is
     chosen by the test set is not measured by it.
 
-    Each `fit` begins anew. Only in `resumable_fit(best=...)` it goes on from
-    the best of earlier processes.
+    Each `fit` begins anew. Only `resumable_fit(best=...)` keeps the best of
+    earlier processes.
 
     Args:
         monitor: name of the robustness in the logs; of a `DefenseModel` it is

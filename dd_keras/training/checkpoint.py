@@ -1,4 +1,4 @@
-"""The state of a training, on disk: files that are whole or not there."""
+"""Checkpoints of a training, written atomically."""
 
 import contextlib
 import json
@@ -95,7 +95,7 @@ class Checkpoints:
 
         Raises:
             DivergenceError: if a weight is not finite: such a state is of no
-                use, and would drive out those that are.
+                use, and would replace those that are.
             OSError: if it cannot be written. Those before stay.
         """
         values = [_read(variable) for variable in variables(model)]
@@ -132,7 +132,7 @@ class Checkpoints:
                 os.remove(old)
 
     def newest(self, model: keras.Model) -> State | None:
-        """The newest `State` that is whole, or None.
+        """The newest complete `State`, or None.
 
         Args:
             model: the compiled model that it is to be of.
@@ -142,7 +142,7 @@ class Checkpoints:
         """
         chosen = None
         if distribution.is_chief():
-            chosen = self._newest_whole()
+            chosen = self._newest_complete()
         chosen = distribution.from_chief(chosen)
         if chosen is None:
             return None
@@ -156,14 +156,14 @@ class Checkpoints:
             )
         return state
 
-    def _newest_whole(self):
+    def _newest_complete(self):
         """The name of the newest file that can be read, or None."""
         for _, path in reversed(self._paths()):
             try:
                 _load(path)
             except files.DAMAGED as error:
                 warnings.warn(
-                    f"{path}: expected a whole checkpoint; it is damaged "
+                    f"{path}: expected a complete checkpoint; it is damaged "
                     f"({type(error).__name__}: {error}). The one before it is "
                     "taken, if there is one.",
                     stacklevel=4,
@@ -221,20 +221,20 @@ def _difference(found, wanted):
 def _load(path):
     """A checkpoint as (`State`, the description of its model)."""
     with open(path, "rb") as file, np.load(file) as content:
-        told = json.loads(str(content[_NOTES]))
+        header = json.loads(str(content[_NOTES]))
 
         def read(name, number):
             arrays = (content[f"{name}/{i}"] for i in range(number))
             return [a.view(_BFLOAT16) if a.dtype == "V2" else a for a in arrays]
 
         state = State(
-            told["epoch"],
-            told["step"],
-            read("values", len(told["variables"])),
-            told["notes"],
-            {name: read(name, n) for name, n in told["arrays"].items()},
+            header["epoch"],
+            header["step"],
+            read("values", len(header["variables"])),
+            header["notes"],
+            {name: read(name, n) for name, n in header["arrays"].items()},
         )
     shapes = [list(value.shape) for value in state.values]
-    if shapes != [shape for shape, _ in told["variables"]]:
-        raise ValueError("it holds arrays of other shapes than it tells of")
-    return state, told["variables"]
+    if shapes != [shape for shape, _ in header["variables"]]:
+        raise ValueError("its arrays have other shapes than it describes")
+    return state, header["variables"]

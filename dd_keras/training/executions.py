@@ -1,4 +1,4 @@
-"""The steps that Keras executes at once, and those that are to be."""
+"""Resuming in the middle of Keras' `steps_per_execution`."""
 
 import functools
 from collections.abc import Callable
@@ -11,9 +11,9 @@ class Executions:
     """Lets each execution of an epoch run the steps that are left of it.
 
     Keras executes `steps_per_execution` steps at a time, counted from the
-    first of an epoch. The data set of a training that goes on has no end, and
-    some steps may be done; so of an execution only a part may be left, or
-    nothing. Then, for this execution, something else takes the place of the
+    first of an epoch. A resumed training's data set has no end, and some
+    steps may be done; so of an execution only a part may be left, or nothing.
+    Then, for this execution, something else takes the place of the
     model's `train_function`.
 
     A part is run step by step, which takes the graph of one step: it is made

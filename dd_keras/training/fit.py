@@ -1,4 +1,4 @@
-"""`fit` that goes on where it was killed."""
+"""`resumable_fit`: a `fit` that resumes where it was interrupted."""
 
 import csv
 import io
@@ -19,7 +19,7 @@ from dd_keras.utils import config, files
 
 
 class Interrupted(KeyboardInterrupt):
-    """A training that was told to stop, and wrote a checkpoint.
+    """A training that a signal stopped, after it wrote a checkpoint.
 
     Attributes:
         signal: the number of the signal.
@@ -46,18 +46,18 @@ def resumable_fit(
     callbacks: Iterable[keras.callbacks.Callback] | None = (),
     verbose: str | int = "auto",
 ) -> keras.callbacks.History:
-    """Trains a model; killed at any moment, the same call goes on.
+    """Trains a model; killed at any moment, the same call resumes.
 
     The state is written after each epoch, before each validation, and every
     `checkpoint_steps`: weights, optimizer, random generators, metrics, and
-    what was logged. The same call in a new process takes the newest state
-    that is whole, and goes on with the step after it. On one CPU it then ends
-    with the weights, to the bit, and the logs of a training that was never
+    what was logged. The same call in a new process takes the newest complete
+    state, and resumes with the step after it. On one CPU it then ends with
+    the weights, to the bit, and the logs of a training that was never
     interrupted.
 
     Steps are counted as such, whatever the model's `steps_per_execution` is;
     it may be another one each time. Callbacks are called, states written and
-    signals heeded between executions.
+    signals answered between executions.
 
     Ctrl-C or SIGTERM end it after the step at hand, with a checkpoint (of
     several workers, without one).
@@ -82,7 +82,7 @@ def resumable_fit(
         validation_data: as for `keras.Model.fit`.
         validation_freq: as for `keras.Model.fit`.
         best: `KeepBest`, or None to end with the last weights.
-        log: CSV file of what each epoch logged, whole at any time; None for
+        log: CSV file of what each epoch logged, written atomically; None for
             none.
         callbacks: further ones, or None. They must not keep anything from step
             to step that training depends on, as it would be lost.
@@ -132,7 +132,7 @@ def resumable_fit(
         )
         epoch, step = progress.position
         if progress.position != (0, 0):
-            print(f"Going on from epoch {epoch + 1}, step {step}.")
+            print(f"Resuming from epoch {epoch + 1}, step {step}.")
         steps = len(batches)
         with progress.executions:
             history = model.fit(
@@ -153,7 +153,7 @@ def resumable_fit(
                 ],
                 verbose=verbose if distribution.is_chief() else 0,
             )
-    # Keras knows of this process' epochs only.
+    # Keras knows the epochs of this process only.
     history.epoch = list(range(len(progress.logs)))
     history.history = _by_name(progress.logs)
     history.seconds = progress.seconds
@@ -215,11 +215,11 @@ def _build(model, train):
 
 
 class _Progress(keras.callbacks.Callback):
-    """Writes the states of a training, and takes it up from one.
+    """Writes the states of a training, and resumes it from one.
 
     Keras begins an epoch at its first step. To begin in the middle of one,
-    the steps that are done are gone through without doing anything: the
-    epoch, its progress bar and the callbacks count as ever.
+    the steps that are done are iterated over without executing anything: the
+    epoch, its progress bar and the callbacks count as in any other.
     """
 
     def __init__(
@@ -307,12 +307,12 @@ class _Progress(keras.callbacks.Callback):
             self._save(self._epoch, self._done)
 
     def on_test_batch_end(self, batch, logs=None):
-        """Stops, if told to."""
+        """Stops, after a signal."""
         if self._signals.received is not None:
             self._stop()
 
     def on_test_end(self, logs=None):
-        """Notes that training goes on."""
+        """Notes that validation has ended."""
         self._validating = False
 
     def on_epoch_end(self, epoch, logs=None):
@@ -362,7 +362,7 @@ class _Progress(keras.callbacks.Callback):
         there = "there" if alone else "its last checkpoint"
         raise Interrupted(
             f"stopped by {signal.Signals(number).name} in {where}; started "
-            f"again, it goes on from {there}.",
+            f"again, it resumes from {there}.",
             number,
         )
 

@@ -1,4 +1,4 @@
-"""A training that fails says where, and what may help."""
+"""Guards of a training: NaN, lack of memory, and signals to stop."""
 
 import contextlib
 import math
@@ -126,18 +126,18 @@ def memory_advice(model: keras.Model) -> Iterator[None]:
             "Keras optimizer updates as if it were a larger one), or the same "
             "on more devices, `distribution.strategy`; smaller images; "
             "`DeepFool(max_iter=1)`: any further iterations are computed "
-            "again, one by one, on the way back, so that two take what fifty "
-            "do; and, a little, `DeepFool(candidates=5)` (now "
+            "again, one by one, in the backward pass, so that two take what "
+            "fifty do; and, a little, `DeepFool(candidates=5)` (now "
             f"{candidates or 'all classes'}). TensorFlow says: "
             f"{error.message.splitlines()[0]}"
         ) from error
 
 
 class StopSignals:
-    """Turns Ctrl-C and SIGTERM into a question that is asked between steps.
+    """Turns Ctrl-C and SIGTERM into a flag that is checked between steps.
 
     The first signal is noted; the second interrupts at once. Only the main
-    thread is told of signals; elsewhere this does nothing.
+    thread receives signals; elsewhere this does nothing.
 
     Attributes:
         received: the number of the signal; None for none.

@@ -131,8 +131,8 @@ def patch_multi_worker_fit() -> None:
     first axis, where they are scalars.
 
     Patches `keras.src.backend.tensorflow.trainer`. Does nothing where these
-    names are gone. tests/test_distribution.py tells when Keras can: then
-    remove this.
+    names are gone. tests/test_distribution.py fails once Keras can:
+    then remove this.
     """
     try:
         from keras.src.backend.tensorflow import trainer as keras_trainer
