@@ -226,7 +226,7 @@ class Attack(EqualByConfig):
         """The attack that `get_config` describes."""
         return cls(**config)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         arguments = ", ".join(
             f"{key}={reprlib.repr(value)}"
             for key, value in self.get_config().items()

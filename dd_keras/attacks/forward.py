@@ -56,7 +56,7 @@ def inference_form(
     return lambda x: f(x, weights)
 
 
-def trace_inference(network: keras.Model) -> Callable:
+def trace_inference(network: keras.Model) -> Any:
     """Traces a network in inference mode, as attacks see it.
 
     Args:

@@ -259,7 +259,7 @@ class _Blocks:
         shape: that of its input, (B, H, W, C).
     """
 
-    def __init__(self, kernel, padding, shape):
+    def __init__(self, kernel: tf.Tensor, padding: str, shape: tf.Tensor):
         self.height, self.width, self.channels = shape[1:]
         self.rows, columns = kernel.shape[:2]
         same = padding == "SAME"

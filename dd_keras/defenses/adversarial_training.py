@@ -1,6 +1,7 @@
 """Adversarial training: "Adv. Train I" and "II" of the Deep Defense paper."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import keras
 import numpy as np
@@ -120,7 +121,7 @@ class AdversarialTrainingModel(DefenseModel):
         *,
         adversary: Attack,
         alpha: float = 0.5,
-        **kwargs,
+        **kwargs: Any,
     ):
         if not isinstance(adversary, Attack) or adversary.targeted:
             raise TypeError(

@@ -1,7 +1,7 @@
 """What all defences share: any classifier, Keras' `fit`, rho in the logs."""
 
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import Any, Self
 
 import keras
 import tensorflow as tf
@@ -65,7 +65,7 @@ class DefenseModel(ClassifierWrapper):
         evaluation_attack: Attack | None = None,
         batch_norm: str = batch_normalization.TRAINED,
         activation: str | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         activation = logits.output_activation(model, activation)
         if batch_norm not in batch_normalization.MODES:
@@ -111,7 +111,7 @@ class DefenseModel(ClassifierWrapper):
         *,
         metrics: Sequence | None = None,
         weighted_metrics: Sequence | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         """As `keras.Model.compile`, with any classification loss.
 
@@ -159,7 +159,7 @@ class DefenseModel(ClassifierWrapper):
         callbacks: Sequence[keras.callbacks.Callback] | None = None,
         validation_split: float = 0.0,
         validation_data: object = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> keras.callbacks.History:
         """As `keras.Model.fit`.
 
@@ -186,7 +186,7 @@ class DefenseModel(ClassifierWrapper):
             )
 
     def evaluate(
-        self, x: object = None, y: object = None, *args, **kwargs
+        self, x: object = None, y: object = None, *args: Any, **kwargs: Any
     ) -> float | list[float] | dict[str, float]:
         """As `keras.Model.evaluate`. Raises: see `fit`."""
         checks.check_arrays(self.model, x, y)

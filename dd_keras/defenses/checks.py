@@ -4,6 +4,7 @@ import contextlib
 import re
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -67,7 +68,7 @@ def check_model(
 
 
 def check_arrays(
-    model: keras.Model, x: object = None, y: object = None, *_
+    model: keras.Model, x: object = None, y: object = None, *_: Any
 ) -> None:
     """Checks inputs and labels that are arrays, before anything is compiled.
 
@@ -112,7 +113,7 @@ def named_assertions() -> Iterator[None]:
         raise ValueError(f"{said[1].rstrip('. ')}.") from error
 
 
-def with_guard(callbacks: object) -> object:
+def with_guard(callbacks: Any) -> Any:
     """The callbacks, and one that ends a training whose loss is not finite.
 
     Args:

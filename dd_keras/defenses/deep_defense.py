@@ -1,6 +1,7 @@
 """Deep Defense (Yan, Guo, Zhang, NeurIPS 2018) as a Keras model."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -72,7 +73,7 @@ class DeepDefenseModel(RegularizedDefenseModel):
         attack: Attack | None = None,
         regularized_layers: Sequence[str | keras.Layer] | None = None,
         evaluation_attack: Attack | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         attack = attack or DeepFool(max_iter=5)
         norm = getattr(attack, "norm", 2.0)

@@ -39,8 +39,8 @@ class RegularizationWarmup(keras.callbacks.Callback):
         self.start = validation.validate_number("start", start, at_least=0)
         self.length = validation.validate_number("length", length, at_least=0)
         self._epoch = 0
-        self._steps = None  # of an epoch, once it is known
-        self._seen = None
+        self._steps: int | None = None  # of an epoch, once it is known
+        self._seen: int | None = None
 
     def share(self, epochs: float) -> float:
         """The share of `lam` in use after so many epochs, in [0, 1]."""

@@ -1,6 +1,7 @@
 """Base of defences that add lam times a penalty to the loss."""
 
 import functools
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -25,7 +26,7 @@ class RegularizedDefenseModel(DefenseModel):
         TypeError, ValueError: as `DefenseModel`, or if `lam` is below 0.
     """
 
-    def __init__(self, model: keras.Model, *, lam: float, **kwargs):
+    def __init__(self, model: keras.Model, *, lam: float, **kwargs: Any):
         super().__init__(model, **kwargs)
         self.regularization_tracker = keras.metrics.Mean("regularization")
         self._lam = validation.validate_number("lam", lam, at_least=0)
@@ -78,7 +79,9 @@ class RegularizedDefenseModel(DefenseModel):
         return self._regularizes
 
     @functools.wraps(keras.Model.fit, assigned=())  # the same signature
-    def fit(self, *args, **kwargs) -> keras.callbacks.History:
+    def fit(  # type: ignore[override]
+        self, *args: Any, **kwargs: Any
+    ) -> keras.callbacks.History:
         """As `keras.Model.fit`; after an error, `lam` is as it was before.
 
         Keras does not tell callbacks, which may have scaled it, of errors.

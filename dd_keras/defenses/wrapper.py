@@ -4,6 +4,8 @@ Its outputs, layers, preprocessor and export are the classifier's own, so that
 tools which inspect the layers of a network work on the wrapper, too.
 """
 
+from typing import Any
+
 import keras
 
 
@@ -25,7 +27,7 @@ class ClassifierWrapper(keras.Model):
         model: keras.Model,
         network: keras.Model,
         activation: str,
-        **kwargs,
+        **kwargs: Any,
     ):
         kwargs.setdefault("dtype", model.dtype_policy)
         super().__init__(**kwargs)
@@ -78,7 +80,7 @@ class ClassifierWrapper(keras.Model):
         """The classifier's layer of this name or index."""
         return self.model.get_layer(name, index)
 
-    def export(self, *args, **kwargs) -> None:
+    def export(self, *args: Any, **kwargs: Any) -> None:
         """Writes the classifier as `keras.Model.export` does.
 
         See `dd_keras.export` for what a server needs besides.

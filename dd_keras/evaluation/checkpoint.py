@@ -40,7 +40,7 @@ class Checkpoint:
         fingerprint: dict[str, str],
     ):
         self.directory = directory
-        self.parts = []
+        self.parts: list[dict[str, np.ndarray]] = []
         if directory is None:
             return
         self._fingerprint = fingerprint

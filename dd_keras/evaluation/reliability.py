@@ -65,7 +65,7 @@ def reliability_warnings(
 
 def _not_moved(metric, samples, at_boundary):
     """A reliability warning, where an attack by distance did not move."""
-    if metric.distance_name is None:
+    if not metric.distance_name:
         return []
     distances = samples.values[metric.distance_name]
     share = np.mean((distances == 0) & ~at_boundary)

@@ -5,6 +5,7 @@ CVPR Workshops 2016: align the images, then compare their structure.
 """
 
 import importlib.util
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,7 @@ def pass_score(clean: np.ndarray, attacked: np.ndarray) -> float:
             f"clean: expected an image of at least {_SMALL_WINDOW} pixels "
             f"each way; received {clean.shape}."
         )
-    windows = {"win_size": _SMALL_WINDOW}
+    windows: dict[str, Any] = {"win_size": _SMALL_WINDOW}
     if side >= _WINDOW:
         windows = {"gaussian_weights": True, "sigma": 1.5}
     return float(

@@ -1,7 +1,7 @@
 """Batches to evaluate on, from whatever `fit` takes."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -28,7 +28,7 @@ class Stream(NamedTuple):
 
 
 def of(
-    data: object,
+    data: Any,
     y: ArrayLike | None = None,
     batch_size: int | None = None,
 ) -> Stream:

@@ -2,7 +2,7 @@
 
 import os
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from adjustText import adjust_text
@@ -11,6 +11,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
+from numpy.typing import ArrayLike
 
 from dd_keras.plots.checks import (
     ROUNDING,
@@ -97,7 +98,7 @@ def success_rate_curves(
     check_series("curves", curves, ("eps", "success_rate"))
     figure = new_figure(width, 2.5)
     axes = figure.subplots()
-    extra = []  # legend entries that all models share
+    extra: list = []  # legend entries that all models share
     for i, (name, curve) in enumerate(curves.items()):
         where = f"curves[{name!r}]"
         eps = numbers(f"{where}['eps']", curve["eps"])
@@ -145,7 +146,7 @@ def trade_off(
     points: Mapping[str, Mapping],
     path: str | os.PathLike,
     norm: float = 2,
-    reference: Sequence[float] | None = None,
+    reference: ArrayLike | None = None,
     width: float = COLUMN,
     note: str | None = None,
 ) -> None:

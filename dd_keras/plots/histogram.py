@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.lines import Line2D
+from numpy.typing import ArrayLike
 
 from dd_keras.plots.checks import check_series, numbers
 from dd_keras.plots.style import (
@@ -28,8 +29,8 @@ _PANEL_COLUMNS = 5
 
 
 def rho_histogram(
-    rhos: Mapping[str, Sequence[float]],
-    labels: Sequence[int],
+    rhos: Mapping[str, ArrayLike],
+    labels: ArrayLike,
     path: str | os.PathLike,
     class_names: Sequence[str] | None = None,
     norm: float = 2,

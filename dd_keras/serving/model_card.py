@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import platform
+from typing import Any
 
 import keras
 import numpy as np
@@ -56,7 +57,7 @@ def describe(
     network: keras.Model,
     endpoints: dict[str, Endpoint],
     attack: Attack,
-    report: object,
+    report: Any,
     card: dict | None,
 ) -> dict:
     """All that a card says.

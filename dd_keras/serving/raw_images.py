@@ -37,7 +37,7 @@ class _OwnPreprocessing(keras.layers.Layer):
         model: the task, or a `DefenseModel` of it.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: keras.Model):
         super().__init__(name="preprocessing")
         self._prepare = lambda images: prepare(model, images)[0]
 

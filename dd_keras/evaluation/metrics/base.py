@@ -5,7 +5,7 @@ one row a sample; `estimates`, at the end, takes these arrays of the whole
 data set to the numbers of the paper's tables, with confidence intervals.
 """
 
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import keras
 import numpy as np
@@ -69,12 +69,12 @@ class Metric(EqualByConfig):
         name: what the metric is called; no two in one report are the same.
         attack: the attack it runs, or None.
         distance_name: name of the array that holds the lengths of the
-            perturbations, where the attack looks for the smallest; or None.
+            perturbations, where the attack looks for the smallest; or empty.
     """
 
     name: str
-    attack: attacks.Attack | None = None
-    distance_name: str | None = None
+    attack: Any = None
+    distance_name: str = ""
 
     def measure(
         self, network: keras.Model, x: tf.Tensor, forward: attacks.Forward

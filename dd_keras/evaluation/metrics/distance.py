@@ -1,5 +1,7 @@
 """How far the nearest other decision is: rho and l of the paper's tables."""
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -32,7 +34,7 @@ class Distance(Metric):
         ValueError: if `attack` is none of this kind.
     """
 
-    def __init__(self, attack: attacks.Attack, prefix: str = ""):
+    def __init__(self, attack: Any, prefix: str = ""):
         self.attack = validate_attack(attack, "norm")
         self.prefix = str(prefix)
         self.name = f"{prefix}rho{attack.norm:g}"

@@ -94,11 +94,13 @@ class EpsSweep(Metric):
     def __init__(
         self, eps: float | Sequence[float], bounds: tuple | None = None
     ):
-        eps = np.atleast_1d(eps).tolist()
-        self.eps = [validation.validate_number("eps", e, above=0) for e in eps]
+        given = np.atleast_1d(eps).tolist()
+        self.eps = [
+            validation.validate_number("eps", e, above=0) for e in given
+        ]
         if not self.eps or len({f"{e:g}" for e in self.eps}) < len(self.eps):
             raise ValueError(
-                f"eps: expected one or more numbers, each once; received {eps}."
+                f"eps: expected one or more numbers, each once; received {given}."
             )
         self.attack = attacks.FGSM(1.0, bounds)
 

@@ -1,6 +1,8 @@
 """Metrics by name: what `evaluate_robustness(metrics=...)` takes."""
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -57,10 +59,10 @@ def get(
             f"bounds: the metric {metric!r} needs the valid range of the "
             "inputs, (low, high); received None."
         )
-    width = (
+    width: Any = (
         None if bounds is None else float(np.max(np.subtract(*bounds[::-1])))
     )
-    known = {
+    known: dict[str, Callable[[], Metric]] = {
         "accuracy": Accuracy,
         **dict.fromkeys(("fgsm_rho", "fgsm_eps", "eps_ref"), SmallestEps),
         "fgsm": lambda: EpsSweep(width * _SWEEP),

@@ -1,5 +1,7 @@
 """How alike adversarial and clean images look: PASS."""
 
+from typing import Any
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -36,7 +38,7 @@ class PASS(Metric):
     ):
         similarity.require_libraries()
         self.attack = validate_attack(attack or attacks.DeepFool())
-        self.bounds = validation.validate_bounds(bounds)
+        self.bounds: Any = validation.validate_bounds(bounds)
         if self.bounds is None:
             raise ValueError(
                 "bounds: expected the inputs that are pixels 0 and 255; "
