@@ -100,7 +100,8 @@ class EpsSweep(Metric):
         ]
         if not self.eps or len({f"{e:g}" for e in self.eps}) < len(self.eps):
             raise ValueError(
-                f"eps: expected one or more numbers, each once; received {given}."
+                "eps: expected one or more numbers, each once; received "
+                f"{given}."
             )
         self.attack = attacks.FGSM(1.0, bounds)
 
