@@ -1,11 +1,10 @@
 """Networks: the paper's, and those of keras.applications."""
 
 from dd_keras.networks import applications
+from dd_keras.networks.layers import GroupedConv2D, LocalResponseNormalization
 from dd_keras.networks.paper import (
     NAMES,
     STEMS,
-    GroupedConv2D,
-    LocalResponseNormalization,
     alexnet,
     convnet,
     digits_cnn,

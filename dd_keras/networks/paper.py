@@ -8,11 +8,10 @@ variance, LeNet does not start to learn. Through many layers nothing would be
 left of such signals: deeper ones start as He et al. (ICCV 2015) have it.
 """
 
-from typing import Any
-
 import keras
-import tensorflow as tf
-from keras import layers, ops
+from keras import layers
+
+from dd_keras.networks.layers import GroupedConv2D, LocalResponseNormalization
 
 # The networks of the paper's experiments, in its order.
 NAMES = ("mlp", "lenet", "convnet", "nin", "alexnet", "resnet18")
@@ -225,117 +224,6 @@ def digits_cnn(
     x = layers.Dropout(0.1, name="dropout")(x)
     x = _dense(64, "fc1", activation="relu")(x)
     return keras.Model(inputs, _dense(num_classes, "fc2")(x), name=name)
-
-
-@keras.saving.register_keras_serializable("dd_keras")
-class LocalResponseNormalization(layers.Layer):
-    """Divides each response by those of neighbouring channels (AlexNet).
-
-        y_c = x_c / (bias + alpha / n * sum of x_i^2)^beta,
-
-    the sum over the n = 2 depth_radius + 1 channels around c, fewer at the
-    ends. Written in operations that have second derivatives, which
-    TensorFlow's own does not have.
-
-    Args:
-        depth_radius: neighbours on each side, at least 0.
-        bias: Caffe's k, above 0.
-        alpha: Caffe's, for the sum over all n channels, at least 0;
-            TensorFlow's is alpha / n.
-        beta: the exponent.
-
-    Raises:
-        ValueError: if an argument is outside of its range.
-    """
-
-    def __init__(
-        self,
-        depth_radius: int = 2,
-        bias: float = 1.0,
-        alpha: float = 1e-4,
-        beta: float = 0.75,
-        **kwargs: Any,
-    ):
-        super().__init__(**kwargs)
-        for argument, value, valid, expected in (
-            (
-                "depth_radius",
-                depth_radius,
-                isinstance(depth_radius, int) and depth_radius >= 0,
-                "a whole number of at least 0",
-            ),
-            ("bias", bias, bias > 0, "a number above 0"),
-            ("alpha", alpha, alpha >= 0, "a number of at least 0"),
-        ):
-            if not valid:
-                raise ValueError(
-                    f"{argument}: expected {expected}; received {value!r}."
-                )
-        self.depth_radius = depth_radius
-        self.bias = bias
-        self.alpha = alpha
-        self.beta = beta
-
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """(B, H, W, C) to the same shape."""
-        radius, channels = self.depth_radius, inputs.shape[-1]
-        size = 2 * radius + 1
-        x = inputs
-        if keras.backend.standardize_dtype(x.dtype) != "float64":
-            x = ops.cast(x, "float32")  # squares overflow float16
-        squares = ops.pad(ops.square(x), [[0, 0]] * 3 + [[radius, radius]])
-        total = sum(squares[..., i : i + channels] for i in range(size))
-        scale = self.bias + self.alpha / size * total
-        return ops.cast(x * scale**-self.beta, inputs.dtype)
-
-    def compute_output_shape(
-        self, input_shape: tuple[int, ...]
-    ) -> tuple[int, ...]:
-        """The shape of the inputs."""
-        return input_shape
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            **super().get_config(),
-            "depth_radius": self.depth_radius,
-            "bias": self.bias,
-            "alpha": self.alpha,
-            "beta": self.beta,
-        }
-
-
-@keras.saving.register_keras_serializable("dd_keras")
-class GroupedConv2D(layers.Conv2D):
-    """`keras.layers.Conv2D` with few groups, as one convolution for each.
-
-    Weights and values are those of Keras' layer, which has XLA compile
-    every convolution in groups: on a CPU ten times slower, and compiled
-    again for each size of a batch.
-
-    Args: those of `keras.layers.Conv2D`; inputs (B, H, W, C) only.
-    """
-
-    def convolution_op(self, inputs: tf.Tensor, kernel: Any) -> tf.Tensor:
-        """All groups, side by side."""
-        return ops.concatenate(
-            [
-                ops.conv(
-                    x,
-                    part,
-                    strides=self.strides,
-                    padding=self.padding,
-                    dilation_rate=self.dilation_rate,
-                    data_format="channels_last",
-                )
-                for x, part in zip(
-                    ops.split(inputs, self.groups, axis=-1),
-                    ops.split(kernel, self.groups, axis=-1),
-                    strict=True,
-                )
-            ],
-            axis=-1,
-        )
 
 
 def _basic_block(x, filters, stride, name):
