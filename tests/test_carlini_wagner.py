@@ -349,14 +349,14 @@ def rows_seen(attack, model, x, y):
 
 
 def test_samples_that_are_done_leave_the_batch():
-    model, x = small_convnet(), images(6)
+    model, x = small_convnet(), images(4)
     y = predictions(model, x)
     y[0] = (y[0] + 1) % 4  # done from the start
-    attack = fast()
+    attack = fast(max_iter=12)
     together = rows_seen(attack, model, x, y)
     alone = [
         len(rows_seen(attack, model, x[i : i + 1], y[i : i + 1]))
-        for i in range(6)
+        for i in range(4)
     ]
     assert alone[0] == 0
     assert len(set(alone)) > 2
@@ -446,7 +446,7 @@ def test_as_small_as_foolbox(trained_network):
     model = keras.Model(inputs, trained_network(pixels))
     # From a bound, Foolbox' steps in tanh space take longer than a test may.
     wide = (-1.0, 2.0)
-    x = next(iter(data.test.batch(10)))[0] / 255
+    x = next(iter(data.test.batch(5)))[0] / 255
     y = tf.argmax(model(x), -1)
     peer = foolbox.TensorFlowModel(model, bounds=wide)
     oracle = foolbox.attacks.L2CarliniWagnerAttack(steps=120)
