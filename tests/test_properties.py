@@ -23,7 +23,7 @@ from dd_keras import attacks, defenses, evaluation
 from dd_keras.classifier import logits
 from dd_keras.classifier.labels import sparse_labels
 from dd_keras.defenses import split_exponential
-from dd_keras.evaluation import metrics
+from dd_keras.evaluation import metrics, statistics
 from dd_keras.utils import norms, validation
 
 NORMS = (1, 1.5, 2, 3, math.inf)
@@ -1066,7 +1066,7 @@ def test_labels_that_are_unfit_end_an_evaluation(
 @examples(30)
 @given(st.lists(st.booleans(), max_size=12))
 def test_shares_lie_in_their_intervals(values):
-    found = metrics.proportion(np.array(values, bool))
+    found = statistics.proportion(np.array(values, bool))
     if not values:
         assert math.isnan(found.value)
         return
@@ -1081,7 +1081,7 @@ def test_shares_lie_in_their_intervals(values):
     )
 )
 def test_medians_are_values_that_half_do_not_exceed(values):
-    found = metrics.median(values)
+    found = statistics.median(values)
     if math.isnan(found.value):
         assert np.mean(np.isinf(values)) > 0.5
         return
