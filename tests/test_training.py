@@ -271,7 +271,7 @@ def test_array_of_another_shape_is_damage(whole, tmp_path):
         arrays = dict(arrays)
     arrays["values/0"] = arrays["values/0"][:-1]
     np.savez(path, **arrays)
-    with pytest.warns(UserWarning, match="it holds arrays of other shapes"):
+    with pytest.warns(UserWarning, match="its arrays have other shapes"):
         assert_same(fit(tmp_path), whole)
 
 
