@@ -132,6 +132,7 @@ def test_affine_classifiers_in_closed_form(bounds, classes):
         assert (adversarial <= np.array(bounds[1]) + 1e-12).all()
 
 
+@pytest.mark.slow
 def test_tiny_and_large_distances_in_many_dimensions():
     """The steps adapt: no one length suits both."""
     rng = np.random.default_rng(0)
@@ -183,6 +184,7 @@ def test_given_const_is_where_the_search_starts():
 # Targets
 
 
+@pytest.mark.slow
 def test_targeted_reaches_the_target_at_no_less():
     bounds = UNIT
     model, weights, biases, x = random_affine(batch=6)
@@ -309,6 +311,7 @@ def assert_same(found, expected, tolerance):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bounds", [None, UNIT])
 def test_dropping_equals_masking_equals_each_sample_alone(monkeypatch, bounds):
     model, x = small_convnet(), images()
@@ -348,6 +351,7 @@ def rows_seen(attack, model, x, y):
     return descents
 
 
+@pytest.mark.slow
 def test_samples_that_are_done_leave_the_batch():
     model, x = small_convnet(), images(4)
     y = predictions(model, x)
@@ -388,6 +392,7 @@ def test_learning_rate_is_the_most_a_pixel_moves():
 # In whatever graph
 
 
+@pytest.mark.slow
 def test_xla_equals_plain():
     model, x = small_convnet(), images(4)
     attack = fast(bounds=UNIT)
@@ -410,6 +415,7 @@ def test_inside_a_graph_of_any_batch_size():
         np.testing.assert_allclose(perturb(x[:size]), expected, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_forward_pass_at_hand_serves():
     model, x = small_convnet(), images(3)
     attack = fast()
@@ -439,6 +445,7 @@ def test_the_result_is_a_constant_to_tapes():
 # Against Foolbox
 
 
+@pytest.mark.slow
 def test_as_small_as_foolbox(trained_network):
     data = datasets.load("digits")
     inputs = keras.Input(data.image_shape)

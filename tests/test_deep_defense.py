@@ -94,6 +94,7 @@ def image_classifier(*layers, outputs=3, activation=None):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
     ("kind", "shares"),
@@ -868,6 +869,7 @@ def test_losses_that_do_not_fit():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_arrays", [True, False])
 @pytest.mark.parametrize(
     ("change", "message"),

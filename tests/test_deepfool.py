@@ -324,6 +324,7 @@ def test_gradient_equals_finite_differences(p):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_gradient_within_bounds_equals_finite_differences():
     attack = attacks.DeepFool(norm=math.inf, max_iter=3, bounds=(-0.9, 0.8))
@@ -355,6 +356,7 @@ def stop_input(monkeypatch):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("stop", [stop_step, stop_chosen_logits, stop_input])
 def test_finite_differences_notice_a_stopped_gradient(monkeypatch, stop):
@@ -363,6 +365,7 @@ def test_finite_differences_notice_a_stopped_gradient(monkeypatch, stop):
         assert_gradient_equals_finite_differences(attacks.DeepFool(max_iter=3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bounds", [None, (-0.5, 0.6)])
 def test_gradient_by_inputs_equals_finite_differences(bounds):
     model, x = small_convnet(), images(batch=3)
@@ -396,6 +399,7 @@ def test_gradient_by_inputs_equals_finite_differences(bounds):
 # The plain formulation: one tape, all class gradients, every iteration
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("norm", "max_iter", "candidates"),
     [
@@ -431,6 +435,7 @@ def assert_same(found, expected, rtol):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", [2, math.inf])
 def test_dropping_equals_masking_equals_each_sample_alone(monkeypatch, norm):
     model, x = small_convnet(), images()
@@ -452,6 +457,7 @@ def test_dropping_equals_masking_equals_each_sample_alone(monkeypatch, norm):
         np.testing.assert_allclose(got, expected, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_xla_equals_plain():
     model, x = small_convnet(), images()
     y = labels_with_mistakes(model, x)
@@ -523,6 +529,7 @@ def test_graph_does_not_grow_with_the_iterations():
     assert sizes[0] == sizes[1] > 100
 
 
+@pytest.mark.slow
 def test_many_classes_take_the_loop_and_few_the_unrolled_form(monkeypatch):
     model, x = small_convnet(num_classes=5), images()
     unrolled, gradients = value_and_gradients(
@@ -621,6 +628,7 @@ def test_wide_bounds_change_nothing_at_all(norm):
     assert_same(wide.run(model, x, y), free.run(model, x, y), 0)
 
 
+@pytest.mark.slow
 def test_wide_bounds_do_not_change_the_gradient():
     model, x = small_convnet(dtype="float32"), images(dtype="float32")
     y = labels_with_mistakes(model, x)
@@ -737,6 +745,7 @@ def test_samples_that_rounding_keeps_off_the_bounds_stop(p):
     assert np.max(found.iterations) <= 6
 
 
+@pytest.mark.slow
 def test_dropping_equals_masking_within_bounds(monkeypatch):
     model, x = small_convnet(), tf.clip_by_value(images(), -0.5, 0.7)
     y = labels_with_mistakes(model, x)
@@ -828,6 +837,7 @@ def test_dead_units_and_zero_images_give_finite_gradients(norm):
     assert np.isfinite(found.perturbation).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mistakes", "batch"), [("none", 5), ("all", 1)])
 def test_all_correct_and_all_misclassified_batches(mistakes, batch):
     model, x = small_convnet(dtype="float32"), images(batch, dtype="float32")

@@ -55,6 +55,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_trains_as_keras_does_to_the_bit(kind):
     outputs, activation, loss = KINDS[kind]

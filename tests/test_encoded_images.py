@@ -46,6 +46,7 @@ def test_other_sizes_are_resized_as_by_datasets(size, encode):
     assert found.max() <= 255
 
 
+@pytest.mark.slow
 def test_batch_of_different_files():
     files = [
         tf.io.encode_png(pixels(10, 12, 1)),

@@ -153,6 +153,7 @@ def test_inside_and_outside_of_a_graph_are_the_same(attack):
     assert_same(eager, outside, 1e-12)
 
 
+@pytest.mark.slow
 @every_attack
 def test_xla_equals_plain(attack):
     model, x = curved_network()
@@ -162,6 +163,7 @@ def test_xla_equals_plain(attack):
     assert_same(compiled(x), plain, 1e-9)
 
 
+@pytest.mark.slow
 @every_attack
 def test_a_forward_pass_handed_in_serves_as_well(attack):
     model, x = curved_network()

@@ -59,6 +59,7 @@ def test_name_alone_is_in_the_working_directory(tmp_path, monkeypatch):
     assert names(tmp_path) == ["results.txt"]
 
 
+@pytest.mark.slow
 def test_damaged_npz_provokes_what_is_listed(tmp_path):
     """One that is larger than what is read at once, so checked at its end."""
     path = tmp_path / "whole.npz"

@@ -189,6 +189,7 @@ def test_adv_train_1_keeps_labels_and_what_came_before_the_training():
             assert label == Y[distances.argmin()]
 
 
+@pytest.mark.slow
 def test_adv_train_1_shuffles_by_the_seed():
     def order(seed):
         settings = dataclasses.replace(SETTINGS, seed=seed)

@@ -124,6 +124,7 @@ def values_of(estimates):
 # Closed forms
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("misclassified", POLICIES)
 def test_accuracy_and_distances_are_the_closed_forms(five, misclassified):
     norms = (1, 2, np.inf)

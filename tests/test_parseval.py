@@ -231,6 +231,7 @@ def small_lenet(stddev=None, seed=0):
 LAYERS = ["conv1", "conv2", "dense", "top"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "stddev"),
     [

@@ -307,6 +307,7 @@ def test_random_starts_under_xla():
     assert_same(compiled(x), found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("norm", "eps"), [(math.inf, 15.0), (2, 100.0)], ids=["inf", "2"]
 )

@@ -124,6 +124,7 @@ def test_share_rises_over_one_epoch_from_the_first_by_default():
     ]
 
 
+@pytest.mark.slow
 def test_lam_follows_the_share_batch_by_batch():
     defended = model()
     history, watch = fit(defended, 1, 2)
@@ -136,6 +137,7 @@ def test_lam_follows_the_share_batch_by_batch():
     assert len(history["rho2"]) == 3  # no rho where no attack is run
 
 
+@pytest.mark.slow
 def test_objective_is_weighed_by_the_share():
     """Weights that stay, one batch an epoch: loss = clean + share * lam * r."""
     defended = model(rate=0.0)
@@ -169,6 +171,7 @@ def test_objective_is_weighed_by_the_share():
         assert found["loss"] == pytest.approx(both[1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_epochs_before_the_start_are_plain_training_to_the_bit():
     _, late = fit(model(), 2, 1)
     _, plain = fit(model(lam=0.0))
@@ -187,6 +190,7 @@ def trained_eagerly():
     return eager, fit(eager, 0.5, 1, epochs=2)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
 def test_compiled_training_is_switched_within_an_epoch(
     jit_compile, trained_eagerly
@@ -203,6 +207,7 @@ def test_compiled_training_is_switched_within_an_epoch(
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_steps_per_execution_are_one_batch_to_the_ramp():
     defended = model(run_eagerly=False, steps_per_execution=2)
     history, watch = fit(defended, 1, 1, epochs=2, validation_data=DATA)
@@ -222,6 +227,7 @@ def test_batches_of_unknown_number_are_counted_in_the_first_epoch():
     )
 
 
+@pytest.mark.slow
 def test_resumed_training_has_the_share_of_its_epoch():
     whole, parts = model(), model()
     fit(whole, 1, 2)
@@ -233,6 +239,7 @@ def test_resumed_training_has_the_share_of_its_epoch():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_length_zero_is_a_switch():
     _, watch = fit(model(), 1, 0, epochs=2)
     assert watch.shares == [0] * 4 + [1] * 4

@@ -146,6 +146,7 @@ HOOKS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("hook", "count"), HOOKS)
 def test_killed_training_goes_on_as_if_nothing_had_been(
     whole, tmp_path, hook, count
@@ -155,6 +156,7 @@ def test_killed_training_goes_on_as_if_nothing_had_been(
     assert_same(fit(tmp_path), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hook", "count"),
     [
@@ -174,6 +176,7 @@ def test_killed_defense_goes_on_as_if_nothing_had_been(tmp_path, hook, count):
     assert_same(fit(paths[1], defended=True, weight=0.5), expected)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(whole, tmp_path):
     """Also before it has come as far as it was."""
     for hook, count in [
@@ -234,6 +237,7 @@ def names(directory):
     return sorted(os.listdir(directory / "checkpoints"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [
@@ -538,6 +542,7 @@ def test_lack_of_memory_names_what_helps():
         )
 
 
+@pytest.mark.slow
 def test_step_that_needs_more_than_there_is(tmp_path):
     huge = 2**19  # times as many pixels a side: some 70 TB
     network = keras.Sequential(

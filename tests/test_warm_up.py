@@ -48,6 +48,7 @@ SIGNATURES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image_dtype", ["float32", "uint8"])
 def test_every_signature_replays(trained_network, image_dtype, tmp_path):
     version = dd_keras.export(
@@ -60,6 +61,7 @@ def test_every_signature_replays(trained_network, image_dtype, tmp_path):
         assert all(values.shape[0] == 1 for values in outputs.values())
 
 
+@pytest.mark.slow
 def test_examples_are_what_is_replayed(trained_network, digits, tmp_path):
     _, _, x, _ = digits
     examples = np.clip(x[:5] + 100, 0, 255)
