@@ -251,6 +251,7 @@ def test_alpha_one_is_plain_training_to_the_bit():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
 def test_graph_and_xla_train_as_eager_does(jit_compile):

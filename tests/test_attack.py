@@ -44,6 +44,7 @@ def assert_equal(found, expected, tolerance=0.0):
 # Running in batches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labeled", [False, True])
 @pytest.mark.parametrize("batch_size", [3, 4, 8, 100])
 @pytest.mark.parametrize(

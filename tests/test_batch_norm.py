@@ -220,6 +220,7 @@ def test_dropout_stays_at_work_where_statistics_are_held():
     np.testing.assert_array_equal(model(x), model.model(x))
 
 
+@pytest.mark.slow
 def test_optimizers_with_state_know_only_what_is_trained(tmp_path):
     x, y = data()
     classifier = network(nested=True)

@@ -111,6 +111,7 @@ def assert_smallest(found, expected, classes):
         assert np.median(ratio) < 1.005
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bounds", "classes"), [(None, 5), (UNIT, 2), ("arrays", 5)]
 )
@@ -147,6 +148,7 @@ def test_tiny_and_large_distances_in_many_dimensions():
         assert_smallest(found, expected, classes=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [1e-3, 1e3])
 def test_logits_of_any_scale(factor):
     model, weights, biases, x = random_affine(2)
@@ -171,6 +173,7 @@ def test_confidence_is_reached_and_not_exceeded(bounds):
     assert (gap < 1.1 * confidence).all()
 
 
+@pytest.mark.slow
 def test_given_const_is_where_the_search_starts():
     """One descent: a const too small leaves a sample where it is."""
     model, weights, biases, x = random_affine(2)
@@ -204,6 +207,7 @@ def test_targeted_reaches_the_target_at_no_less():
     assert (np.max(every, 0) > 1.1 * free).all()
 
 
+@pytest.mark.slow
 def test_a_pixel_at_its_bound_can_leave_it_again():
     """At first the gradient drives p out of the bounds, later up from 0."""
 
@@ -285,6 +289,7 @@ def test_fooled_is_what_the_network_says():
 # Scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bounds", [None, UNIT])
 def test_pixels_up_to_1_and_up_to_255_are_the_same(bounds):
     x = images(4)
@@ -402,6 +407,7 @@ def test_xla_equals_plain():
     assert_same(compiled, plain, 1e-6)
 
 
+@pytest.mark.slow
 def test_inside_a_graph_of_any_batch_size():
     model, x = small_convnet(), images(4)
     attack = fast(bounds=UNIT)

@@ -71,6 +71,7 @@ def test_attacks_see_a_changed_model(change):
     assert np.any(found.perturbation != before.perturbation)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_evaluations_see_a_changed_model(change):
     model = small_model()
@@ -118,6 +119,7 @@ def test_a_private_setting_of_a_nested_layer_is_seen():
     assert np.any(attack.perturb(model, X).numpy() != first)
 
 
+@pytest.mark.slow
 def test_an_unchanged_model_is_not_traced_again():
     model = scaled_model()
     layer = model.layers[0]
@@ -161,6 +163,7 @@ def held(model):
     return [id(built[0]) for _, built, _ in entries.values()]
 
 
+@pytest.mark.slow
 def test_a_model_dies_with_what_was_compiled_for_it():
     model = small_model()
     attacks.DeepFool().run(model, X)

@@ -147,6 +147,7 @@ def test_step_equals_the_plain_formulation(kind, shares):
         )
 
 
+@pytest.mark.slow
 def test_validation_shares_the_forward_pass_also_with_dropout():
     seen = []
 
@@ -164,6 +165,7 @@ def test_validation_shares_the_forward_pass_also_with_dropout():
     assert all(seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighted", [False, True])
 def test_step_follows_the_gradient_of_the_objective(weighted):
     x, y = flowers()
@@ -295,6 +297,7 @@ def test_label_forms(form, reference):
         np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_softmax_and_logits_models_train_alike(reference):
     x, y = flowers()
     model = defended(classifier(activation="softmax"))
@@ -386,6 +389,7 @@ def test_lam_zero_is_plain_training():
     assert model.evaluate(x, y, verbose=0, return_dict=True)["rho2"] > 0
 
 
+@pytest.mark.slow
 def test_partial_last_batch_and_batch_of_one():
     x, y = flowers(batch=25)
     model = defended(run_eagerly=False)

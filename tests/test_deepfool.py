@@ -489,6 +489,7 @@ def test_order_in_the_batch_does_not_matter():
     assert_same(shuffled, expected, 1e-10)
 
 
+@pytest.mark.slow
 def test_inside_and_outside_of_a_graph_are_the_same():
     model, x = small_convnet(), images()
     attack = attacks.DeepFool(max_iter=5)
@@ -509,6 +510,7 @@ def nodes(graph_def):
     return len(graph_def.node) + sum(len(f.node_def) for f in functions)
 
 
+@pytest.mark.slow
 def test_graph_does_not_grow_with_the_iterations():
     """So neither does memory: no activations of one wait for another."""
     model, x = small_convnet(), images()
@@ -619,6 +621,7 @@ def number_at(adversarial, bounds):
     return np.count_nonzero(at_end)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_wide_bounds_change_nothing_at_all(norm):
     model, x = small_convnet(dtype="float32"), images(dtype="float32")
@@ -668,6 +671,7 @@ def test_nothing_leaves_the_bounds(norm, kind):
     assert np.mean(found.fooled) > 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p", NORMS)
 def test_affine_step_that_a_bound_clips_is_followed_by_the_others(p):
     # f = (1, 3 x_0 + x_1): the step to f_0 = f_1 would take x_0 beyond 0.2.
@@ -770,6 +774,7 @@ def test_bounds_do_not_keep_digits_from_being_fooled(trained_network, digits):
     np.testing.assert_array_equal(found.fooled, True)
 
 
+@pytest.mark.slow
 def test_agrees_with_foolbox(trained_network, digits):
     _, _, x, _ = digits
     x = tf.constant(x[:200])

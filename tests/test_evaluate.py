@@ -655,6 +655,7 @@ def test_empty_arrays_are_refused(model):
             evaluate_robustness(model, data, verbose=0)
 
 
+@pytest.mark.slow
 def test_random_attacks_do_not_depend_on_batches_or_order(convolutional):
     model, x, y = convolutional
     metrics = [
@@ -831,6 +832,7 @@ def test_attack_that_fools_nobody_gives_a_reliability_warning(convolutional):
         )
 
 
+@pytest.mark.slow
 def test_strong_attack_that_finds_less_gives_a_reliability_warning(
     convolutional,
 ):

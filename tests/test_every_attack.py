@@ -138,6 +138,7 @@ def test_dropping_equals_masking(monkeypatch, attack):
     assert_same(masked, dropped, 1e-12)
 
 
+@pytest.mark.slow
 @every_attack
 def test_inside_and_outside_of_a_graph_are_the_same(attack):
     model, x = curved_network()

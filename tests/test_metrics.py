@@ -142,6 +142,7 @@ def test_accuracy_and_distances_are_the_closed_forms(five, misclassified):
             assert summary[name] == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_two_distances_in_one_norm_stand_side_by_side(five):
     found = five.evaluate(
         Distance(attacks.DeepFool()),
@@ -252,6 +253,7 @@ def test_sweep_keeps_each_eps_to_the_bounds():
     assert np.sum(unbounded & ~found) > 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("misclassified", POLICIES)
 @pytest.mark.parametrize("p", [2, np.inf])
 def test_accuracy_under_pgd_is_the_share_further_away(two, p, misclassified):
@@ -276,6 +278,7 @@ def test_accuracy_under_pgd_is_the_share_further_away(two, p, misclassified):
     assert 0.1 < expected < 0.9
 
 
+@pytest.mark.slow
 def test_weaker_attacks_are_a_step_and_noise_of_the_same_size(five):
     attack = attacks.PGD(0.3, norm=2, bounds=(-4.0, 4.0))
     found = five.evaluate(AccuracyUnderAttack(attack, "mine"), Accuracy())
@@ -385,6 +388,7 @@ def test_misclassified_samples_count_by_the_policy(
     }
 
 
+@pytest.mark.slow
 def test_all_samples_misclassified_and_excluded_leave_no_number(five):
     wrong = (five.predictions + 1) % 5
     with warnings.catch_warnings():

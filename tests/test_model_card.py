@@ -89,6 +89,7 @@ def report(trained_network):
     )
 
 
+@pytest.mark.slow
 def test_what_was_measured(trained_network, report, tmp_path):
     card, page = card_of(tmp_path, trained_network, report=report)
     numbers = report.summary()

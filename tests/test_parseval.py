@@ -298,6 +298,7 @@ def test_training_keeps_the_weights_near_a_tight_frame():
             assert found < free, (name, layer)
 
 
+@pytest.mark.slow
 def test_compiled_steps_draw_new_rows_and_move_no_others():
     """Under XLA and in half precision, where the update is conditional."""
     rng = np.random.default_rng(0)

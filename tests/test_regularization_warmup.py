@@ -249,6 +249,7 @@ def test_length_zero_is_a_switch():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("eagerly", "before"), [(True, 1.0), (True, 0.5), (False, 0.5)]
 )

@@ -78,6 +78,7 @@ def test_images_of_an_epoch_may_vary():
         np.testing.assert_array_equal(x[:, 0], y + 100 * epoch)
 
 
+@pytest.mark.slow
 def test_augmented_images_come_again():
     image = np.arange(48, dtype=np.float32).reshape(4, 4, 3)
     source = tf.data.Dataset.from_tensor_slices(
@@ -124,6 +125,7 @@ def test_number_of_images_must_be_known(number):
 # ------------------------------------------------------------------- held out
 
 
+@pytest.mark.slow
 def test_held_out_images_are_the_last_ones():
     whole = datasets.load("digits")
     data = datasets.load("digits", validation_split=0.25)

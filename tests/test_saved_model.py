@@ -49,6 +49,7 @@ def names(path):
     return sorted(os.listdir(path))
 
 
+@pytest.mark.slow
 def test_versions_count_up_and_hold_their_models(tmp_path):
     path = tmp_path / "models" / "small"
     models = [small_model(seed) for seed in range(3)]

@@ -208,6 +208,7 @@ def test_finished_training_ends_at_once(whole, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_steps_that_are_done_are_not_done_again(tmp_path):
     with pytest.raises(Killed):
         fit(tmp_path, Kill("on_train_batch_end", STEPS + 3))
@@ -267,6 +268,7 @@ def test_damaged_checkpoint_is_skipped_with_a_warning(whole, tmp_path, damage):
     assert_same(found, whole)
 
 
+@pytest.mark.slow
 def test_array_of_another_shape_is_damage(whole, tmp_path):
     with pytest.raises(Killed):
         fit(tmp_path, Kill("on_train_batch_end", 7))
@@ -279,6 +281,7 @@ def test_array_of_another_shape_is_damage(whole, tmp_path):
         assert_same(fit(tmp_path), whole)
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_goes_unnoticed(whole, tmp_path):
     """Either the file before is used, or what is read is what was written."""
     with pytest.raises(Killed):
@@ -311,6 +314,7 @@ def test_no_flipped_bit_goes_unnoticed(whole, tmp_path):
     del older
 
 
+@pytest.mark.slow
 def test_all_checkpoints_damaged_start_anew(whole, tmp_path):
     with pytest.raises(Killed):
         fit(tmp_path, Kill("on_train_batch_end", 7))
@@ -362,6 +366,7 @@ def test_any_keras_model_can_be_trained(tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_killed_training_in_bfloat16_goes_on(tmp_path):
     """NumPy's files do not know this type."""
 
@@ -569,6 +574,7 @@ def test_step_that_needs_more_than_there_is(tmp_path):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
     "hook", ["on_train_batch_begin", "on_test_batch_begin"]
