@@ -48,7 +48,7 @@ flags.DEFINE_integer(
     "processors.",
     lower_bound=1,
 )
-flags.DEFINE_bool("smoke", False, "All in little, on little.")
+flags.DEFINE_bool("smoke", False, "A test run: few digits, one seed, seconds.")
 flags.DEFINE_bool("dry_run", False, "Name the commands; run none.")
 flags.register_validator(
     "experiment",

@@ -1,10 +1,11 @@
 """What all attacks share: the common interface, and its compiled form.
 
-`Attack` is the base class; a new attack implements `search` and `get_config`.
+`Attack` is the base class; a new attack implements `search`.
 What a `search` is made of is in forward.py (the network and its gradients),
 decisions.py (margins and losses of logits) and rows.py (the active samples).
 """
 
+import inspect
 import reprlib
 from typing import Any, NamedTuple, Self
 
@@ -44,7 +45,10 @@ class AttackResult(NamedTuple):
 
 
 class Attack(EqualByConfig):
-    """Base of all attacks. Subclasses implement `search` and `get_config`.
+    """Base of all attacks. Subclasses implement `search`.
+
+    Each argument of a constructor is an attribute of the same name, which
+    `get_config` collects.
 
     Attacks are immutable: make a new one for other settings. They are
     deterministic: the same attack on the same batch has the same result.
@@ -218,8 +222,15 @@ class Attack(EqualByConfig):
         raise NotImplementedError
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, for Keras serialisation."""
-        raise NotImplementedError
+        """The constructor's arguments, for Keras serialisation.
+
+        Each is an attribute of the same name; a subclass that keeps one in
+        another way overrides this, as does one without a constructor.
+        """
+        if type(self).__init__ is object.__init__:
+            raise NotImplementedError
+        arguments = inspect.signature(type(self)).parameters
+        return {name: getattr(self, name) for name in arguments}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:

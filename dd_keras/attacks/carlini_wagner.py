@@ -137,19 +137,6 @@ class CarliniWagnerL2(base.Attack):
         self.bounds = validation.validate_bounds(bounds)
         self.targeted = bool(targeted)
 
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, for Keras serialisation."""
-        return {
-            "confidence": self.confidence,
-            "binary_search_steps": self.binary_search_steps,
-            "max_iter": self.max_iter,
-            "learning_rate": self.learning_rate,
-            "initial_const": self.initial_const,
-            "abort_early": self.abort_early,
-            "bounds": self.bounds,
-            "targeted": self.targeted,
-        }
-
     def search(
         self,
         network: keras.Model,

@@ -88,16 +88,6 @@ class DeepFool(base.Attack):
         self.candidates = candidates
         self.bounds = validation.validate_bounds(bounds)
 
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, for Keras serialisation."""
-        return {
-            "norm": self.norm,
-            "max_iter": self.max_iter,
-            "overshoot": self.overshoot,
-            "candidates": self.candidates,
-            "bounds": self.bounds,
-        }
-
     def search(
         self,
         network: keras.Model,

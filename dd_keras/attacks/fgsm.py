@@ -42,14 +42,6 @@ class FGSM(base.Attack):
         self.bounds = validation.validate_bounds(bounds)
         self.targeted = bool(targeted)
 
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, for Keras serialisation."""
-        return {
-            "eps": self.eps,
-            "bounds": self.bounds,
-            "targeted": self.targeted,
-        }
-
     def search(
         self,
         network: keras.Model,
@@ -110,15 +102,6 @@ class MinimalFGSM(base.Attack):
             "tolerance", tolerance, above=0
         )
         self.bounds = validation.validate_bounds(bounds)
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, for Keras serialisation."""
-        return {
-            "eps_max": self.eps_max,
-            "steps": self.steps,
-            "tolerance": self.tolerance,
-            "bounds": self.bounds,
-        }
 
     def search(
         self,

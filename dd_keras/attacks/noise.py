@@ -44,15 +44,6 @@ class RandomNoise(base.Attack):
         self.bounds = validation.validate_bounds(bounds)
         self.seed = validation.validate_integer("seed", seed, at_least=0)
 
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, for Keras serialisation."""
-        return {
-            "eps": self.eps,
-            "norm": self.norm,
-            "bounds": self.bounds,
-            "seed": self.seed,
-        }
-
     def search(
         self,
         network: keras.Model,

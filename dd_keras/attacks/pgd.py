@@ -237,16 +237,6 @@ class BIM(ProjectedGradient):
         self.bounds = validation.validate_bounds(bounds)
         self.targeted = bool(targeted)
 
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, for Keras serialisation."""
-        return {
-            "eps": self.eps,
-            "steps": self.steps,
-            "step_size": self.step_size,
-            "bounds": self.bounds,
-            "targeted": self.targeted,
-        }
-
 
 @keras.saving.register_keras_serializable("dd_keras")
 class PGD(ProjectedGradient):
@@ -309,20 +299,6 @@ class PGD(ProjectedGradient):
         self.bounds = validation.validate_bounds(bounds)
         self.targeted = bool(targeted)
         self.seed = validation.validate_integer("seed", seed, at_least=0)
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, for Keras serialisation."""
-        return {
-            "eps": self.eps,
-            "norm": self.norm,
-            "steps": self.steps,
-            "step_size": self.step_size,
-            "random_start": self.random_start,
-            "restarts": self.restarts,
-            "bounds": self.bounds,
-            "targeted": self.targeted,
-            "seed": self.seed,
-        }
 
 
 def _step_size(step_size, eps, steps):
