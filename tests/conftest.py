@@ -10,6 +10,7 @@ import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import forked
 import keras
 import numpy as np
 import pytest
@@ -102,6 +103,7 @@ def no_process(request, monkeypatch):
             )
 
         monkeypatch.setattr(subprocess, "Popen", refuse)
+        monkeypatch.setattr(forked, "Program", refuse)
 
 
 def affine_classifier(weights, biases, dtype="float64"):
@@ -127,22 +129,40 @@ def train_step(model, *batch, **kwargs):
     return {name: float(value) for name, value in logs.items()}
 
 
-def shell(*command, cwd=ROOT, timeout=400):
-    """Runs Python as a user would, from the root of the repository."""
-    environment = {
+def _environment():
+    return {
         **os.environ,
         "PYTHONPATH": str(ROOT),
         # This process may hold the GPU's memory already.
         "CUDA_VISIBLE_DEVICES": "-1",
     }
+
+
+def shell(*command, cwd=ROOT, timeout=400):
+    """Runs Python as a user would, from the root of the repository."""
     return subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=cwd,
-        env=environment,
+        env=_environment(),
         capture_output=True,
         encoding="utf-8",
         timeout=timeout,
         check=False,
+    )
+
+
+def program(*command, cwd=ROOT, timeout=400):
+    """As `shell`, where what is imported before does not matter: quicker."""
+    return forked.run(list(map(str, command)), cwd, _environment(), timeout)
+
+
+def start_program(*command, environment=None, merged=False):
+    """A `forked.Program`, as `program` would run it."""
+    return forked.Program(
+        list(map(str, command)),
+        ROOT,
+        {**_environment(), **(environment or {})},
+        merged,
     )
 
 

@@ -17,7 +17,7 @@ import pytest
 import tensorflow as tf
 from absl import app as absl_app
 from absl import flags
-from conftest import ROOT, imported, run, shell
+from conftest import ROOT, imported, program, run, shell
 
 from paper.tables import published
 
@@ -96,7 +96,7 @@ def weights(path):
 def trained(tmp_path_factory):
     """A run of the digits app: its directory and what it printed."""
     directory = tmp_path_factory.mktemp("trained")
-    finished = shell("apps/digits.py", *TINY, f"--output_dir={directory}")
+    finished = program("apps/digits.py", *TINY, f"--output_dir={directory}")
     assert finished.returncode == 0, finished.stderr
     return directory, finished.stdout
 
@@ -987,7 +987,7 @@ def test_truncated_reference_on_the_command_line_exits_with_one_line(
 ):
     reference, output_dir = tmp_path / "mine.keras", tmp_path / "out"
     truncated(reference)
-    finished = shell(
+    finished = program(
         "apps/digits.py",
         f"--reference={reference}",
         f"--output_dir={output_dir}",

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import shell
+from conftest import program
 from wide_head import with_classes
 
 from dd_keras import attacks, networks
@@ -19,7 +19,7 @@ LENET = "savedmodels/mnist_lenet_reference.keras"
 
 def run(script, *flags):
     """Runs a benchmark as a user would; returns what it printed."""
-    done = shell(f"benchmarks/{script}.py", *flags)
+    done = program(f"benchmarks/{script}.py", *flags)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

@@ -14,7 +14,7 @@ import tensorflow as tf
 import tfds_shaped
 from absl import app as absl_app
 from absl import flags
-from conftest import imported, shell
+from conftest import imported, program
 
 from shared import inputs
 
@@ -198,7 +198,7 @@ def test_flipped_weight_on_the_command_line_exits_with_one_line(
     path, output_dir = tmp_path / "model.keras", tmp_path / "out"
     place = len(whole) - 1000  # before the zip file's directory
     path.write_bytes(flipped(whole, place, np.random.default_rng(0)))
-    done = shell("apps/export.py", *arguments_of("export", path, output_dir))
+    done = program("apps/export.py", *arguments_of("export", path, output_dir))
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"error: {path}: {UNREADABLE}")
@@ -280,7 +280,7 @@ def test_harmless_flag_files_are_read(
 
 def test_missing_flag_file_on_the_command_line_exits_with_one_line(tmp_path):
     path, output_dir = tmp_path / "my.cfg", tmp_path / "out"
-    done = shell(
+    done = program(
         "apps/digits.py", f"--flagfile={path}", f"--output_dir={output_dir}"
     )
     assert done.returncode == 1

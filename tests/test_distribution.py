@@ -5,14 +5,13 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
+import time
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, THOROUGH
+from conftest import ROOT, THOROUGH, start_program
 
 from dd_keras import distribution
 from dd_keras.utils import keras_internals
@@ -23,17 +22,11 @@ TIMEOUT = 240
 
 def start(environment=None, **options):
     """Starts a process of `replica_worker`."""
-    return subprocess.Popen(
-        [sys.executable, WORKER, json.dumps(options, default=str)],
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "CUDA_VISIBLE_DEVICES": "-1",
-            **(environment or {}),
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
+    return start_program(
+        WORKER,
+        json.dumps(options, default=str),
+        environment=environment,
+        merged=True,
     )
 
 
@@ -157,13 +150,12 @@ def test_workers_have_what_the_chief_has():
 
 
 def wait_for(process, text):
-    """Reads a process' output up to a line."""
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if text in line:
-            return
-    raise AssertionError("".join(lines))
+    """Waits until a process has written a text."""
+    deadline = time.monotonic() + TIMEOUT
+    while text not in process.written()[0]:
+        assert process.poll() is None, process.written()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

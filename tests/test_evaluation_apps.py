@@ -4,18 +4,15 @@ import contextlib
 import csv
 import io
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import keras
 import numpy as np
 import pytest
 from absl import flags
-from conftest import ROOT, run, shell
+from conftest import program, run, start_program
 
 from dd_keras import attacks, datasets
 from dd_keras.evaluation import RobustnessReport, evaluate_robustness
@@ -56,7 +53,7 @@ def digits_data():
 def evaluated(model_path, tmp_path_factory):
     """A run of the app with its defaults: directory and output."""
     directory = tmp_path_factory.mktemp("evaluated")
-    done = shell(
+    done = program(
         "apps/evaluate.py",
         f"--model={model_path}",
         f"--output_dir={directory}",
@@ -192,13 +189,7 @@ def test_killed_evaluation_goes_on_to_the_identical_report(
         f"--output_dir={tmp_path}",
         *FEW,
     ]
-    process = subprocess.Popen(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = start_program(*command)
     first_batch = tmp_path / "checkpoint" / "batch_000000.npz"
     deadline = time.monotonic() + 300
     while not first_batch.exists():
@@ -215,7 +206,7 @@ def test_killed_evaluation_goes_on_to_the_identical_report(
         run("evaluate", *command[1:], "--misclassified=zero")
     assert first_batch.stat().st_mtime_ns == stamp
 
-    resumed = shell(*command)
+    resumed = program(*command)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert (tmp_path / "report.json").read_bytes() == (
         evaluated[0] / "report.json"

@@ -20,7 +20,7 @@ import second_derivatives
 import tensorflow as tf
 from absl import flags
 from absl.testing import flagsaver
-from conftest import ROOT, THOROUGH, shell
+from conftest import ROOT, THOROUGH, program
 
 from dd_keras.attacks import derivatives
 
@@ -246,7 +246,7 @@ def test_new_layer_that_cannot_be_made_asks_for_a_form(new, reason):
 
 
 def test_command_writes_the_table(tmp_path):
-    done = shell(
+    done = program(
         "benchmarks/layers.py",
         "--only=LayerNormalization,tf.nn.dilation2d",
         f"--output_dir={tmp_path}",
@@ -306,7 +306,7 @@ def test_table_says_what_failed(command):
 
 
 def test_command_names_what_it_does_not_know(tmp_path):
-    done = shell(
+    done = program(
         "benchmarks/layers.py", "--only=Dens", f"--output_dir={tmp_path}"
     )
     assert done.returncode != 0

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 from absl.testing import flagsaver
-from conftest import THOROUGH, shell
+from conftest import THOROUGH, program
 from published import CLASSIFIERS, Published
 from published.check import STAGES, check
 
@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
 
 def loaded(kind, folder):
     """What went wrong with the classifiers, loaded in one new process."""
-    done = shell("benchmarks/loading.py", kind, folder)
+    done = program("benchmarks/loading.py", kind, folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -137,7 +137,7 @@ def test_a_gradient_that_is_missing_is_seen(tmp_path, monkeypatch):
 
 
 def test_a_server_has_no_keras():
-    done = shell(
+    done = program(
         "-c",
         "import sys; sys.path.insert(0, 'benchmarks'); import loading; "
         "loading.block(); import tensorflow; import keras",

@@ -1,19 +1,16 @@
 """Apps that are killed at any moment, and go on by the same command."""
 
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, THOROUGH, run, shell
+from conftest import THOROUGH, program, run, start_program
 
 ARGUMENTS = [
     "--limit=90",
@@ -42,7 +39,7 @@ def directories(directory):
 
 def killed(directory, where, count):
     """Runs the app until it is killed; False if it came to its end first."""
-    finished = shell(
+    finished = program(
         "tests/killed_app.py",
         where,
         count,
@@ -102,7 +99,7 @@ def assert_same_run(directory, other):
 def whole(tmp_path_factory):
     """A run that nothing interrupts."""
     directory = tmp_path_factory.mktemp("whole")
-    finished = shell("apps/digits.py", *ARGUMENTS, *directories(directory))
+    finished = program("apps/digits.py", *ARGUMENTS, *directories(directory))
     assert finished.returncode == 0, finished.stderr
     return directory
 
@@ -141,7 +138,7 @@ def test_killed_app_goes_on_as_if_nothing_had_been(whole, tmp_path):
     for where, count in MOMENTS:
         seconds = 2 + 4 * rng.random()
         kill_before_its_end(tmp_path, where, count or seconds)
-    finished = shell("apps/digits.py", *ARGUMENTS, *directories(tmp_path))
+    finished = program("apps/digits.py", *ARGUMENTS, *directories(tmp_path))
     assert finished.returncode == 0, finished.stderr
     assert "Resuming the unfinished run" in finished.stdout
     assert_same_run(tmp_path, whole)
@@ -158,7 +155,7 @@ def test_deterministic_runs_are_the_same_run(tmp_path):
     logs = []
     for name in "ab":
         out = tmp_path / name
-        finished = shell(
+        finished = program(
             "apps/digits.py",
             *ARGUMENTS,
             "--limit=30",
@@ -188,19 +185,12 @@ def test_ctrl_c_ends_with_one_line_and_goes_on(tmp_path):
         "--limit=300", "--batch_size=10", "--reference_epochs=400",
         f"--output_dir={tmp_path}",
     ]  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, "apps/digits.py", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-    )
+    process = start_program("apps/digits.py", *arguments)
     deadline = time.time() + 60
     while not list(tmp_path.glob("checkpoints/reference/*.npz")):
         assert time.time() < deadline
         time.sleep(0.1)
-    second = shell("apps/digits.py", *arguments)
+    second = program("apps/digits.py", *arguments)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -282,7 +272,7 @@ def test_errors_of_tensorflow_end_an_app_with_one_line(tmp_path, monkeypatch):
 
 
 def test_batches_must_serve_all_replicas(tmp_path):
-    finished = shell(
+    finished = program(
         "apps/digits.py",
         *TINY,
         "--batch_size=19",
@@ -329,21 +319,13 @@ def test_two_workers_train_lenet_as_one_does(mnist_dir, tmp_path):
         "--reference=savedmodels/mnist_lenet_reference.keras",
     ]
 
-    def start(environment, *more):
-        return subprocess.Popen(
-            [sys.executable, *arguments, *more],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-        )
-
     processes = [
-        start(
-            environment,
+        start_program(
+            *arguments,
             "--distribution=multi_worker",
             f"--output_dir={tmp_path / 'two'}",
+            environment=environment,
+            merged=True,
         )
         for environment in cluster()
     ]
@@ -358,7 +340,7 @@ def test_two_workers_train_lenet_as_one_does(mnist_dir, tmp_path):
     assert len(told[0]) == 2
     assert told[0] == told[1]  # to the bit
 
-    finished = shell(*arguments, f"--output_dir={tmp_path / 'one'}")
+    finished = program(*arguments, f"--output_dir={tmp_path / 'one'}")
     assert finished.returncode == 0, finished.stderr
     for name in ("clean", "deep_defense"):
         one, two = (

@@ -2,7 +2,7 @@
 
 import keras
 import pytest
-from conftest import shell
+from conftest import program
 from test_benchmarks import rows_of
 
 from dd_keras import networks
@@ -27,7 +27,7 @@ def result(tmp_path_factory):
     )
     preprocessing.save(directory / "preprocessing.keras")
     path = directory / "results.json"
-    done = shell(
+    done = program(
         "benchmarks/serving.py",
         f"--model={directory / 'digits.keras'}",
         f"--preprocessing={directory / 'preprocessing.keras'}",

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import shell
+from conftest import THOROUGH, program
 
 import dd_keras
 from dd_keras import datasets, training
@@ -131,8 +131,15 @@ def assert_same(found, expected):
     assert found[4] == expected[4]
 
 
+# With DD_KERAS_TEST_ALL=1 after each step; else up to the first of the second
+# epoch, and after the last.
+COUNTS = range(1, EPOCHS * STEPS + 1)
 HOOKS = [
-    *(("on_train_batch_end", count) for count in range(1, EPOCHS * STEPS + 1)),
+    *(
+        ("on_train_batch_end", count)
+        for count in COUNTS
+        if THOROUGH or count <= STEPS + 1 or count == EPOCHS * STEPS
+    ),
     ("on_train_batch_begin", 7),
     ("on_train_begin", 1),
     ("on_epoch_begin", 2),
@@ -613,7 +620,7 @@ def test_full_disk_loses_nothing(whole, tmp_path):
     """A write that fails half way: no byte beyond some size is accepted."""
     limit = 6_000  # bytes a file may have; a checkpoint has more
     tests = pathlib.Path(__file__).parent
-    finished = shell(
+    finished = program(
         "-c",
         "import pathlib, resource, signal, sys\n"
         f"sys.path.insert(0, {str(tests)!r})\n"
