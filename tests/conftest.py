@@ -73,6 +73,11 @@ NOT_CORE = {
 }  # fmt: skip
 
 
+def pytest_xdist_auto_num_workers():
+    """One more than cores: one often waits for a process or a disk."""
+    return os.cpu_count() + 1
+
+
 def pytest_configure(config):
     """Workers take whole files in the order in which these are collected.
 

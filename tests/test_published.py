@@ -15,21 +15,16 @@ from conftest import THOROUGH, program
 from published import CLASSIFIERS, Published
 from published.check import STAGES, check
 
-# The quickest of each kind, and what is special about it.
+# The quickest of each kind that tests/test_any_classifier.py does not have, and
+# what is special about it.
 SPREAD = (
-    "heart_disease",  # functional, one sigmoid
     "tf_titanic",  # sequential, Normalization inside, one logit
     "mixed_precision",  # bfloat16
-    "tf_expert",  # subclassed, logits
-    "tf_expert_softmax",  # subclassed, softmax
     "supervised_contrastive",  # nested, frozen layers
     "sngp",  # own layer, spectral normalization, told what it ends in
-    "tf_flowers",  # augmentation and rescaling inside
     "tf_audio",  # Resizing inside
-    "tempered",  # own softmax layer at the end
     "deep_ensemble",  # a mean of softmaxes
     "ct_scan",  # volumes
-    "timeseries_fcn",  # a sequence, two classes
     "fnet",  # own layers, complex numbers inside
     "text_transformer",  # attention
     "pointnet",  # activity regularizer

@@ -6,14 +6,12 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import keras
 import matplotlib.image
 import pytest
-from conftest import ROOT, run
+from conftest import run, start_program
 from test_apps import contents, parsed, refused
 
 from dd_keras import plots
@@ -219,22 +217,11 @@ def test_stopped_and_killed_it_goes_on_to_the_same_numbers(
     assert not (out / "figure4.png").exists()
     stopped = contents(out / "runs")
 
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "apps/sweep.py",
-            f"--reference={reference}",
-            f"--output_dir={out}",
-            *SWEEP,
-        ],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "CUDA_VISIBLE_DEVICES": "-1",
-        },
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+    process = start_program(
+        "apps/sweep.py",
+        f"--reference={reference}",
+        f"--output_dir={out}",
+        *SWEEP,
     )
     try:  # its second run, the third of all, begins
         deadline = time.time() + 300

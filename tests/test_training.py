@@ -123,6 +123,13 @@ def whole(tmp_path_factory):
     return fit(tmp_path_factory.mktemp("whole"))
 
 
+@pytest.fixture(scope="module")
+def whole_defense(tmp_path_factory):
+    """A defence's training that nothing interrupts."""
+    directory = tmp_path_factory.mktemp("whole_defense")
+    return fit(directory, defended=True, weight=0.5)
+
+
 def assert_same(found, expected):
     """To the bit."""
     assert found[1:3] == expected[1:3]
@@ -172,15 +179,14 @@ def test_killed_training_goes_on_as_if_nothing_had_been(
         ("on_test_batch_end", 2),
     ],
 )
-def test_killed_defense_goes_on_as_if_nothing_had_been(tmp_path, hook, count):
+def test_killed_defense_goes_on_as_if_nothing_had_been(
+    whole_defense, tmp_path, hook, count
+):
     """With the attack, and the share of lam that was in force."""
-    paths = [tmp_path / name for name in ("whole", "killed")]
-    for path in paths:
-        path.mkdir()
-    expected = fit(paths[0], defended=True, weight=0.5)
     with pytest.raises(Killed):
-        fit(paths[1], Kill(hook, count), defended=True, weight=0.5)
-    assert_same(fit(paths[1], defended=True, weight=0.5), expected)
+        fit(tmp_path, Kill(hook, count), defended=True, weight=0.5)
+    found = fit(tmp_path, defended=True, weight=0.5)
+    assert_same(found, whole_defense)
 
 
 @pytest.mark.slow
