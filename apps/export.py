@@ -22,6 +22,7 @@ from shared.evaluation import evaluate_split
 from shared.flags import define_classifier_flags
 from shared.provenance import provenance
 
+import dd_keras
 from dd_keras import attacks
 from dd_keras.defenses import METHODS
 from dd_keras.evaluation import metrics
@@ -29,6 +30,15 @@ from dd_keras.evaluation import metrics
 FLAGS = flags.FLAGS
 
 _NO_DATASET = "none"
+
+
+def _is_name_of_a_model(name):
+    """Whether --name may be one, as a validator of flags tells it."""
+    try:
+        return name is None or dd_keras.serving.validate_name(name)
+    except ValueError as error:
+        raise flags.ValidationError(str(error)) from error
+
 
 define_classifier_flags()
 flags.DEFINE_string(
@@ -43,11 +53,7 @@ flags.register_validator(
 flags.DEFINE_string(
     "name", None, "Of the model in the server; that of the file by default."
 )
-flags.register_validator(
-    "name",
-    lambda name: name is None or (name and os.path.basename(name) == name),
-    message="--name must be the name of a folder.",
-)
+flags.register_validator("name", _is_name_of_a_model)
 flags.DEFINE_integer(
     "version", None, "Its version; the next one by default.", lower_bound=1
 )
@@ -94,6 +100,7 @@ def main():
     """Exports a classifier, from flags to files."""
     started = time.time()
     cli.writable_directory(FLAGS.export_dir, "export_dir")
+    name = _name()
     training = _training_flags()
     data, options = None, {}
     if FLAGS.dataset != _NO_DATASET:
@@ -106,8 +113,6 @@ def main():
         chosen = [metrics.get(name, data.bounds) for name in FLAGS.metrics]
         report = evaluate_split(classifier, data, chosen, None)
         print(report.table())
-    stem = os.path.splitext(os.path.basename(FLAGS.model))[0]
-    name = FLAGS.name or stem
     version = serving.export(
         classifier,
         data,
@@ -133,6 +138,15 @@ def main():
     )
     written = serving.write_server_files(data, FLAGS.export_dir)
     cli.print_written([version, *written], started)
+
+
+def _name():
+    """The name of the model in the server."""
+    stem = os.path.splitext(os.path.basename(FLAGS.model))[0]
+    try:
+        return dd_keras.serving.validate_name(FLAGS.name or stem)
+    except ValueError as error:
+        cli.fail(f"--name: that of the file, as none is given: {error}")
 
 
 def _training_flags():
