@@ -55,11 +55,11 @@ LONGEST_FILES = (
 CORE = {
     "adversarial_training", "attack", "batch_norm", "carlini_wagner",
     "compiled", "deep_defense", "deepfool", "defense", "encoded_images",
-    "evaluate", "every_attack", "fgsm", "files", "kernels", "logits", "losses",
-    "methods", "metrics", "model_card", "noise", "norms", "optimizers",
-    "parseval", "pgd", "regularization_warmup", "report", "resumable_batches",
-    "saved_model", "server_config", "split_exponential", "tables", "training",
-    "warm_up",
+    "evaluate", "every_attack", "fgsm", "files", "image_headers", "kernels",
+    "logits", "losses", "methods", "metrics", "model_card", "noise",
+    "norms", "optimizers", "parseval", "pgd", "regularization_warmup",
+    "report", "resumable_batches", "saved_model", "server_config",
+    "split_exponential", "tables", "training", "warm_up",
 }  # fmt: skip
 NOT_CORE = {
     "any_classifier", "applications", "apps", "benchmarks", "client",
