@@ -77,7 +77,17 @@ flags.DEFINE_enum(
     "image_dtype", "float32", ["float32", "uint8"], "Of raw images."
 )
 flags.DEFINE_integer(
+    "max_images", 64, "Most encoded images of a request.", lower_bound=1
+)
+flags.DEFINE_integer(
     "max_pixels", 2**24, "Most pixels of an encoded image.", lower_bound=1
+)
+flags.DEFINE_integer(
+    "max_request_pixels",
+    None,
+    "Most pixels of all encoded images of a request; four times --max_pixels "
+    "by default.",
+    lower_bound=1,
 )
 flags.DEFINE_integer(
     "max_iter", 50, "DeepFool iterations of `robustness`.", lower_bound=1
@@ -120,7 +130,9 @@ def main():
         name,
         version=FLAGS.version,
         image_dtype=FLAGS.image_dtype,
+        max_images=FLAGS.max_images,
         max_pixels=FLAGS.max_pixels,
+        max_request_pixels=FLAGS.max_request_pixels,
         attack=attacks.DeepFool(
             max_iter=FLAGS.max_iter, candidates=FLAGS.candidates
         ),

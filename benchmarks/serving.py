@@ -288,6 +288,7 @@ def measure(directory):
             preprocessing,
             attack=attacks.DeepFool(candidates=candidates),
             examples=images[: min(WARM_UP_IMAGES, max(FLAGS.batch_size))],
+            max_images=max(FLAGS.batch_size),
         )
 
     seconds = {}

@@ -141,7 +141,14 @@ RESIZING = keras.Sequential([keras.Input((8,)), keras.layers.Dense(5)])
         ({"image_shape": (0,)}, ValueError, ["image_shape", "positive"]),
         ({"image_shape": 4}, ValueError, ["image_shape", "received 4"]),
         ({"image_dtype": "int8"}, ValueError, ["image_dtype", "'int8'"]),
+        ({"max_images": 0}, ValueError, ["max_images", "at least 1"]),
         ({"max_pixels": 0}, ValueError, ["max_pixels", "at least 1"]),
+        ({"max_pixels": None}, ValueError, ["max_pixels", "received None"]),
+        (
+            {"max_request_pixels": 2.5},
+            ValueError,
+            ["max_request_pixels", "received 2.5"],
+        ),
         ({"attack": attacks.FGSM(1.0)}, TypeError, ["attack", "DeepFool"]),
         (
             {"attack": attacks.DeepFool(candidates=3)},

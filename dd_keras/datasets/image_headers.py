@@ -40,7 +40,7 @@ def stated_pixels(
     pixels = unknown
     for name in formats:
         start, header, read = _FORMATS[name]
-        begins = tf.strings.substr(data, 0, len(start)) == start
+        begins = tf.equal(tf.strings.substr(data, 0, len(start)), start)
         pixels = functools.partial(
             tf.cond,
             begins & (length >= header),
@@ -79,8 +79,8 @@ def _gif(data):
 
     def goes_on(at, in_data, pixels):
         del pixels
-        is_block = in_data | (byte(at) == _FRAME) | (byte(at) == _EXTENSION)
-        return is_block & (at + _GIF_FRAME < size)
+        begins = tf.reduce_any(tf.equal(byte(at), (_FRAME, _EXTENSION)))
+        return (in_data | begins) & (at + _GIF_FRAME < size)
 
     def step(at, in_data, pixels):
         """Goes on by a block, or by a part of a block's data."""
@@ -99,7 +99,7 @@ def _gif(data):
             return at + 2, True, pixels
 
         def block():
-            return tf.cond(byte(at) == _FRAME, frame, extension)
+            return tf.cond(tf.equal(byte(at), _FRAME), frame, extension)
 
         return tf.cond(in_data, part, block)
 
