@@ -59,7 +59,7 @@ CORE = {
     "logits", "losses", "methods", "metrics", "model_card", "noise",
     "norms", "optimizers", "parseval", "pgd", "regularization_warmup",
     "report", "resumable_batches", "saved_model", "server_config",
-    "split_exponential", "tables", "training", "warm_up",
+    "split_exponential", "tables", "text", "training", "warm_up",
 }  # fmt: skip
 NOT_CORE = {
     "any_classifier", "applications", "apps", "benchmarks", "client",

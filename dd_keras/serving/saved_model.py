@@ -108,7 +108,9 @@ def export(
         report: `RobustnessReport` of the model, for the card; None: the card
             says that nothing was measured.
         card: dict of what JSON can hold, for the card: `name`, `dataset`,
-            `defense`, `intended_use`, `limits`, and anything else.
+            `defense`, `intended_use`, `limits`, and anything else. In
+            model_card.md names and values are shown as they are;
+            `intended_use` and `limits` may be Markdown without HTML.
 
     Returns:
         str: the path of the version.

@@ -1,10 +1,11 @@
 """Text of others, made harmless where it is shown."""
 
+import html
 import re
 
-# What Markdown gives a meaning, HTML's among it.
-_MARKUP = re.compile(r"[\\`*_{}\[\]()#+!|~<>&-]")
-_HTML = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
+# What has a meaning in the middle of a line of Markdown; an underscore has
+# none within a word. `tables.render` escapes what has one in a table.
+_MARKUP = re.compile(r"[\\`*\[\]]|(?<![^\W_])_|_(?![^\W_])")
 
 
 def printable(text: object) -> str:
@@ -17,7 +18,9 @@ def printable(text: object) -> str:
 
 
 def markdown(text: object) -> str:
-    """Text that a page in Markdown shows as it is, in one line."""
-    return _MARKUP.sub(
-        lambda found: _HTML.get(found[0], f"\\{found[0]}"), printable(text)
-    )
+    """Text that Markdown, and HTML made of it, shows as it is, in one line.
+
+    To be put behind other text of the line, where no list or title begins.
+    """
+    marked = _MARKUP.sub(lambda found: f"\\{found[0]}", printable(text))
+    return html.escape(marked, quote=False)
