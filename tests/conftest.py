@@ -65,11 +65,10 @@ NOT_CORE = {
     "any_classifier", "applications", "apps", "benchmarks", "client",
     "corrupt_inputs", "datasets", "distribution", "docstrings", "endpoints",
     "evaluation_apps", "export_app", "figures", "kerashub", "layers",
-    "model_server", "networks", "packaging", "planted_links", "properties",
-    "public_names",
-    "published", "reproduce", "results", "resume", "saved_before",
-    "serving_benchmark", "similarity", "soak", "sweep", "training_apps",
-    "training_as_keras",
+    "model_server", "mutations", "networks", "packaging", "planted_links",
+    "properties", "public_names", "published", "reproduce", "results",
+    "resume", "saved_before", "serving_benchmark", "similarity", "soak",
+    "sweep", "training_apps", "training_as_keras",
 }  # fmt: skip
 
 

@@ -1,8 +1,6 @@
 """The example client, against the stand-in for a model server."""
 
-import contextlib
 import http.server
-import io
 import json
 import re
 import socket
@@ -13,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags
+from broken_server import answering, asked
 from conftest import imported, shell
 from model_server import STAND_IN, running
 
@@ -274,46 +272,10 @@ def test_bad_flags(paths, flag):
 # ------------------------------------- servers that are broken, or mean harm
 
 
-class Answers(http.server.BaseHTTPRequestHandler):
-    """Answers each request with the next of `server.answers`: (status, body).
-
-    A body is bytes, or an iterator of them.
-    """
-
-    def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
-        status, body = self.server.answers.pop(0)
-        self.send_response(status)
-        self.end_headers()
-        with contextlib.suppress(OSError):  # the client has enough
-            for part in [body] if isinstance(body, bytes) else body:
-                self.wfile.write(part)
-
-    def log_message(self, *arguments):
-        pass
-
-
 @pytest.fixture(scope="module")
 def web():
-    """A server by REST whose `answers` a test chooses."""
-    with http.server.ThreadingHTTPServer(("localhost", 0), Answers) as web:
-        threading.Thread(target=web.serve_forever, daemon=True).start()
+    with answering() as web:
         yield web
-        web.shutdown()
-
-
-def asked(web, paths, *answers, more=()):
-    """What the client prints, in this process, and how it ends."""
-    web.answers = list(answers)
-    arguments = [
-        *("client.py", "--model=m", f"--server=localhost:{web.server_port}"),
-        *more,
-        *map(str, paths),
-    ]
-    printed = io.StringIO()
-    with imported("client") as module, contextlib.redirect_stdout(printed):
-        module.main(flags.FLAGS(arguments))
-    return printed.getvalue()
 
 
 def refused(*arguments, **options):
