@@ -108,7 +108,7 @@ def written(kind):
 
 
 def mutants(seeds):
-    """Pairs of a number and a mutant, which follows from it; 0: a whole file."""
+    """Pairs of a number and the mutant of it; that of 0 is a whole file."""
     seeds = list(seeds)
     yield 0, seeds[0]
     for number in range(1, COUNT):
