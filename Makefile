@@ -13,8 +13,8 @@ MIDDLE := $(MATRIX)/middle/.ready
 PYTEST := -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 CORE := -m core
 
-.PHONY: demo test test-fast check-scale matrix matrix-lowest matrix-middle
-.PHONY: wheel lint clean
+.PHONY: demo test test-fast check-scale check-mutations
+.PHONY: matrix matrix-lowest matrix-middle wheel lint clean
 
 demo: $(READY)
 	$(VENV)/bin/python apps/digits.py --output_dir=$(DEMO_DIR) --export_dir=savedmodels/digits --overwrite
@@ -29,6 +29,10 @@ test-fast: $(READY)
 # The part of `make test` with several processes, and with killed ones.
 check-scale: $(READY)
 	$(VENV)/bin/python -m pytest -m scale
+
+# 1,000 files of each kind and 1,000 answers of a server, changed at random.
+check-mutations: $(READY)
+	DD_KERAS_MUTATIONS=1000 $(VENV)/bin/python -m pytest tests/test_mutations.py
 
 # The core with the oldest packages that setup.py allows, beside KerasHub, and
 # with the newest packages, those of `make test`.

@@ -31,7 +31,7 @@ pipeline.define_flags(
     reference_weight_decay=4e-3,
     reference_last_epochs=8,
     reference_last_rate=0.1,
-    output_dir="/tmp/dd_keras/cifar10",
+    output_dir="runs/cifar10",
 )
 
 

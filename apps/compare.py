@@ -37,7 +37,7 @@ flags.DEFINE_multi_string(
 flags.DEFINE_string(
     "ours", None, "The NAME whose eps_ref all are compared at.", required=True
 )
-define_evaluation_flags(output_dir="/tmp/dd_keras/comparison")
+define_evaluation_flags(output_dir="runs/compare")
 flags.DEFINE_integer(
     "few", 1000, "Images for C&W and PASS; 0: neither.", lower_bound=0
 )

@@ -30,7 +30,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string(
     "model", None, "A .keras file or a SavedModel.", required=True
 )
-define_evaluation_flags(output_dir="/tmp/dd_keras/evaluation")
+define_evaluation_flags(output_dir="runs/evaluate")
 flags.DEFINE_list(
     "metrics",
     ["accuracy", "rho2", "fgsm_rho", "fgsm", "pgd"],

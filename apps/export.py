@@ -22,6 +22,7 @@ from shared.evaluation import evaluate_split
 from shared.flags import define_classifier_flags
 from shared.provenance import provenance
 
+import dd_keras
 from dd_keras import attacks
 from dd_keras.defenses import METHODS
 from dd_keras.evaluation import metrics
@@ -29,6 +30,15 @@ from dd_keras.evaluation import metrics
 FLAGS = flags.FLAGS
 
 _NO_DATASET = "none"
+
+
+def _is_name_of_a_model(name):
+    """Whether --name may be one, as a validator of flags tells it."""
+    try:
+        return name is None or dd_keras.serving.validate_name(name)
+    except ValueError as error:
+        raise flags.ValidationError(str(error)) from error
+
 
 define_classifier_flags()
 flags.DEFINE_string(
@@ -43,11 +53,7 @@ flags.register_validator(
 flags.DEFINE_string(
     "name", None, "Of the model in the server; that of the file by default."
 )
-flags.register_validator(
-    "name",
-    lambda name: name is None or (name and os.path.basename(name) == name),
-    message="--name must be the name of a folder.",
-)
+flags.register_validator("name", _is_name_of_a_model)
 flags.DEFINE_integer(
     "version", None, "Its version; the next one by default.", lower_bound=1
 )
@@ -71,7 +77,17 @@ flags.DEFINE_enum(
     "image_dtype", "float32", ["float32", "uint8"], "Of raw images."
 )
 flags.DEFINE_integer(
+    "max_images", 64, "Most encoded images of a request.", lower_bound=1
+)
+flags.DEFINE_integer(
     "max_pixels", 2**24, "Most pixels of an encoded image.", lower_bound=1
+)
+flags.DEFINE_integer(
+    "max_request_pixels",
+    None,
+    "Most pixels of all encoded images of a request; four times --max_pixels "
+    "by default.",
+    lower_bound=1,
 )
 flags.DEFINE_integer(
     "max_iter", 50, "DeepFool iterations of `robustness`.", lower_bound=1
@@ -94,6 +110,7 @@ def main():
     """Exports a classifier, from flags to files."""
     started = time.time()
     cli.writable_directory(FLAGS.export_dir, "export_dir")
+    name = _name()
     training = _training_flags()
     data, options = None, {}
     if FLAGS.dataset != _NO_DATASET:
@@ -106,8 +123,6 @@ def main():
         chosen = [metrics.get(name, data.bounds) for name in FLAGS.metrics]
         report = evaluate_split(classifier, data, chosen, None)
         print(report.table())
-    stem = os.path.splitext(os.path.basename(FLAGS.model))[0]
-    name = FLAGS.name or stem
     version = serving.export(
         classifier,
         data,
@@ -115,7 +130,9 @@ def main():
         name,
         version=FLAGS.version,
         image_dtype=FLAGS.image_dtype,
+        max_images=FLAGS.max_images,
         max_pixels=FLAGS.max_pixels,
+        max_request_pixels=FLAGS.max_request_pixels,
         attack=attacks.DeepFool(
             max_iter=FLAGS.max_iter, candidates=FLAGS.candidates
         ),
@@ -133,6 +150,15 @@ def main():
     )
     written = serving.write_server_files(data, FLAGS.export_dir)
     cli.print_written([version, *written], started)
+
+
+def _name():
+    """The name of the model in the server."""
+    stem = os.path.splitext(os.path.basename(FLAGS.model))[0]
+    try:
+        return dd_keras.serving.validate_name(FLAGS.name or stem)
+    except ValueError as error:
+        cli.fail(f"--name: that of the file, as none is given: {error}")
 
 
 def _training_flags():

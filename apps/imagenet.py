@@ -37,7 +37,7 @@ pipeline.define_flags(
     reference_last_epochs=30,
     reference_last_rate=0.1,
     augment=True,
-    output_dir="/tmp/dd_keras/imagenet",
+    output_dir="runs/imagenet",
 )
 
 

@@ -25,7 +25,7 @@ FLAGS = flags.FLAGS
 define_dataset_flag()
 pipeline.define_flags(
     ["lenet", *(name for name in networks.NAMES if name != "lenet")],
-    output_dir="/tmp/dd_keras/images",
+    output_dir="runs/images",
 )
 
 

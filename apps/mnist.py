@@ -21,7 +21,7 @@ from shared import cli, pipeline
 
 pipeline.define_flags(
     ["lenet", "mlp"],
-    output_dir="/tmp/dd_keras/mnist",
+    output_dir="runs/mnist",
 )
 
 

@@ -38,9 +38,7 @@ flags.DEFINE_list(
     required=True,
 )
 flags.DEFINE_string("data_dir", None, "Where TFDS keeps its data.")
-flags.DEFINE_string(
-    "output_dir", "/tmp/dd_keras/reproduce", "Where all results go."
-)
+flags.DEFINE_string("output_dir", "runs/reproduce", "Where all results go.")
 flags.DEFINE_integer(
     "jobs",
     1,
@@ -165,7 +163,7 @@ def _run_one(plan, step):
     path = plan.path("logs", f"{step.name}.log")
     os.makedirs(os.path.dirname(path), exist_ok=True)
     started = time.time()
-    with open(path, "ab") as log:
+    with files.open_to_append(path) as log:
         status = subprocess.run(
             arguments, check=False, stdout=log, stderr=subprocess.STDOUT
         ).returncode

@@ -44,7 +44,7 @@ FLAGS = flags.FLAGS
 define_dataset_flag()
 training_flags.define(
     ["lenet", "mlp", "digits_cnn", "convnet", "nin"],
-    output_dir="/tmp/dd_keras/sweep",
+    output_dir="runs/sweep",
 )
 flags.DEFINE_list("figure", ["3", "4"], "Which of the two: 3, 4, or 3,4.")
 flags.DEFINE_list("lams", ["5", "15", "25"], "lam of Figure 3.")

@@ -1,15 +1,18 @@
 """The example client, against the stand-in for a model server."""
 
 import http.server
+import json
 import re
 import socket
 import textwrap
 import threading
+import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import shell
+from broken_server import answering, asked
+from conftest import imported, shell
 from model_server import STAND_IN, running
 
 import dd_keras
@@ -264,3 +267,132 @@ def test_bad_flags(paths, flag):
     assert done.returncode == 1
     assert flag.split("=")[0].strip("-") in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# ------------------------------------- servers that are broken, or mean harm
+
+
+@pytest.fixture(scope="module")
+def web():
+    with answering() as web:
+        yield web
+
+
+def refused(*arguments, **options):
+    """The one line with which the client ends."""
+    with pytest.raises(SystemExit) as caught:
+        asked(*arguments, **options)
+    message = str(caught.value)
+    assert message.startswith("error: ")
+    assert message.isprintable()
+    return message
+
+
+FOUND = {"classes": 1, "probabilities": [0.25, 0.75], "labels": "cat"}
+ROBUST = {"classes": 1, "rho": 0.1, "l2": 2.0, "nearest_class": 0}
+
+
+def answer(*predictions):
+    return 200, json.dumps({"predictions": predictions}).encode()
+
+
+def test_answers_that_are_none_make_one_line(web, paths):
+    """Of either request."""
+    good = answer(FOUND)
+    assert "cat" in asked(web, paths[:1], good, answer(ROBUST))
+    bodies = [
+        *(b"", b"{", b"[]", b"null", b"7", b'{"predictions": 7}'),
+        *(b'{"predictions": []}', b'{"predictions": [7]}', b"\xff\xfe"),
+        b'{"predictions": ' + b"[" * 100_000,
+        b"9" * 10_000,
+        answer(FOUND, FOUND)[1],
+    ]
+    for body in bodies:
+        for answers in ([(200, body)], [good, (200, body)]):
+            message = refused(web, paths[:1], *answers)
+            assert message.endswith(": no TensorFlow Serving there.")
+
+
+@pytest.mark.parametrize(
+    ("found", "robustness"),
+    [
+        ({}, {}),
+        ({"classes": 2}, {}),
+        ({"classes": -1}, {}),
+        ({"classes": 0.5}, {}),
+        ({"classes": None}, {}),
+        ({"probabilities": 7}, {}),
+        ({"probabilities": ["x", "y"]}, {}),
+        ({"probabilities": [[1.0], [2.0]]}, {}),
+        ({}, {"rho": "far"}),
+        ({}, {"rho": None}),
+        ({}, {"nearest_class": 1e300}),
+        ({}, {"l1": 1.0}),
+        ({}, {"l2": 10**400}),
+    ],
+)
+def test_answers_of_another_model_make_one_line(web, paths, found, robustness):
+    answers = [FOUND | found, ROBUST | robustness]
+    if not found and not robustness:
+        answers = [{"outputs": 1}, {"outputs": 1}]
+    message = refused(web, paths[:1], *map(answer, answers))
+    assert "expected the answers of an export of dd_keras; received" in message
+
+
+def test_nothing_of_an_answer_steers_the_terminal(web, paths, tmp_path):
+    bad = "\x1b]0;owned\x07\x1b[2J\r\nfake  1.000\u202e"
+    path = tmp_path / "\x1b[31m.png"
+    path.write_bytes(paths[0].read_bytes())
+    robust = {**ROBUST, "l2\x1b[1m": 1.0}
+    del robust["l2"]
+    found = FOUND | {"labels": bad}
+    printed = asked(web, [path], answer(found), answer(robust))
+    assert all(line.isprintable() for line in printed.splitlines())
+    assert len(printed.splitlines()) == 2
+    assert r"\x1b]0;owned\x07\x1b[2J\r\nfake  1.000\u202e" in printed
+    error = json.dumps({"error": "\x1b[2Jno"}).encode()
+    assert r"\x1b[2Jno" in refused(web, paths[:1], (400, error))
+
+
+def test_server_that_drips_is_left(web, paths):
+    """Each byte comes in time; the whole never does."""
+
+    def drip():
+        for _ in range(100):
+            time.sleep(0.05)
+            yield b" "
+
+    started = time.monotonic()
+    for status in (200, 500):
+        message = refused(
+            web, paths[:1], (status, drip()), more=["--timeout=0.3"]
+        )
+        assert message.endswith("no answer: none within 0.3 seconds")
+    assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_answer_without_an_end_is_cut_off(web, paths, status):
+    sent = []
+
+    def endless():
+        while True:
+            sent.append(2**16)
+            yield b" " * 2**16
+
+    message = refused(web, paths[:2], (status, endless()))
+    assert message.endswith(
+        f"expected an answer of at most {2 * 2**20} bytes; received more."
+    )
+    # What the sockets hold comes on top.
+    assert sum(sent) < 50 * 2**20
+
+
+def test_tensor_that_states_any_shape_is_not_made():
+    tensor = tf.make_tensor_proto(np.zeros(1, np.float32))
+    tensor.tensor_shape.dim[0].size = 10**12
+    with imported("client") as module:
+        with pytest.raises(ValueError, match="larger than any answer"):
+            module._array(tensor, 2**20, tf.make_ndarray)
+        tensor.tensor_shape.dim[0].size = 3
+        assert module._array(tensor, 2**20, tf.make_ndarray).shape == (3,)

@@ -563,6 +563,23 @@ def test_apps_end_with_one_line_on_an_image_cut_short(folder, tmp_path):
     )
 
 
+def test_apps_end_with_one_line_on_an_image_that_is_too_large(folder, tmp_path):
+    root, output_dir = folder("jpg"), tmp_path / "out"
+    message = refused(
+        output_dir,
+        "images",
+        "--dataset=folder",
+        "--image_size=8",
+        "--max_image_pixels=62",
+        f"--data_dir={root}",
+        f"--output_dir={output_dir}",
+    )
+    assert message.startswith(
+        "error: max_image_pixels: expected images of at most 62 pixels; "
+    )
+    assert message.endswith(".jpg says that it has 63.")
+
+
 # --- Labels and pixels ------------------------------------------------------
 
 

@@ -1,4 +1,6 @@
+import os
 import re
+import struct
 
 import keras
 import numpy as np
@@ -7,6 +9,7 @@ import tensorflow as tf
 import tfds_shaped
 
 from dd_keras import datasets
+from dd_keras.datasets import images as datasets_images
 
 
 def arrays(dataset):
@@ -1127,3 +1130,93 @@ def test_folder_without_test_images_is_told(folder):
     message = r"^data_dir: expected one of the folders \('test', 'val', 'valid"
     with pytest.raises(ValueError, match=message):
         datasets.load("folder", folder, image_size=5)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_image_of_too_many_pixels_is_not_decoded(monkeypatch, folder, streamed):
+    """It is 1 GB of pixels in a file of 26 bytes: decoded, it is cut short."""
+    if streamed:
+        monkeypatch.setattr(datasets_images, "MEMORY", 0)
+    bad = folder / "train" / "dog" / "1.png"
+    size = struct.pack(">II", 2**14, 2**16)
+    bad.write_bytes(bad.read_bytes()[:16] + size + b"\x08\x02")
+    message = (
+        "^max_image_pixels: expected images of at most 33554432 pixels; "
+        f"{re.escape(str(bad))} says that it has {2**30}\\.$"
+    )
+    with pytest.raises(ValueError, match=message):
+        datasets.load("folder", folder, image_size=5)
+
+
+def test_limit_of_pixels_can_be_set(folder):
+    """They have 6 x 8 pixels."""
+    data = datasets.load("folder", folder, image_size=5, max_image_pixels=48)
+    assert int(data.train.cardinality()) == 9
+    message = "at most 47 pixels; .* says that it has 48"
+    with pytest.raises(ValueError, match=message):
+        datasets.load("folder", folder, image_size=5, max_image_pixels=47)
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "expected"),
+    [
+        ("folder", 0, "an integer of at least 1"),
+        ("folder", 1.5, "an integer of at least 1"),
+        ("digits", 100, "None for 'digits'"),
+    ],
+)
+def test_limits_that_are_none(folder, name, limit, expected):
+    message = f"^max_image_pixels: expected {expected}.*received {limit}"
+    with pytest.raises(ValueError, match=message):
+        datasets.load(name, folder, image_size=5, max_image_pixels=limit)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to nothing", "linked folder"])
+def test_what_is_no_file_is_told(folder, tmp_path_factory, kind):
+    path = folder / "train" / "cat" / "new.png"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link to nothing":
+        path.symlink_to(folder / "nothing.png")
+    else:
+        elsewhere = tmp_path_factory.mktemp("elsewhere") / "images"
+        write_images(elsewhere, 3)
+        path.symlink_to(elsewhere)
+    message = r"1 files in .*train are left out; .*links to .*cat/new\.png\.$"
+    with pytest.warns(UserWarning, match=message):
+        data = datasets.load("folder", folder, image_size=5)
+    assert int(data.train.cardinality()) == 9
+
+
+def test_links_to_files_and_classes_are_followed(folder):
+    cat, elsewhere = folder / "train" / "cat", folder / "elsewhere"
+    cat.rename(elsewhere)
+    cat.symlink_to(elsewhere)
+    linked = folder / "train" / "dog" / "linked.png"
+    linked.symlink_to(elsewhere / "0.png")
+    data = datasets.load("folder", folder, image_size=5)
+    assert int(data.train.cardinality()) == 10
+
+
+def test_name_that_is_not_utf_8_is_told(folder):
+    name = os.path.join(os.fsencode(folder), b"train", b"cat", b"caf\xe9.png")
+    os.rename(folder / "train" / "cat" / "0.png", name)
+    message = r"^data_dir: expected names of files in UTF-8; received b'.*caf"
+    with pytest.raises(ValueError, match=message + r"\\xe9\.png'\. Rename it"):
+        datasets.load("folder", folder, image_size=5)
+
+
+def test_names_in_errors_do_nothing_to_a_terminal(folder):
+    (folder / "train" / "cat" / "\x1b[31m\n.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="cannot be read") as caught:
+        datasets.load("folder", folder, image_size=5)
+    assert str(caught.value).isprintable()
+    assert r"\x1b[31m\n.png" in str(caught.value)
+
+
+def test_class_that_has_images_of_one_split_alone_is_told(tmp_path):
+    write_images(tmp_path / "cat", 20, 0)
+    write_images(tmp_path / "dog", 1, 1)
+    message = r"no image is left to test with of the classes \['dog'\]"
+    with pytest.warns(UserWarning, match=message):
+        datasets.load("folder", tmp_path, image_size=5)

@@ -17,13 +17,14 @@ def pixels(height, width, channels):
     return RANDOM.randint(0, 256, size).astype(np.uint8)
 
 
-def decode(files, image_shape, resize=None, max_pixels=10_000):
+def decode(files, image_shape, resize=None, limits=(20, 10_000, 100_000)):
     """As the server does it: in a graph, with a free batch size."""
     resize = resize or functools.partial(images.resize, size=image_shape[:2])
+    limits = encoded_images.Limits(*limits)
 
     @tf.function(input_signature=[tf.TensorSpec((None,), tf.string)])
     def run(encoded):
-        return encoded_images.decode(encoded, image_shape, resize, max_pixels)
+        return encoded_images.decode(encoded, image_shape, resize, limits)
 
     return run(files).numpy()
 
@@ -97,6 +98,55 @@ def test_resize_that_gives_another_shape_is_told_at_once():
 @pytest.mark.parametrize("encode", [tf.io.encode_png, tf.io.encode_jpeg])
 def test_largest_image_and_one_pixel_more(encode):
     fits, larger = (encode(pixels(20, width, 1)) for width in (5, 6))
-    assert decode([fits], (4, 4, 1), max_pixels=100).shape == (1, 4, 4, 1)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="at most 100"):
-        decode([fits, larger], (4, 4, 1), max_pixels=100)
+    limits = (2, 100, 1000)
+    assert decode([fits], (4, 4, 1), limits=limits).shape == (1, 4, 4, 1)
+    message = (
+        r"expected images of at most 100 pixels each; received headers that "
+        r"state\] \[120\]"
+    )
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        decode([fits, larger], (4, 4, 1), limits=limits)
+
+
+def test_largest_request_and_one_pixel_more():
+    """Of PNG and JPEG files together."""
+    files = [
+        tf.io.encode_png(pixels(9, 9, 1)),
+        tf.io.encode_jpeg(pixels(3, 5, 1)),
+    ]
+    assert len(decode(files, (4, 4, 1), limits=(2, 100, 96))) == 2
+    message = r"of at most 95 pixels together; .* that state\] \[96\]"
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        decode(files, (4, 4, 1), limits=(2, 100, 95))
+
+
+def test_most_images_and_one_more():
+    files = [tf.io.encode_png(pixels(3, 3, 1))] * 3
+    assert len(decode(files, (4, 4, 1), limits=(3, 9, 27))) == 3
+    message = r"expected at most 2 images; received\] \[3\]"
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        decode(files, (4, 4, 1), limits=(2, 9, 27))
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_nothing_is_decoded_beyond_a_limit(together):
+    """Else the first file would be told: its pixels are cut short."""
+    files = [tf.io.encode_png(pixels(30, 30, 1)).numpy()[:-60]]
+    files += [tf.io.encode_png(pixels(30, 31, 1)).numpy()]
+    with pytest.raises(tf.errors.InvalidArgumentError, match="PNG"):
+        decode(files, (4, 4, 1))
+    limits = (2, 1000, 1829) if together else (2, 929, 10_000)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="headers that"):
+        decode(files, (4, 4, 1), limits=limits)
+
+
+def test_sizes_beyond_all_integers_are_beyond_the_limits():
+    png = b"\x89PNG\r\n\x1a\n" + bytes(8) + b"\xff" * 8
+    with pytest.raises(tf.errors.InvalidArgumentError, match="pixels each"):
+        decode([png] * 3, (4, 4, 1), limits=(9, 2**62, 2**62))
+
+
+def test_images_that_fit_into_a_request():
+    limits = encoded_images.Limits(8, 100, 350)
+    found = [limits.images_of(n) for n in (1, 43, 44, 100, 101)]
+    assert found == [8, 8, 7, 3, 0]

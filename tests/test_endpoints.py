@@ -46,7 +46,9 @@ def path(tmp_path_factory, trained_network, data):
         tmp_path_factory.mktemp("models") / "digits",
         data.preprocessing,
         class_names=NAMES,
+        max_images=30,
         max_pixels=10_000,
+        max_request_pixels=20_000,
     )
 
 
@@ -350,8 +352,13 @@ def bad_requests(images):
         yield name, strings(jpeg[: len(jpeg) - 20]), ["JPEG"]
         yield name, strings(good, png_of_size(10_000, 10_000)), [large]
         yield name, strings(png_of_size(2**31 - 1, 2**31 - 1)), [large]
-        yield name, strings(png_of_size(10_001, 1)), [large, "[10001 1]"]
+        yield name, strings(png_of_size(10_001, 1)), [large, "[10001]"]
         yield name, strings(jpeg_of_size(10_000, 10_000)), [large]
+        together = "encoded: expected images of at most 20000 pixels together"
+        three = [png_of_size(100, 67)] * 3
+        yield name, strings(*three), [together, "[20100]"]
+        most = "encoded: expected at most 30 images; received"
+        yield name, strings(*[good] * 31), [most, "[31]"]
         yield name, strings(b"GIF89a" + bytes(50)), [kind]
         yield name, strings(b"BM" + bytes(50)), [kind]
 

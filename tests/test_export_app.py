@@ -224,7 +224,18 @@ def test_bad_flags_end_with_one_line(model_file, tmp_path, arguments, message):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["a/b", "../x", ""])
+@pytest.mark.parametrize(
+    "name", ["a/b", "../x", "", "..", ".", "examples", "a\nb"]
+)
 def test_name_must_be_that_of_a_folder(model_file, tmp_path, name):
     with pytest.raises(flags.IllegalFlagValueError, match="name of a folder"):
-        export(model_file, tmp_path, f"--name={name}")
+        export(model_file, tmp_path / "served", f"--name={name}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_name_of_the_file_must_be_that_of_a_folder(tmp_path):
+    """It is checked before anything is loaded: there is no such file."""
+    path = tmp_path / "examples.keras"
+    with pytest.raises(SystemExit, match=r"--name: .* received 'examples'"):
+        export(path, tmp_path / "served", "--dataset=digits")
+    assert not (tmp_path / "served" / "examples").exists()

@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import io
 import json
 import os
@@ -14,6 +16,10 @@ from dd_keras.utils import files
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
+
+
+def directories(folder):
+    return sorted(str(path) for path in folder.iterdir() if path.is_dir())
 
 
 @pytest.mark.parametrize("kind", [str, pathlib.Path])
@@ -138,7 +144,8 @@ def test_killed_process_leaves_the_old_file(tmp_path, end, status):
     assert shell(script, path).returncode == status
     assert json.loads(path.read_text()) == {"old": 1}
     # What the killed process left is no obstacle to the next.
-    assert (tmp_path / "results.part.json").read_text() == '{"half": '
+    [part] = tmp_path.glob("results.*.part.json")
+    assert part.read_text() == '{"half": '
     with (
         files.atomic_write(path) as part,
         open(part, "w", encoding="utf-8") as file,
@@ -164,9 +171,9 @@ def test_directory_appears_under_its_name_when_it_is_placed(tmp_path):
         assert part.name.startswith(".")
         assert names(part) == []
         (part / "graph").write_text("whole")
-        assert names(parent) == [part.name]
+        assert directories(parent) == [str(part)]
         files.place(part, parent / "1")
-        assert names(parent) == ["1"]
+        assert directories(parent) == [str(parent / "1")]
     assert names(parent) == ["1"]
     assert (parent / "1" / "graph").read_text() == "whole"
 
@@ -240,12 +247,154 @@ def test_directories_of_the_dead_are_removed_and_of_the_living_are_not(
     with files.atomic_directory(parent) as alive:
         pathlib.Path(alive, "graph").write_text("half")
         assert shell(script, parent).returncode == -9
-        assert len(names(parent)) == 2
+        assert len(directories(parent)) == 2
         with files.atomic_directory(parent) as part:
-            assert {pathlib.Path(p).name for p in (alive, part)} == {
-                *names(parent)
-            }
-        alive = pathlib.Path(alive)
-        assert names(alive) == ["graph"]
-        assert names(parent) == [alive.name]
+            assert directories(parent) == sorted([alive, part])
+        assert names(pathlib.Path(alive)) == ["graph"]
+        assert directories(parent) == [alive]
     assert names(parent) == []
+
+
+@pytest.fixture
+def shared(tmp_path):
+    """A directory that others write to as well."""
+    path = tmp_path / "shared"
+    path.mkdir()
+    return path
+
+
+def test_lock_is_held_by_one_and_leaves_nothing(shared):
+    with files.locked(shared), pytest.raises(BlockingIOError):  # noqa: SIM117
+        with files.locked(shared):
+            pass
+    assert names(shared) == []
+    with files.locked(shared):
+        pass
+
+
+def test_lock_whose_file_was_removed_is_not_one(shared):
+    """The one before ended while this one waited for nothing."""
+    path = shared / ".lock"
+    handle = os.open(path, os.O_RDWR | os.O_CREAT)
+    path.unlink()
+    with pytest.raises(BlockingIOError):
+        files._lock(handle, path)
+    path.write_text("another's")
+    with pytest.raises(BlockingIOError):
+        files._lock(handle, path)
+    os.close(handle)
+
+
+def test_abandoned_parts_are_removed_and_those_of_the_living_are_not(shared):
+    path = shared / "results.json"
+    dead = shared / f"results.{'0' * 16}.part.json"
+    others = {"results.json.txt", "results.part.json", "a.part.json"}
+    for name in {dead.name, *others}:
+        (shared / name).write_text("half")
+    with files.atomic_write(path) as alive:
+        files.write_text("new", path)
+        assert set(names(shared)) == {
+            *others, "results.json", pathlib.Path(alive).name
+        }  # fmt: skip
+
+
+# ---------------------------------------------------- file systems, and crashes
+
+
+def lock_as_on_nfs(handle, operation):
+    """Linux makes `flock` on NFS a lock of the file's bytes, for writers."""
+    if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    return FLOCK(handle, operation)
+
+
+FLOCK = fcntl.flock
+
+
+def test_locks_work_on_nfs(shared, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", lock_as_on_nfs)
+    with files.locked(shared), pytest.raises(BlockingIOError):  # noqa: SIM117
+        with files.locked(shared):
+            pass
+    files.write_text("new", shared / "results.json")
+    with files.atomic_directory(shared) as part:
+        with files.atomic_directory(shared):
+            assert pathlib.Path(part).is_dir()
+        files.place(part, shared / "1")
+    assert names(shared) == ["1", "results.json"]
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_file_system_without_locks(shared, monkeypatch, error):
+    """All is written; what might be abandoned is left where it is."""
+
+    def no_locks(handle, operation):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    dead = [f"results.{'0' * 16}.part.json", f".part-{'0' * 16}.lock"]
+    for name in dead:
+        (shared / name).write_text("")
+    files.write_text("new", shared / "results.json")
+    with files.atomic_directory(shared) as part:
+        files.place(part, shared / "1")
+    with files.locked(shared):
+        pass
+    assert set(names(shared)) == {"1", "results.json", *dead}
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What is asked of the operating system: (call, file) in order."""
+    made = []
+
+    def watched(name):
+        call = getattr(os, name)
+
+        def watch(first, *others):
+            path = first
+            if isinstance(first, int):
+                path = os.readlink(f"/proc/self/fd/{first}")
+            made.append((name, os.path.basename(path)))
+            return call(first, *others)
+
+        monkeypatch.setattr(os, name, watch)
+
+    for name in ("fsync", "replace", "rename"):
+        watched(name)
+    return made
+
+
+def test_file_is_on_the_disk_before_it_has_its_name(shared, calls):
+    with files.atomic_write(shared / "results.json") as part:
+        pathlib.Path(part).write_text("new")
+    part = os.path.basename(part)
+    assert calls == [("fsync", part), ("replace", part), ("fsync", "shared")]
+
+
+def test_directory_is_on_the_disk_before_it_has_its_name(shared, calls):
+    with files.atomic_directory(shared) as part:
+        pathlib.Path(part, "inner").mkdir()
+        pathlib.Path(part, "graph").write_text("whole")
+        pathlib.Path(part, "inner", "weights").write_text("whole")
+        files.place(part, shared / "1")
+    part = os.path.basename(part)
+    *synced, renamed, last = calls
+    assert {name for _, name in synced} == {part, "graph", "inner", "weights"}
+    assert [renamed, last] == [("rename", part), ("fsync", "shared")]
+
+
+def test_disk_that_fails_when_it_writes_leaves_the_old_file(
+    shared, monkeypatch
+):
+    path = shared / "results.json"
+    path.write_text("old")
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        files.write_text("new", path)
+    assert path.read_text() == "old"
+    assert names(shared) == ["results.json"]

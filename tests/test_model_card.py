@@ -153,6 +153,34 @@ def test_what_the_user_says_is_what_counts(tmp_path):
     assert "Nothing is certified" not in page
 
 
+def test_names_are_shown_as_they_are(tmp_path):
+    """Those of classes come from the folders of others."""
+    harmful = "<script>alert(1)</script>\n# [title](javascript:x)"
+    shown = (
+        r"&lt;script&gt;alert(1)&lt;/script&gt;\\n# "
+        r"\[title\](javascript:x)"
+    )
+    said = {
+        "name": harmful,
+        "dataset": {"name": "photographs", "classes": [harmful, "b"]},
+        "intended_use": "Use: <script>alert(1)</script> *well*.",
+        "limits": ["<i>Not</i> at night.", "1 < 2 & 3"],
+        harmful: harmful,
+    }
+    card, page = card_of(tmp_path, small_model(), card=said)
+    assert {key: card[key] for key in said} == said
+    assert "<" not in page.replace("&lt;", "")
+    for words in (
+        f"# {shown}\n",
+        f"- **{shown}**: {shown}\n",
+        "Use: &lt;script&gt;alert(1)&lt;/script&gt; *well*.",
+        "1 &lt; 2 &amp; 3",
+    ):
+        assert words in page
+    titles = [line for line in page.splitlines() if line.startswith("#")]
+    assert len(titles) == 7
+
+
 def test_hash_is_of_the_weights_alone(tmp_path):
     model = small_model()
     model.save(tmp_path / "small.keras")

@@ -60,3 +60,11 @@ def test_digits_without_scikit_learn_name_the_extra(monkeypatch):
 
 def test_typed_marker_is_beside_the_library():
     assert pathlib.Path(dd_keras.__file__).with_name("py.typed").is_file()
+
+
+@pytest.mark.parametrize("folder", ["apps", "benchmarks", "dd_keras"])
+def test_no_file_is_read_that_may_hold_code(folder):
+    """NumPy, asked for it, runs what a pickle says."""
+    for path in (ROOT / folder).rglob("*.py"):
+        assert "allow_pickle=True" not in path.read_text(), path
+        assert "import pickle" not in path.read_text(), path

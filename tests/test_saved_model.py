@@ -141,7 +141,14 @@ RESIZING = keras.Sequential([keras.Input((8,)), keras.layers.Dense(5)])
         ({"image_shape": (0,)}, ValueError, ["image_shape", "positive"]),
         ({"image_shape": 4}, ValueError, ["image_shape", "received 4"]),
         ({"image_dtype": "int8"}, ValueError, ["image_dtype", "'int8'"]),
+        ({"max_images": 0}, ValueError, ["max_images", "at least 1"]),
         ({"max_pixels": 0}, ValueError, ["max_pixels", "at least 1"]),
+        ({"max_pixels": None}, ValueError, ["max_pixels", "received None"]),
+        (
+            {"max_request_pixels": 2.5},
+            ValueError,
+            ["max_request_pixels", "received 2.5"],
+        ),
         ({"attack": attacks.FGSM(1.0)}, TypeError, ["attack", "DeepFool"]),
         (
             {"attack": attacks.DeepFool(candidates=3)},
@@ -331,9 +338,10 @@ def test_killed_export_leaves_only_whole_versions(moment, versions, killed):
     path = killed / moment
     left = names(path)
     assert [n for n in left if n.isdecimal()] == ["1"][:versions]
-    # What else it left is hidden, and gone after the next export.
+    # What else it left is hidden, and gone after the next export: a lock,
+    # and the directory unless it has its name.
     hidden = [name for name in left if not name.isdecimal()]
-    assert len(hidden) == 1 - versions
+    assert len(hidden) == 2 - versions
     assert all(name.startswith(".part-") for name in hidden)
     assert export(path) == str(path / str(versions + 1))
     assert names(path) == ["1", "2"][: versions + 1]

@@ -10,7 +10,11 @@ from google.protobuf import (
 )
 from tensorflow_serving.config import model_server_config_pb2
 
-from dd_keras.serving import server_config, write_server_config
+from dd_keras.serving import (
+    server_config,
+    validate_name,
+    write_server_config,
+)
 
 
 def make_models(directory, **models):
@@ -87,11 +91,37 @@ def test_models_are_listed_anew_and_batching_is_kept(tmp_path):
     assert batching.read_text() == "max_batch_size { value: 3 }\n"
 
 
-def test_names_are_quoted(tmp_path):
-    name = 'a "quoted" \\ name'
+@pytest.mark.parametrize("name", ['a "quoted" name', "été 7", "7", "a.b-c_d"])
+def test_names_are_quoted(tmp_path, name):
+    assert validate_name(name) == name
     make_models(tmp_path, **{name: [1]})
-    write_server_config(tmp_path)
-    assert models_of(tmp_path) == {name: f"/models/{name}"}
+    write_server_config(tmp_path, base_path="/a \\ b")
+    assert models_of(tmp_path) == {name: f"/a \\ b/{name}"}
+
+
+BAD_NAMES = [
+    *("a\nb", "a\x1b[31m", "a:b", "a\\b", ".hidden", " a", "a\u2028b"),
+    *("examples", "models.config", "batching.config"),
+]
+
+
+@pytest.mark.parametrize(
+    "name", [*BAD_NAMES, "", ".", "..", "a/b", "\ud800", 7]
+)
+def test_names_that_are_none(name):
+    message = "^name: expected the name of a folder, of printable characters, "
+    with pytest.raises(ValueError, match=message) as caught:
+        validate_name(name)
+    assert f"received {name!r}." in str(caught.value)
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_folder_of_a_bad_name_that_holds_versions_is_named(tmp_path, name):
+    make_models(tmp_path, lenet=[1], **{name: [1]})
+    with pytest.raises(ValueError, match=r"^name: ") as caught:
+        write_server_config(tmp_path)
+    assert repr(name) in str(caught.value)
+    assert not (tmp_path / "models.config").is_file()
 
 
 def test_batching_config_is_what_the_server_reads(tmp_path):
@@ -110,8 +140,9 @@ def test_bad_arguments(tmp_path):
         with pytest.raises(ValueError, match="directory: expected one that"):
             write_server_config(directory)
     make_models(tmp_path, lenet=[1])
-    with pytest.raises(ValueError, match="base_path: expected an absolute"):
-        write_server_config(tmp_path, base_path="models")
+    for base_path in ("models", "/mod\nels"):
+        with pytest.raises(ValueError, match="base_path: expected an absolute"):
+            write_server_config(tmp_path, base_path=base_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["lenet"]
 
 

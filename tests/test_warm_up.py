@@ -79,6 +79,31 @@ def test_examples_are_what_is_replayed(trained_network, digits, tmp_path):
         np.testing.assert_array_equal(outputs["classes"], classes[:size])
 
 
+def test_requests_of_encoded_images_keep_to_their_limits(tmp_path):
+    """Else the server would refuse them, and with them the version."""
+    model = dd_keras.networks.mlp((4, 5, 1), 3)
+    sizes = {}
+    for name, limits in {
+        "images": {"max_images": 2},
+        "request": {"max_request_pixels": 65},
+        "none": {"max_pixels": 19},
+    }.items():
+        version = dd_keras.export(
+            model,
+            tmp_path / name,
+            attack=attacks.DeepFool(max_iter=1),
+            examples=np.zeros((6, 4, 5, 1)),
+            **limits,
+        )
+        found = replay(version)
+        sizes[name] = [
+            len(batch)
+            for signature, batch, _ in found
+            if signature == "serve_encoded"
+        ]
+    assert sizes == {"images": [1, 2], "request": [1, 3], "none": []}
+
+
 def test_flat_inputs_have_no_encoded_requests(tmp_path):
     model = dd_keras.networks.mlp((12,), 3)
     version = dd_keras.export(

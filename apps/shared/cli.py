@@ -8,6 +8,7 @@ import functools
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from typing import NoReturn
@@ -77,10 +78,8 @@ def writable_directory(path: str, flag: str = "output_dir") -> str:
         return path
     try:
         os.makedirs(path, exist_ok=True)
-        probe = os.path.join(path, ".writable")
-        with open(probe, "w", encoding="utf-8"):
+        with tempfile.TemporaryFile(dir=path):
             pass
-        os.remove(probe)
     except OSError as error:
         fail(f"--{flag}: expected a directory to write to; {error}.")
     return path
@@ -102,6 +101,8 @@ def own_directory(path: str) -> str:
                 f"--output_dir: {path} is in use by another run. Wait for it, "
                 "or choose another."
             )
+        except OSError as error:  # a link, or another user's
+            fail(f"--output_dir: expected a directory to lock; {error}.")
     return path
 
 

@@ -13,7 +13,7 @@ flags.disclaim_key_flags()  # they are the calling program's
 
 
 def define_data_flags() -> None:
-    """Declares --data_dir, --image_size and --limit, which all apps have."""
+    """Declares the flags of data, which all apps have."""
     flags.DEFINE_string(
         "data_dir",
         None,
@@ -23,6 +23,13 @@ def define_data_flags() -> None:
         "image_size",
         None,
         "Resize images to so many pixels a side; as they are by default.",
+        lower_bound=1,
+    )
+    flags.DEFINE_integer(
+        "max_image_pixels",
+        None,
+        "Of the data set 'folder': most pixels that an image may have, 2^25 by "
+        "default. Larger ones end the program before they are decoded.",
         lower_bound=1,
     )
     flags.DEFINE_integer(

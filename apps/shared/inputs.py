@@ -37,7 +37,11 @@ def load_data(name: str, **options: Any) -> datasets.Data:
     """
     try:
         data = datasets.load(
-            name, FLAGS.data_dir, image_size=FLAGS.image_size, **options
+            name,
+            FLAGS.data_dir,
+            image_size=FLAGS.image_size,
+            max_image_pixels=FLAGS.max_image_pixels,
+            **options,
         )
         if FLAGS.limit is not None:
             data = data.limited(FLAGS.limit)

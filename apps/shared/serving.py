@@ -9,7 +9,7 @@ from shared.inputs import Classifier
 
 import dd_keras
 from dd_keras import datasets
-from dd_keras.serving import endpoints
+from dd_keras.serving import endpoints, server_config
 from dd_keras.utils import files
 
 _EXAMPLES = 4  # test images beside an export
@@ -28,12 +28,16 @@ def export(
         classifier: `Classifier`.
         data: `datasets.Data` it is for; None: not known.
         export_dir: directory of all models of a server.
-        name: of the model.
+        name: of the model, see `dd_keras.serving.validate_name`.
         **options: further ones of `dd_keras.export`.
 
     Returns:
         str: the path of the version.
+
+    Raises:
+        ValueError: if the name cannot be one, or an option is bad.
     """
+    path = os.path.join(export_dir, server_config.validate_name(name))
     if data is not None:
         options = {
             "preprocessing": data.preprocessing,
@@ -44,7 +48,7 @@ def export(
         }
     return dd_keras.export(
         classifier.model,
-        os.path.join(export_dir, name),
+        path,
         activation=classifier.activation,
         **options,
     )
@@ -71,7 +75,7 @@ def write_server_files(
 
 def _write_examples(data, export_dir):
     """Writes the first test images as PNG files; returns their folder."""
-    folder = os.path.join(export_dir, "examples")
+    folder = os.path.join(export_dir, server_config.EXAMPLES)
     for place, (image, label) in enumerate(data.test.take(_EXAMPLES)):
         pixels = tf.cast(tf.round(image), tf.uint8)
         path = os.path.join(folder, f"{place}_class_{int(label)}.png")

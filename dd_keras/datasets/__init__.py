@@ -14,6 +14,7 @@ from dd_keras.datasets import digits, folder, imagenet, tfds_sets
 from dd_keras.datasets.data import NAMES, Data, batches, check_images
 from dd_keras.datasets.images import mean_subtracted
 from dd_keras.datasets.resumable_batches import ResumableBatches
+from dd_keras.utils import validation
 
 __all__ = [
     "NAMES",
@@ -40,6 +41,7 @@ def load(
     seed: int = 0,
     recipe: str | None = None,
     validation_split: float = 0.0,
+    max_image_pixels: int | None = None,
 ) -> Data:
     """Loads a data set by name.
 
@@ -55,7 +57,9 @@ def load(
       DATA_DIR/test/CLASS/*.jpg ("val" or "validation" will do for "test"), or
       just DATA_DIR/CLASS/*.jpg: then a fifth of the images, drawn at random
       and always the same, are for testing. Classes count in the order of
-      their names; all images become RGB; BMP, GIF, JPEG and PNG are read.
+      their names; all images become RGB; BMP, GIF, JPEG and PNG are read, of
+      an animation its first frame. Links to files are followed, and links to
+      classes; what else is no file is left out, with a warning.
 
     What fits in memory is kept there; the rest is streamed from disk.
     Preprocessing subtracts the training set's mean image; but see `recipe`.
@@ -82,6 +86,9 @@ def load(
         validation_split: share of the training images, the last of them, that
             is not trained on, but for validation: for choices that must not
             depend on the test images. In [0, 1). They are never augmented.
+        max_image_pixels: of `"folder"` only: most pixels that an image may
+            have, of an animation all frames together; None for 2^25. Checked
+            before a file is decoded: one of some kilobytes may fill gigabytes.
 
     Returns:
         `Data`: train and test split, preprocessing, classes.
@@ -89,11 +96,16 @@ def load(
     Raises:
         ValueError: if an argument is not as above, if the TFDS set is not of
             images and classes, or if a folder is not as above or holds a file
-            that is no image; the error names it.
+            that is no image or too large; the error names it.
         RuntimeError: if the data can be neither found nor downloaded.
     """
     base = re.split("[:/]", name)[0]  # without version and configuration
     _check_arguments(base, image_size, augment, recipe, validation_split)
+    if max_image_pixels is not None and name != "folder":
+        raise ValueError(
+            f"max_image_pixels: expected None for {name!r}, as only 'folder' "
+            f"has such a limit; received {max_image_pixels!r}."
+        )
     how: dict[str, Any] = {
         "image_size": image_size,
         "augment": augment,
@@ -103,6 +115,10 @@ def load(
     if base == "imagenet2012":
         return imagenet.load(name, data_dir, recipe or "caffe", **how)
     if name == "folder":
+        if max_image_pixels is not None:
+            how["max_image_pixels"] = validation.validate_integer(
+                "max_image_pixels", max_image_pixels, at_least=1
+            )
         return folder.load(data_dir, **how)
     if name == "digits":
         return mean_subtracted(*digits.splits(), **how)

@@ -37,11 +37,12 @@ def make(
     image_dtype: str,
     class_names: Sequence[str] | None,
     resize: Callable[[tf.Tensor], tf.Tensor],
-    max_pixels: int,
+    limits: encoded_images.Limits,
 ) -> dict[str, Endpoint]:
     """All endpoints of a classifier, by the names of their signatures.
 
-    Args: see `dd_keras.export`; `network` gives logits.
+    Args: see `dd_keras.export`; `network` gives logits, and `limits` are those
+        of encoded images.
 
     Returns:
         dict of name to `Endpoint`. Those of encoded images are there if
@@ -90,7 +91,7 @@ def make(
         return tf.cast(images, tf.float32)
 
     def decoded(encoded):
-        return encoded_images.decode(encoded, image_shape, resize, max_pixels)
+        return encoded_images.decode(encoded, image_shape, resize, limits)
 
     images = tf.TensorSpec((None, *image_shape), image_dtype, "images")
     encoded = tf.TensorSpec((None,), tf.string, "encoded")

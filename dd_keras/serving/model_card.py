@@ -5,6 +5,7 @@ After Mitchell et al., "Model Cards for Model Reporting" (FAT* 2019).
 
 import datetime
 import hashlib
+import html
 import json
 import os
 import platform
@@ -16,7 +17,7 @@ import tensorflow as tf
 
 from dd_keras.attacks import Attack
 from dd_keras.serving.endpoints import Endpoint
-from dd_keras.utils import files, tables
+from dd_keras.utils import files, tables, text
 from dd_keras.version import __version__
 
 NAME = "model_card"  # .json and .md
@@ -120,9 +121,9 @@ def describe(
 
 def write(card: dict, directory: str) -> None:
     """Writes a card as model_card.json and model_card.md."""
-    texts = {"json": json.dumps(card, indent=2) + "\n", "md": markdown(card)}
-    for ending, text in texts.items():
-        files.write_text(text, os.path.join(directory, f"{NAME}.{ending}"))
+    pages = {"json": json.dumps(card, indent=2) + "\n", "md": markdown(card)}
+    for ending, page in pages.items():
+        files.write_text(page, os.path.join(directory, f"{NAME}.{ending}"))
 
 
 def weights_hash(model: keras.Model) -> str:
@@ -145,21 +146,26 @@ def weights_hash(model: keras.Model) -> str:
 
 
 def markdown(card: dict) -> str:
-    """A card as a page for humans."""
+    """A card as a page for humans.
+
+    Names and values are shown as they are; `intended_use` and `limits` may be
+    Markdown, without HTML.
+    """
     facts = {
-        "Data set": _inline(card["dataset"]),
-        "Defence": _inline(card["defense"]),
+        "Data set": card["dataset"],
+        "Defence": card["defense"],
         "Parameters": f"{card['architecture']['parameters']:,}",
         "SHA-256 of the weights": card["weights_sha256"],
         "Attack behind `robustness`": card["robustness_attack"],
-        "Versions": _inline(card["versions"]),
+        "Versions": card["versions"],
         "Date": card["date"],
     }
+    facts = {name: _inline(value) for name, value in facts.items()}
     evaluation = card["evaluation"]
     measured = evaluation and f"{evaluation['table']}\n\n{_LEGEND}"
     layers = [
-        (layer["name"], layer["type"], str(layer["output_shape"]),
-         f"{layer['parameters']:,}")
+        (text.markdown(layer["name"]), layer["type"],
+         str(layer["output_shape"]), f"{layer['parameters']:,}")
         for layer in card["architecture"]["layers"]
     ]  # fmt: skip
     signatures = {
@@ -169,7 +175,7 @@ def markdown(card: dict) -> str:
         for name, specs in card["signatures"].items()
     }
     sections = [
-        f"# {card['name']}",
+        f"# {text.markdown(card['name'])}",
         _bullets(facts),
         "## Evaluation",
         measured or "Not measured.",
@@ -184,7 +190,11 @@ def markdown(card: dict) -> str:
             ("layer", "type", "output", "parameters"), layers, "markdown"
         ),
     ]
-    more = {k: _inline(v) for k, v in card.items() if k not in _SECTIONS}
+    more = {
+        text.markdown(name): _inline(value)
+        for name, value in card.items()
+        if name not in _SECTIONS
+    }
     if more:
         sections += ["## More", _bullets(more)]
     return "\n\n".join(sections) + "\n"
@@ -253,15 +263,16 @@ def _bullets(facts):
 
 
 def _inline(value):
-    """A value of the card in one line."""
+    """A value of the card in one line of Markdown, which shows it as it is."""
     if value is None:
         return "not stated"
     if isinstance(value, dict):
         name = value.get("name")
         rest = ", ".join(f"{k} {v}" for k, v in value.items() if k != "name")
-        return rest if name is None else f"{name} ({rest})"
-    return str(value)
+        value = rest if name is None else f"{name} ({rest})"
+    return text.markdown(value)
 
 
 def _paragraphs(value):
-    return value if isinstance(value, str) else "\n\n".join(map(str, value))
+    paragraphs = [value] if isinstance(value, str) else map(str, value)
+    return html.escape("\n\n".join(paragraphs), quote=False)

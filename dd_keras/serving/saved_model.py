@@ -15,6 +15,7 @@ from dd_keras.classifier import logits
 from dd_keras.datasets import images
 from dd_keras.serving import endpoints as server_endpoints
 from dd_keras.serving import model_card, raw_images, warm_up
+from dd_keras.serving.encoded_images import Limits
 from dd_keras.serving.server_config import LARGEST_BATCH, versions
 from dd_keras.utils import files, validation
 
@@ -23,6 +24,7 @@ _LARGEST_VERSION = 2**63 - 1  # the server's int64
 _EXTRA = "assets.extra"
 # The size of a photograph, which takes 250 MB while it is resized.
 _MAX_PIXELS = 2**24
+_LARGEST_IMAGES = 4  # in a request; a second or so to decode them
 
 
 def export(
@@ -35,7 +37,9 @@ def export(
     image_shape: Sequence[int | None] | None = None,
     image_dtype: str = "float32",
     resize: Callable[[tf.Tensor], tf.Tensor] | None = None,
+    max_images: int = LARGEST_BATCH,
     max_pixels: int = _MAX_PIXELS,
+    max_request_pixels: int | None = None,
     attack: attacks.DeepFool | None = None,
     activation: str | None = None,
     examples: ArrayLike | None = None,
@@ -87,8 +91,12 @@ def export(
         resize: for encoded images: function, in the graph, from uint8
             (H, W, channels) to an image of `image_shape` in [0, 255]; by
             default bilinear with antialiasing, sides scaled each on its own.
-        max_pixels: most pixels an encoded image may have; larger ones are
-            refused before they are decoded.
+        max_images: most encoded images of a request.
+        max_pixels: most pixels an encoded image may have.
+        max_request_pixels: most pixels that all encoded images of a request
+            may have together; None: four times `max_pixels`. What is beyond
+            one of these limits is refused before anything is decoded. The
+            requests that a server runs as one batch count as one.
         attack: `attacks.DeepFool` behind `robustness`, with its `max_iter`
             and `candidates`; by default 50 iterations, all classes.
         activation: what `model` ends in, see `logits_model`.
@@ -100,7 +108,9 @@ def export(
         report: `RobustnessReport` of the model, for the card; None: the card
             says that nothing was measured.
         card: dict of what JSON can hold, for the card: `name`, `dataset`,
-            `defense`, `intended_use`, `limits`, and anything else.
+            `defense`, `intended_use`, `limits`, and anything else. In
+            model_card.md names and values are shown as they are;
+            `intended_use` and `limits` may be Markdown without HTML.
 
     Returns:
         str: the path of the version.
@@ -136,6 +146,7 @@ def export(
             f"attack: expected an attacks.DeepFool; received {attack!r}."
         )
     _validate_interfaces(resize, report)
+    limits = _validate_limits(max_images, max_pixels, max_request_pixels)
     endpoints = server_endpoints.make(
         network,
         preprocessing,
@@ -144,7 +155,7 @@ def export(
         image_dtype,
         _validate_names(class_names, logits.num_classes(network)),
         resize or functools.partial(images.resize, size=image_shape[:2]),
-        validation.validate_integer("max_pixels", max_pixels, at_least=1),
+        limits,
     )
     if not _warm_up_wanted(warm_up_requests):
         examples = None
@@ -159,7 +170,7 @@ def export(
         extra = os.path.join(part, _EXTRA)
         model_card.write(card, extra)
         if examples is not None:
-            warm_up.write(endpoints, examples, extra)
+            warm_up.write(endpoints, examples, extra, limits)
         return _place(part, path, version)
 
 
@@ -251,6 +262,16 @@ def _validate_interfaces(resize, report):
         raise TypeError(
             f"report: expected a RobustnessReport; received {report!r}."
         )
+
+
+def _validate_limits(max_images, max_pixels, max_request_pixels):
+    one_or_more = functools.partial(validation.validate_integer, at_least=1)
+    images = one_or_more("max_images", max_images)
+    pixels = one_or_more("max_pixels", max_pixels)
+    if max_request_pixels is None:
+        return Limits(images, pixels, _LARGEST_IMAGES * pixels)
+    together = one_or_more("max_request_pixels", max_request_pixels)
+    return Limits(images, pixels, together)
 
 
 def _validate_names(class_names, num_classes):

@@ -1,10 +1,12 @@
 """Configuration files of TensorFlow Serving, for a directory of exports."""
 
 import os
+from typing import Any
 
 from dd_keras.utils import files
 
 MODELS, BATCHING = "models.config", "batching.config"
+EXAMPLES = "examples"  # images to ask the server about
 LARGEST_BATCH = 64  # images
 
 _MODELS_HEADER = """\
@@ -24,6 +26,37 @@ max_enqueued_batches {{ value: 100 }}
 # As many as there are cores, as a rule.
 num_batch_threads {{ value: 4 }}
 """
+
+
+def validate_name(name: Any) -> str:
+    """Checks the name of a model in a server, and of its directory.
+
+    Args:
+        name: printable characters, the first no dot and no space, none of
+            them a slash, backslash or colon (which ends a name in URLs), and
+            not the name of what else lies in a server's directory.
+
+    Returns:
+        `name`.
+
+    Raises:
+        ValueError: if it is not as above.
+    """
+    reserved = (MODELS, BATCHING, EXAMPLES)
+    if (
+        not isinstance(name, str)
+        or not name
+        or not name.isprintable()
+        or name[0] in ". "
+        or set(name) & set("/\\:")
+        or name in reserved
+    ):
+        raise ValueError(
+            "name: expected the name of a folder, of printable characters, "
+            "with no dot or space first, no slash, backslash or colon, and "
+            f"none of {reserved}; received {name!r}."
+        )
+    return name
 
 
 def versions(path: str | os.PathLike) -> list[int]:
@@ -52,28 +85,31 @@ def write_server_config(
     Args:
         directory: holds a folder for each model, as
             `dd_keras.export(model, f"{directory}/{name}")` makes them.
-        base_path: what the server calls `directory`, an absolute path;
-            `/models` where it is mounted there, as in its Docker image.
+        base_path: what the server calls `directory`, an absolute path of
+            printable characters; `/models` where it is mounted there, as in
+            its Docker image.
 
     Returns:
         list of str: the names of the models, sorted.
 
     Raises:
-        ValueError: if the directory holds no model, or `base_path` is not
-            absolute.
+        ValueError: if the directory holds no model, or one whose name is
+            refused by `validate_name`, or if `base_path` is not as above.
 
     Example:
         dd_keras.export(classifier, "models/digits", warm_up_requests=False)
         names = dd_keras.serving.write_server_config("models")
         assert names == ["digits"]
     """
-    if not str(base_path).startswith("/"):
+    base_path = os.fspath(base_path)
+    if not base_path.startswith("/") or not base_path.isprintable():
         raise ValueError(
-            f"base_path: expected an absolute path; received {base_path!r}."
+            "base_path: expected an absolute path of printable characters; "
+            f"received {base_path!r}."
         )
     folders = os.listdir(directory) if os.path.isdir(directory) else []
     names = [
-        name
+        validate_name(name)
         for name in sorted(folders)
         if versions(os.path.join(directory, name))
     ]

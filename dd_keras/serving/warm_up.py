@@ -10,6 +10,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
+from dd_keras.serving.encoded_images import Limits
 from dd_keras.serving.endpoints import Endpoint
 
 NAME = "tf_serving_warmup_requests"
@@ -25,7 +26,10 @@ def available() -> bool:
 
 
 def write(
-    endpoints: dict[str, Endpoint], examples: np.ndarray, directory: str
+    endpoints: dict[str, Endpoint],
+    examples: np.ndarray,
+    directory: str,
+    limits: Limits,
 ) -> None:
     """Writes one request for each endpoint and batch size.
 
@@ -34,6 +38,7 @@ def write(
         examples: (N, *image_shape) array of raw images. Requests hold the
             first, and if there are more, all of them.
         directory: where to.
+        limits: of encoded images: their requests hold no more.
     """
     from tensorflow_serving.apis import (
         model_pb2,
@@ -44,7 +49,10 @@ def write(
     os.makedirs(directory, exist_ok=True)
     with tf.io.TFRecordWriter(os.path.join(directory, NAME)) as writer:
         for name, (_, spec) in endpoints.items():
-            for size in sorted({1, len(examples)}):
+            most = len(examples)
+            if spec.dtype == tf.string:
+                most = min(most, limits.images_of(examples[0, ..., 0].size))
+            for size in sorted({min(1, most), most} - {0}):
                 request = predict_pb2.PredictRequest(
                     model_spec=model_pb2.ModelSpec(signature_name=name),
                     inputs={spec.name: _tensor(examples[:size], spec.dtype)},

@@ -125,8 +125,6 @@ class Checkpoints:
         path = os.path.join(self.directory, _NAME.format(epoch, step))
         with files.atomic_write(path) as part, open(part, "wb") as file:
             np.savez(file, **content)
-            file.flush()
-            os.fsync(file.fileno())
         for _, old in self._paths()[:-KEPT]:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(old)
