@@ -58,8 +58,8 @@ CORE = {
     "evaluate", "every_attack", "fgsm", "files", "kernels", "logits", "losses",
     "methods", "metrics", "model_card", "noise", "norms", "optimizers",
     "parseval", "pgd", "regularization_warmup", "report", "resumable_batches",
-    "saved_model", "server_config", "split_exponential", "tables", "training",
-    "warm_up",
+    "saved_model", "server_config", "split_exponential", "steepness", "tables",
+    "training", "warm_up",
 }  # fmt: skip
 NOT_CORE = {
     "any_classifier", "applications", "apps", "benchmarks", "client",

@@ -118,7 +118,7 @@ def run(program: str, dataset: str, recipe: str | None = None) -> None:
         this, data, reports, trained, curves, pictured, directory, started
     )
     if FLAGS.export_dir:
-        written += _export(this, data, models, reports)
+        written += _export(this, data, models, reports, curves)
     written += _finish(found, directory)
     print(f"\n{results.table(found)}")
     cli.print_written([*_models_of(paths), *written], started)
@@ -209,7 +209,7 @@ def _draw(models, reports, curves, data):
     return written, pictured
 
 
-def _export(this, data, models, reports):
+def _export(this, data, models, reports, curves):
     """Exports all models; the paths of what was written."""
     versions = [
         serving.export(
@@ -221,7 +221,7 @@ def _export(this, data, models, reports):
             card={
                 "name": f"{title_of(name)}: {FLAGS.arch} on {this.dataset}",
                 "dataset": this.dataset,
-                "defense": training.defense_of(name),
+                "defense": training.defense_of(name, curves.get(name, {})),
                 "training": this.flags,
                 "made_by": provenance()["command"],
             },

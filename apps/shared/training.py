@@ -87,12 +87,17 @@ def load_reference(path: str, data: datasets.Data) -> keras.Model:
     return inputs.load_classifier(path, data).model
 
 
-def defense_of(name: str) -> dict | None:
-    """A defence and its settings, for a model card; None for the reference."""
+def defense_of(name: str, curve: dict) -> dict | None:
+    """A defence and its settings, for a model card; None for the reference.
+
+    Args:
+        name: of the defence.
+        curve: what `defend` returned of it.
+    """
     if name == REFERENCE:
         return None
     values = provenance.as_json(dataclasses.asdict(settings()))
-    return METHODS[name].describe(values)
+    return METHODS[name].describe(values | curve.get("chosen", {}))
 
 
 def defend(
@@ -121,7 +126,7 @@ def defend(
         (seconds, convergence curve: a dict of lists over epochs, `"accuracy"`
         and `"rho"` of `validation`, and `"training_loss"`; with --keep=best
         also `"best"`, a dict of the `"epoch"` kept, from 0, and its
-        `"score"`).
+        `"score"`; with --c=auto also `"chosen"`, a dict of `"c"`).
 
     Raises:
         DivergenceError: if loss or weights are no longer finite.
@@ -215,6 +220,10 @@ def _fit(
     }
     if best is not None:
         curve["best"] = best.best
+    chosen = getattr(model, "chosen", {})
+    if chosen:
+        curve["chosen"] = chosen
+        print(f"c, chosen by the reference's rho: {chosen['c']:.4g}.")
     return curve, history.seconds
 
 

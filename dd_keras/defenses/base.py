@@ -179,11 +179,20 @@ class DefenseModel(ClassifierWrapper):
                 batch_size=batch_size,
                 epochs=epochs,
                 verbose=verbose,
-                callbacks=checks.with_guard(callbacks),
+                callbacks=checks.with_guard(
+                    callbacks, self.own_callbacks(x, batch_size)
+                ),
                 validation_split=validation_split,
                 validation_data=validation_data,
                 **kwargs,
             )
+
+    def own_callbacks(
+        self, x: object, batch_size: int | None
+    ) -> list[keras.callbacks.Callback]:
+        """What `fit`, which was given these, calls besides; here nothing."""
+        del x, batch_size
+        return []
 
     def evaluate(
         self, x: object = None, y: object = None, *args: Any, **kwargs: Any
