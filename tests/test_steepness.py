@@ -36,10 +36,10 @@ def distances(x):
     return 1.02 * length / np.linalg.norm(x, axis=1)
 
 
-def test_c_is_two_over_the_median_rho():
-    assert steepness.choose([0.1, 0.2, 5.0]) == pytest.approx(10.0)
+def test_c_is_one_over_the_median_rho():
+    assert steepness.choose([0.1, 0.2, 5.0]) == pytest.approx(5.0)
     penalty = dd_keras.SplitExponential("auto", d=3.0).with_c_for([0.5, 0.5])
-    assert (penalty.c, penalty.d) == (4.0, 3.0)
+    assert (penalty.c, penalty.d) == (2.0, 3.0)
 
 
 @pytest.mark.parametrize("rho", [[], [0.0, 0.0, 1.0], [np.nan], [np.inf]])
@@ -51,7 +51,7 @@ def test_without_a_boundary_there_is_none(rho):
 def test_of_an_affine_classifier_c_is_in_closed_form():
     model = affine()
     assert model.choose_c(X) == model.c
-    assert model.c == pytest.approx(2 / np.median(distances(X)), rel=1e-4)
+    assert model.c == pytest.approx(1 / np.median(distances(X)), rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_fit_chooses_c_before_its_first_step(data):
     """Of the weights as they were, and keeps it when it is called again."""
     model = affine()
     model.fit(*data(), batch_size=None, verbose=0)
-    assert model.c == pytest.approx(2 / np.median(distances(X)), rel=1e-4)
+    assert model.c == pytest.approx(1 / np.median(distances(X)), rel=1e-4)
     chosen = model.c
     model.fit(*data(), verbose=0)
     assert model.c == chosen
@@ -78,7 +78,7 @@ def test_arrays_in_the_order_of_their_classes_are_taken_evenly():
     assert [len(batch) for (batch,) in batches] == [8] * 4
     model = affine()
     assert model.choose_c(x, batch_size=8) == pytest.approx(
-        2 / np.median(distances(X)), rel=0.1
+        1 / np.median(distances(X)), rel=0.1
     )
 
 
@@ -98,7 +98,7 @@ def test_the_warm_up_comes_first():
     model = affine()
     model.optimizer.learning_rate = 0.5
     warm_up = dd_keras.RegularizationWarmup(start=1, length=0)
-    at_start = 2 / np.median(distances(X))
+    at_start = 1 / np.median(distances(X))
     chosen = []
     model.fit(
         *(X, Y),
@@ -139,7 +139,7 @@ def test_other_words_are_refused(c):
 
 @pytest.mark.parametrize(("factor", "warns"), [(1e-3, 1), (1.0, 0), (1e3, 1)])
 def test_warns_of_a_c_that_does_not_fit(factor, warns):
-    model = affine(c=2 * factor / np.median(distances(X)))
+    model = affine(c=factor / np.median(distances(X)))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.fit(X, Y, batch_size=4, epochs=2, verbose=0)
@@ -186,7 +186,7 @@ def test_replicas_choose_one_c():
     with dd_keras.distribution.strategy("mirrored").scope():
         model = affine()
     model.fit(X, Y, verbose=0)
-    assert model.c == pytest.approx(2 / np.median(distances(X)), rel=1e-4)
+    assert model.c == pytest.approx(1 / np.median(distances(X)), rel=1e-4)
 
 
 def mean_rho(model, x):

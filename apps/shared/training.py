@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from shared import inputs, provenance
+from shared import inputs, progress, provenance
 from shared.schedule import Schedule
 from shared.training_flags import settings
 
@@ -191,6 +191,7 @@ def _fit(
     best = None
     if validation is not None and FLAGS.keep == "best":
         best = dd_keras.KeepBest(rho, FLAGS.accuracy_weight)
+    lines = progress.of_training()
     try:
         history = dd_keras.resumable_fit(
             model,
@@ -202,7 +203,11 @@ def _fit(
             validation_freq=validation_freq,
             best=best,
             log=os.path.join(logs, f"{name}.csv"),
-            callbacks=_callbacks(model, os.path.join(logs, name)),
+            callbacks=[
+                *_callbacks(model, os.path.join(logs, name)),
+                *lines,
+            ],
+            verbose=0 if lines else "auto",
         )
     except DivergenceError as error:
         raise DivergenceError(

@@ -133,7 +133,7 @@ class DeepDefenseModel(RegularizedDefenseModel):
         self._retrace()
 
     def choose_c(self, x: object, batch_size: int | None = None) -> float:
-        """Sets `c` to 2 / median rho of the classifier as it is now.
+        """Sets `c` to 1 / median rho of the classifier as it is now.
 
         rho is that of `attack`, from the predicted classes, on the first four
         batches of a data set, or on as many samples taken evenly from arrays.

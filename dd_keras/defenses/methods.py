@@ -75,7 +75,7 @@ class Settings:
     lam: float = _setting(15.0, "Weight of the regulariser.", minimum=0)
     c: float | str = _setting(
         25.0,
-        "Steepness of the penalty on correct samples; auto: 2 / median rho of "
+        "Steepness of the penalty on correct samples; auto: 1 / median rho of "
         "the reference.",
         positive=True,
         word=AUTO,

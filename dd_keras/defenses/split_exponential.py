@@ -72,7 +72,7 @@ class SplitExponential(keras.losses.Loss):
         return ops.exp(ops.minimum(exponent, MAX_EXPONENT))
 
     def with_c_for(self, rho: ArrayLike) -> Self:
-        """The same with the `c` that fits a classifier: 2 / median rho.
+        """The same with the `c` that fits a classifier: 1 / median rho.
 
         Args:
             rho: (N,), relative distances of samples from its boundary (Eq. 7),

@@ -18,12 +18,11 @@ from numpy.typing import ArrayLike
 from dd_keras.utils import config
 
 AUTO = "auto"
-# c * the median rho of the classifier to be defended, of c="auto": near the
-# geometric mean of the paper's six products, 1.8. README.md has what other
-# products do.
-PRODUCT = 2.0
-# Outside of it the penalty hardly depends on rho, or on a few samples alone.
-USUAL_PRODUCTS = (0.1, 25.0)
+# c * the median rho of the classifier to be defended, of c="auto". README.md
+# has what other products gain.
+PRODUCT = 1.0
+# Above, the penalty is that of a few samples; below, it hardly knows rho.
+USUAL_PRODUCTS = (0.1, 10.0)
 BATCHES = 4
 _STEPS = 10  # of training until its mean rho is relied on
 

@@ -210,7 +210,8 @@ def _build(model, train):
         y_pred = model(x, training=False)
         model.compute_metrics(x, y, y_pred, sample_weight)
 
-    model.distribute_strategy.run(measure)
+    # Traced as such: a call counts as retracing, from one training to the next.
+    model.distribute_strategy.run(lambda: measure.get_concrete_function()())
     model.reset_metrics()
 
 
