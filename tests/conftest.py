@@ -67,7 +67,7 @@ NOT_CORE = {
     "evaluation_apps", "export_app", "figures", "kerashub", "layers",
     "model_server", "networks", "packaging", "progress", "properties",
     "public_names",
-    "published", "reproduce", "results", "resume", "saved_before",
+    "published", "readme", "reproduce", "results", "resume", "saved_before",
     "serving_benchmark", "similarity", "soak", "sweep", "training_apps",
     "training_as_keras",
 }  # fmt: skip
