@@ -62,7 +62,8 @@ CORE = {
     "training", "warm_up",
 }  # fmt: skip
 NOT_CORE = {
-    "any_classifier", "applications", "apps", "benchmarks", "client",
+    "any_classifier", "applications", "apps", "barely_trained", "benchmarks",
+    "client",
     "corrupt_inputs", "datasets", "distribution", "docstrings", "endpoints",
     "evaluation_apps", "export_app", "figures", "kerashub", "layers",
     "model_server", "networks", "packaging", "progress", "properties",

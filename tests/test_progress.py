@@ -40,7 +40,8 @@ def test_fit_has_a_bar_on_a_terminal(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("epochs", "told"), [(3, [1, 2, 3]), (25, [3, 6, 9, 12, 15, 18, 21, 24, 25])]
+    ("epochs", "told"),
+    [(3, [1, 2, 3]), (25, [3, 6, 9, 12, 15, 18, 21, 24, 25])],
 )
 def test_programs_print_a_line_an_epoch_and_of_many_some(capsys, epochs, told):
     fit(epochs, callbacks=progress.of_training())

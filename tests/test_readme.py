@@ -25,5 +25,3 @@ def test_the_first_script_runs_as_printed_and_gains(
     before, after = numbers(printed, "accuracy")
     assert after >= before
     assert (tmp_path / "savedmodels/robust/1/saved_model.pb").exists()
-
-

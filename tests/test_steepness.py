@@ -119,7 +119,7 @@ def test_the_warm_up_comes_first():
 def test_data_that_can_be_had_only_once_are_refused():
     model = affine()
     batches = (batch for batch in [(X, Y)])
-    with pytest.raises(TypeError, match="c: .* only once; received 'auto' wi"):
+    with pytest.raises(TypeError, match=r"c: .* only once; received 'auto' wi"):
         model.fit(batches, verbose=0)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from shared import inputs, progress, provenance
+from shared import barely_trained, inputs, progress, provenance
 from shared.schedule import Schedule
 from shared.training_flags import settings
 
@@ -109,6 +109,7 @@ def defend(
     chosen: Settings | None = None,
     validation_freq: int = 1,
     log_as: str | None = None,
+    reference_accuracy: float | None = None,
 ) -> tuple[float, dict]:
     """Fine-tunes a classifier by a defence.
 
@@ -121,6 +122,7 @@ def defend(
         chosen: `Settings`; those of the flags by default.
         validation_freq: epochs from one validation to the next.
         log_as: name of its logs; that of the defence by default.
+        reference_accuracy: of the classifier, for the error where it diverges.
 
     Returns:
         (seconds, convergence curve: a dict of lists over epochs, `"accuracy"`
@@ -135,15 +137,25 @@ def defend(
     model, train = METHODS[name].prepare(
         classifier, train, chosen or settings()
     )
-    curve, seconds = _fit(
-        log_as or name,
-        model,
-        Schedule.of_fine_tuning(),
-        train,
-        checkpoints,
-        validation,
-        validation_freq,
-    )
+    try:
+        curve, seconds = _fit(
+            log_as or name,
+            model,
+            Schedule.of_fine_tuning(),
+            train,
+            checkpoints,
+            validation,
+            validation_freq,
+        )
+    except DivergenceError as error:
+        if reference_accuracy is None:
+            raise
+        poor = not barely_trained.is_enough(reference_accuracy)
+        raise DivergenceError(
+            f"{error} The reference's accuracy was "
+            f"{100 * reference_accuracy:.1f} %"
+            f"{', barely trained: the likely cause' if poor else ''}."
+        ) from error
     return seconds, curve
 
 

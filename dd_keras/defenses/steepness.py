@@ -28,7 +28,7 @@ _STEPS = 10  # of training until its mean rho is relied on
 
 
 def choose(rho: ArrayLike) -> float:
-    """c for samples at these distances from the decision boundary.
+    """C for samples at these distances from the decision boundary.
 
     Args:
         rho: (N,), of the classifier that is to be defended.
