@@ -95,12 +95,13 @@ def main():
     started = time.time()
     cli.writable_directory(FLAGS.export_dir, "export_dir")
     training = _training_flags()
+    classifier = inputs.load_classifier(FLAGS.model, None, FLAGS.activation)
     data, options = None, {}
     if FLAGS.dataset != _NO_DATASET:
         data = inputs.load_evaluation_data()
+        inputs.check_fits(FLAGS.model, classifier, data)
     elif FLAGS.preprocessing not in ("dataset", "none"):
         options["preprocessing"] = inputs.load_model(FLAGS.preprocessing)
-    classifier = inputs.load_classifier(FLAGS.model, data, FLAGS.activation)
     report = None
     if data is not None and FLAGS.metrics:
         chosen = [metrics.get(name, data.bounds) for name in FLAGS.metrics]

@@ -850,7 +850,7 @@ def three_classes(path):
     ("make", "message"),
     [
         (missing, "expected a Keras model file (.keras); there is none."),
-        (truncated, "expected a whole Keras model file (.keras); it cannot "),
+        (truncated, "expected a whole Keras model file (.keras); it is dama"),
         (without_weights, "expected a whole Keras model file (.keras); it "),
         (custom_layer, "expected a whole Keras model file (.keras); it "),
         (

@@ -373,3 +373,48 @@ def test_bad_flags_end_with_one_line(
 def test_name_without_a_path_is_refused_by_the_flag():
     with pytest.raises(flags.Error, match="--model must be NAME=PATH"):
         run("compare", "--model=nopath", "--ours=a")
+
+
+@pytest.mark.parametrize(
+    ("app", "arguments", "message"),
+    [
+        ("evaluate", ["--model=nope.keras"], "nope.keras: expected a Keras mo"),
+        ("evaluate", ["--model={cut}"], "it is damaged: BadZipFile"),
+        ("evaluate", ["--model={whole}", "--metrics=rho3x"], "rho3x"),
+        ("evaluate", ["--model={whole}", "--eps=1,x"], "--eps: expected numbe"),
+        ("evaluate", ["--model={whole}", "--pgd_eps=x"], "--pgd_eps: expected"),
+        (
+            "evaluate",
+            ["--model={whole}", "--preprocessing=nope.keras"],
+            "nope.keras: expected a Keras model file",
+        ),
+        (
+            "compare",
+            ["--model=a={whole}", "--model=b=nope.keras", "--ours=a"],
+            "nope.keras: expected a Keras model file",
+        ),
+        (
+            "digits",
+            ["--reference=nope.keras"],
+            "nope.keras: expected a Keras model file",
+        ),
+    ],
+)
+def test_models_and_flags_are_checked_before_the_data(
+    model_path, tmp_path, monkeypatch, app, arguments, message
+):
+    """Of ImageNet these take minutes."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("the data are loaded first")
+
+    monkeypatch.setattr(datasets, "load", refuse)
+    cut = tmp_path / "cut.keras"
+    cut.write_bytes(model_path.read_bytes()[:-100])
+    with pytest.raises(SystemExit) as ended:
+        run(
+            app,
+            *(text.format(whole=model_path, cut=cut) for text in arguments),
+            f"--output_dir={tmp_path / 'out'}",
+        )
+    assert message in str(ended.value)

@@ -79,14 +79,9 @@ def test_what_is_no_start_up_note_is_printed(capfd):
 
 
 def test_programs_start_without_notes_of_tensorflow():
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name != "TF_CPP_MIN_LOG_LEVEL"
-    }
     finished = subprocess.run(
         [sys.executable, "-c", "from shared import cli"],
-        env={**environment, "PYTHONPATH": f"{ROOT}:{ROOT / 'apps'}"},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'apps'}"},
         capture_output=True,
         encoding="utf-8",
         check=False,

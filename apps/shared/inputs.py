@@ -4,6 +4,7 @@ Every error is one line that names the file or the flag.
 """
 
 import os
+import zipfile
 from typing import Any, NamedTuple
 
 import keras
@@ -15,6 +16,7 @@ from shared import cli
 import dd_keras
 from dd_keras import datasets
 from dd_keras.classifier import logits
+from dd_keras.utils import files
 
 FLAGS = flags.FLAGS
 
@@ -58,12 +60,13 @@ def load_data(name: str, **options: Any) -> datasets.Data:
 
 def load_evaluation_data() -> datasets.Data:
     """The data set of the flags, with the preprocessing of the flags."""
+    preprocessing = None
+    if FLAGS.preprocessing not in ("dataset", "none"):
+        preprocessing = load_model(FLAGS.preprocessing)
     data = load_data(FLAGS.dataset, recipe=FLAGS.recipe)
-    if FLAGS.preprocessing == "none":
-        return data._replace(preprocessing=None)
-    if FLAGS.preprocessing != "dataset":
-        return data._replace(preprocessing=load_model(FLAGS.preprocessing))
-    return data
+    if FLAGS.preprocessing == "dataset":
+        return data
+    return data._replace(preprocessing=preprocessing)
 
 
 def load_model(path: str) -> keras.Model:
@@ -72,13 +75,34 @@ def load_model(path: str) -> keras.Model:
         cli.fail(
             f"{path}: expected a Keras model file (.keras); there is none."
         )
+    damage = _damage(path)
+    if damage:
+        cli.fail(
+            f"{path}: expected a whole Keras model file (.keras); it is "
+            f"damaged: {damage}."
+        )
     try:
         return keras.saving.load_model(path, compile=False)
-    except Exception as error:  # whatever a damaged file provokes in Keras
+    except Exception as error:  # whatever else a bad file provokes in Keras
         cli.fail(
             f"{path}: expected a whole Keras model file (.keras); it cannot "
             f"be read: {type(error).__name__}: {cli.first_line(error)}"
         )
+
+
+def _damage(path):
+    """What is wrong with the archive that a .keras file is; None: nothing.
+
+    Keras says of one that is cut off that it is not there.
+    """
+    if not path.endswith(".keras"):
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except files.DAMAGED as error:
+        return f"{type(error).__name__}: {cli.first_line(error)}"
+    return None if broken is None else f"its part {broken!r} cannot be read"
 
 
 class Classifier(NamedTuple):
@@ -111,19 +135,26 @@ def load_classifier(
     if isinstance(model, dd_keras.DefenseModel):
         model = model.model
     try:
-        classes = logits.num_classes(model)
-        shape = tuple(logits.input_shape(model)[1:])
+        logits.num_classes(model)
+        logits.input_shape(model)
     except (TypeError, ValueError) as error:
         cli.fail(f"{path}: {error}")
-    if data is None:
-        return Classifier(model, activation)
+    found = Classifier(model, activation)
+    if data is not None:
+        check_fits(path, found, data)
+    return found
+
+
+def check_fits(path: str, classifier: Classifier, data: datasets.Data) -> None:
+    """Fails where a classifier is not one of the data's images and classes."""
+    classes = logits.num_classes(classifier.model)
+    shape = tuple(logits.input_shape(classifier.model)[1:])
     if shape != data.image_shape or classes != data.num_classes:
         cli.fail(
             f"{path}: expected a classifier of {data.image_shape} images into "
             f"{data.num_classes} classes; received one of {shape} into "
             f"{classes}."
         )
-    return Classifier(model, activation)
 
 
 def _saved_model(path, activation):

@@ -94,6 +94,8 @@ def run(program: str, dataset: str, recipe: str | None = None) -> None:
         output_dir = cli.own_directory(FLAGS.output_dir)
         if FLAGS.export_dir:
             cli.writable_directory(FLAGS.export_dir, "export_dir")
+        if FLAGS.reference:  # checked before the data, which take long
+            inputs.load_classifier(FLAGS.reference, None)
         data = this.load_data()
         paths = {
             name: os.path.join(output_dir, f"{name}.keras")

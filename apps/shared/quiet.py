@@ -2,7 +2,7 @@
 
 It prints most of them before it looks at its own log level: on the processor,
 and on the GPUs that are not there. All else that comes meanwhile is printed.
-With TF_CPP_MIN_LOG_LEVEL set in the environment, nothing is left out.
+With TF_CPP_MIN_LOG_LEVEL=0 in the environment, nothing is left out.
 """
 
 import contextlib
@@ -62,8 +62,8 @@ def _is_news(record):
     return not _EXPECTED.search(record.getMessage())
 
 
-if _LEVEL not in os.environ:
-    os.environ[_LEVEL] = "2"
+os.environ.setdefault(_LEVEL, "2")
+if os.environ[_LEVEL] >= "2":
     with _without_notes():
         import tensorflow as tf
 
