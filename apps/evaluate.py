@@ -1,7 +1,11 @@
 """How robust a classifier is: every number of the paper's tables.
 
     python apps/evaluate.py --model=FILE.keras --dataset=mnist
-    python apps/evaluate.py --model=SAVEDMODEL --preprocessing=none --metrics=rho2,pgd
+    python apps/evaluate.py --model=SAVEDMODEL --metrics=rho2,pgd
+
+A SavedModel of dd_keras.export brings its own preprocessing, and gives the
+numbers of the .keras file; another one is taken as it is, and its perturbations
+are measured where its inputs are (--preprocessing=none for raw pixels).
 
 Prints a table, and writes to --output_dir evaluation.json (numbers, confidence
 intervals, what made them), report.json (every image), report.npz (the same
@@ -67,6 +71,7 @@ def main():
     classifier = inputs.load_classifier(FLAGS.model, None, FLAGS.activation)
     data = inputs.load_evaluation_data()
     inputs.check_fits(FLAGS.model, classifier, data)
+    data = classifier.data(data)
     chosen = _metrics(data.bounds)
     checkpoint_dir = os.path.join(output_dir, "checkpoint")
     report = evaluate_split(classifier, data, chosen, checkpoint_dir)

@@ -100,6 +100,7 @@ def main():
     if FLAGS.dataset != _NO_DATASET:
         data = inputs.load_evaluation_data()
         inputs.check_fits(FLAGS.model, classifier, data)
+        data = classifier.data(data)
     elif FLAGS.preprocessing not in ("dataset", "none"):
         options["preprocessing"] = inputs.load_model(FLAGS.preprocessing)
     report = None
