@@ -63,11 +63,13 @@ def main():
             f"--ours: expected one of {list(paths)}; received {FLAGS.ours!r}."
         )
     output_dir = cli.own_directory(FLAGS.output_dir)
-    data = inputs.load_evaluation_data()
     classifiers = {
-        name: inputs.load_classifier(path, data, FLAGS.activation)
+        name: inputs.load_classifier(path, None, FLAGS.activation)
         for name, path in paths.items()
     }
+    data = inputs.load_evaluation_data()
+    for name, path in paths.items():
+        inputs.check_fits(path, classifiers[name], data)
     checkpoints = os.path.join(output_dir, "checkpoints")
 
     def evaluate(name, what, chosen, limit=None):

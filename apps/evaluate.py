@@ -1,7 +1,11 @@
 """How robust a classifier is: every number of the paper's tables.
 
     python apps/evaluate.py --model=FILE.keras --dataset=mnist
-    python apps/evaluate.py --model=SAVEDMODEL --preprocessing=none --metrics=rho2,pgd
+    python apps/evaluate.py --model=SAVEDMODEL --metrics=rho2,pgd
+
+A SavedModel of dd_keras.export brings its own preprocessing, and gives the
+numbers of the .keras file; another one is taken as it is, and its perturbations
+are measured where its inputs are (--preprocessing=none for raw pixels).
 
 Prints a table, and writes to --output_dir evaluation.json (numbers, confidence
 intervals, what made them), report.json (every image), report.npz (the same
@@ -63,15 +67,12 @@ def main():
     """Evaluates a classifier, from flags to files."""
     started = time.time()
     output_dir = cli.own_directory(FLAGS.output_dir)
+    _metrics(bounds=(0.0, 255.0))  # checked before the data, which take long
+    classifier = inputs.load_classifier(FLAGS.model, None, FLAGS.activation)
     data = inputs.load_evaluation_data()
-    classifier = inputs.load_classifier(FLAGS.model, data, FLAGS.activation)
-    chosen = [metrics.get(name, data.bounds) for name in FLAGS.metrics]
-    if FLAGS.eps is not None:
-        sweep = evaluation.EpsSweep(numbers_of("eps"))
-        chosen = [m for m in chosen if m.name != sweep.name] + [sweep]
-    if FLAGS.pgd_eps is not None:
-        chosen = [m for m in chosen if m.name != "pgd"]
-        chosen += [_pgd(eps, data.bounds) for eps in numbers_of("pgd_eps")]
+    inputs.check_fits(FLAGS.model, classifier, data)
+    data = classifier.data(data)
+    chosen = _metrics(data.bounds)
     checkpoint_dir = os.path.join(output_dir, "checkpoint")
     report = evaluate_split(classifier, data, chosen, checkpoint_dir)
     paths = _write(report, output_dir)
@@ -97,6 +98,18 @@ def main():
     shutil.rmtree(checkpoint_dir)
     print(f"\n{report.table(FLAGS.format)}")
     cli.print_written(paths, started)
+
+
+def _metrics(bounds):
+    """What the flags ask to measure, within these bounds of the inputs."""
+    chosen = [metrics.get(name, bounds) for name in FLAGS.metrics]
+    if FLAGS.eps is not None:
+        sweep = evaluation.EpsSweep(numbers_of("eps"))
+        chosen = [m for m in chosen if m.name != sweep.name] + [sweep]
+    if FLAGS.pgd_eps is not None:
+        chosen = [m for m in chosen if m.name != "pgd"]
+        chosen += [_pgd(eps, bounds) for eps in numbers_of("pgd_eps")]
+    return chosen
 
 
 def _write(report, output_dir):

@@ -112,12 +112,14 @@ def main():
     cli.writable_directory(FLAGS.export_dir, "export_dir")
     name = _name()
     training = _training_flags()
+    classifier = inputs.load_classifier(FLAGS.model, None, FLAGS.activation)
     data, options = None, {}
     if FLAGS.dataset != _NO_DATASET:
         data = inputs.load_evaluation_data()
+        inputs.check_fits(FLAGS.model, classifier, data)
+        data = classifier.data(data)
     elif FLAGS.preprocessing not in ("dataset", "none"):
         options["preprocessing"] = inputs.load_model(FLAGS.preprocessing)
-    classifier = inputs.load_classifier(FLAGS.model, data, FLAGS.activation)
     report = None
     if data is not None and FLAGS.metrics:
         chosen = [metrics.get(name, data.bounds) for name in FLAGS.metrics]

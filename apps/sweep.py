@@ -25,7 +25,7 @@ from absl import app, flags
 
 from paper import sweep_files
 from paper.sweep_files import ALL_LAYERS, FineTuning
-from shared import cli, inputs, training, training_flags
+from shared import barely_trained, cli, inputs, training, training_flags
 from shared.flags import define_dataset_flag
 from shared.provenance import (
     as_json,
@@ -113,6 +113,9 @@ def _sweep(started):
     }
     missing = [run for run in runs if finished[run.name] is None]
     print(f"{len(runs)} runs, {len(missing)} of them to do.")
+    poor = barely_trained.note(first["accuracy"], data.num_classes)
+    if poor:
+        print(f"warning: {poor}")
     for run in missing[: FLAGS.max_runs]:
         print(f"\nFine-tuning: {run.name}")
         identity = _identity(run, digest)
@@ -125,6 +128,7 @@ def _sweep(started):
                 train,
                 test,
                 progress.checkpoints("training"),
+                first["accuracy"],
             ),
             **provenance(),
         }
@@ -145,7 +149,7 @@ def _progress(output_dir, name, identity):
     return RunDirectory(os.path.join(output_dir, "checkpoints", name), identity)
 
 
-def _result(run, classifier, train, test, checkpoints):
+def _result(run, classifier, train, test, checkpoints, accuracy):
     """Fine-tunes a classifier: its curve, None if it diverged, and seconds."""
     started = time.time()
     try:
@@ -159,6 +163,7 @@ def _result(run, classifier, train, test, checkpoints):
             # Figure 4 draws every epoch, Figure 3 the last.
             validation_freq=1 if run.figure == "4" else FLAGS.epochs,
             log_as=run.name,
+            reference_accuracy=accuracy,
         )
     except DivergenceError as error:  # a result, too
         print(error)

@@ -57,19 +57,20 @@ CORE = {
     "adversarial_training", "attack", "batch_norm", "carlini_wagner",
     "compiled", "deep_defense", "deepfool", "defense", "encoded_images",
     "evaluate", "every_attack", "fgsm", "files", "image_headers", "kernels",
-    "logits", "losses", "methods", "metrics", "model_card", "noise",
-    "norms", "optimizers", "parseval", "pgd", "regularization_warmup",
-    "report", "resumable_batches", "saved_model", "server_config",
-    "split_exponential", "tables", "text", "training", "warm_up",
+    "logits", "losses", "methods", "metrics", "model_card", "noise", "norms",
+    "optimizers", "parseval", "pgd", "regularization_warmup", "report",
+    "resumable_batches", "saved_model", "server_config", "split_exponential",
+    "steepness", "tables", "text", "training", "warm_up",
 }  # fmt: skip
 NOT_CORE = {
-    "any_classifier", "applications", "apps", "benchmarks", "client",
-    "corrupt_inputs", "datasets", "distribution", "docstrings", "endpoints",
-    "evaluation_apps", "export_app", "figures", "kerashub", "layers",
-    "model_server", "mutations", "networks", "packaging", "planted_links",
-    "properties", "public_names", "published", "reproduce", "results",
-    "resume", "saved_before", "serving_benchmark", "similarity", "soak",
-    "sweep", "training_apps", "training_as_keras",
+    "any_classifier", "applications", "apps", "barely_trained", "benchmarks",
+    "client", "corrupt_inputs", "datasets", "distribution", "docstrings",
+    "endpoints", "evaluation_apps", "export_app", "figures", "kerashub",
+    "layers", "model_server", "mutations", "networks", "packaging",
+    "planted_links", "progress", "properties", "public_names", "published",
+    "readme", "reproduce", "results", "resume", "saved_before",
+    "serving_benchmark", "similarity", "soak", "sweep", "training_apps",
+    "training_as_keras",
 }  # fmt: skip
 
 

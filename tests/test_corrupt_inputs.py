@@ -23,7 +23,7 @@ from dd_keras import datasets
 from dd_keras.datasets import images
 
 LIMIT = 20
-UNREADABLE = "expected a whole Keras model file (.keras); it cannot be read: "
+UNREADABLE = "expected a whole Keras model file (.keras); it "
 
 
 def files_in(directory):

@@ -1,6 +1,8 @@
 import os
 import re
 import struct
+import urllib.error
+import urllib.request
 
 import keras
 import numpy as np
@@ -10,6 +12,7 @@ import tfds_shaped
 
 from dd_keras import datasets
 from dd_keras.datasets import images as datasets_images
+from dd_keras.datasets import tfds_sets
 
 
 def arrays(dataset):
@@ -367,6 +370,7 @@ def test_missing_mnist_says_where_and_what_to_do(monkeypatch, tmp_path, given):
     base = tfds.core.DatasetBuilder
     monkeypatch.setattr(base, "download_and_prepare", offline)
     monkeypatch.setattr(base, "is_prepared", lambda builder: False)
+    monkeypatch.setattr(tfds_sets, "_reach", lambda url: None)
     data_dir = str(tmp_path) if given else None
     with pytest.raises(RuntimeError) as caught:
         datasets.load("mnist", data_dir=data_dir)
@@ -377,6 +381,38 @@ def test_missing_mnist_says_where_and_what_to_do(monkeypatch, tmp_path, given):
     assert "copy DIR here, and pass it as data_dir (--data_dir in" in text
     assert "The cause: ConnectionError: no route to host" in text
     assert isinstance(caught.value.__cause__, ConnectionError)
+
+
+def test_without_a_network_nothing_is_tried_for_minutes(monkeypatch, tmp_path):
+    import tensorflow_datasets as tfds
+
+    asked = []
+
+    def offline(request, timeout):
+        asked.append(request.full_url)
+        raise urllib.error.URLError("no route to host")
+
+    def refuse(builder):
+        raise AssertionError("a download starts")
+
+    monkeypatch.setattr(urllib.request, "urlopen", offline)
+    monkeypatch.setattr(
+        tfds.core.DatasetBuilder, "download_and_prepare", refuse
+    )
+    with pytest.raises(RuntimeError) as caught:
+        datasets.load("fashion_mnist", data_dir=str(tmp_path))
+    assert len(asked) == 1
+    assert "The cause: URLError: <urlopen error no route" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_not_there_is_no_place_to_download_to(monkeypatch):
+    with pytest.raises(
+        ValueError,
+        match=r"^data_dir: expected a folder that is there, .*; received "
+        r"'/no/such/folder'\.",
+    ):
+        datasets.load("mnist", data_dir="/no/such/folder")
 
 
 @pytest.mark.parametrize("size", [0, -3, 2.5, "32", True, (8, 8)])

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+import sys
 import warnings
 
 import keras
@@ -255,10 +256,24 @@ def test_zero_input_has_a_distance_but_no_relative_size(model):
 def test_progress_bar_shows_only_when_verbose(model, data, capsys):
     evaluate_robustness(model, batched(*data), verbose=0)
     assert capsys.readouterr().out == ""
-    evaluate_robustness(model, batched(*data))
+    evaluate_robustness(model, batched(*data), verbose=1)
     last = capsys.readouterr().out.split("\r")[-1]
     assert "3/3" in last
     assert last.endswith("\n")
+
+
+def test_in_a_file_there_is_a_line_in_place_of_a_bar(
+    model, data, capsys, monkeypatch
+):
+    evaluate_robustness(model, batched(*data))
+    printed = capsys.readouterr().out
+    assert printed.startswith("3/3 - ")
+    assert printed.count("\n") == 1
+    assert "\b" not in printed
+    assert "\r" not in printed
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    evaluate_robustness(model, batched(*data))
+    assert "\r" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -279,7 +294,7 @@ def test_data_set_of_unknown_length_is_evaluated_to_its_end(
 def test_progress_bar_of_unknown_length_ends_at_the_last_batch(
     model, unsized, capsys
 ):
-    evaluate_robustness(model, unsized)
+    evaluate_robustness(model, unsized, verbose=1)
     last = capsys.readouterr().out.split("\r")[-1]
     assert "3/" in last
     assert last.endswith("\n")

@@ -11,9 +11,13 @@ import time
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from absl import flags
 from conftest import program, run, start_program
 
+from shared import inputs
+
+import dd_keras
 from dd_keras import attacks, datasets
 from dd_keras.evaluation import RobustnessReport, evaluate_robustness
 
@@ -364,3 +368,111 @@ def test_bad_flags_end_with_one_line(
 def test_name_without_a_path_is_refused_by_the_flag():
     with pytest.raises(flags.Error, match="--model must be NAME=PATH"):
         run("compare", "--model=nopath", "--ours=a")
+
+
+@pytest.fixture(scope="module")
+def exported(model_path, digits_data, tmp_path_factory):
+    """The classifier as `dd_keras.export` writes it."""
+    return dd_keras.export(
+        keras.saving.load_model(model_path),
+        tmp_path_factory.mktemp("exported") / "digits",
+        digits_data.preprocessing,
+        warm_up_requests=False,
+    )
+
+
+@pytest.mark.parametrize("flags_given", [[], ["--preprocessing=none"]])
+def test_an_export_gives_the_numbers_of_its_file(
+    exported, evaluated, tmp_path, flags_given
+):
+    """In the network's space: rho too, random starts and all."""
+    run(
+        "evaluate",
+        f"--model={exported}",
+        f"--output_dir={tmp_path / 'out'}",
+        *flags_given,
+        *FEW,
+    )
+    found = RobustnessReport.from_json(tmp_path / "out/report.json")
+    first = RobustnessReport.from_json(evaluated[0] / "report.json")
+    assert set(found.values) == set(first.values)
+    np.testing.assert_allclose(
+        found.values["rho2"], first.values["rho2"], rtol=1e-4
+    )
+    np.testing.assert_array_equal(
+        found.values["pgd_fooled"], first.values["pgd_fooled"]
+    )
+
+
+def test_an_exports_rho_is_that_of_its_signature(exported, digits_data):
+    data = digits_data.test.take(20).batch(20)
+    images, _ = next(iter(data))
+    signature = tf.saved_model.load(exported).signatures["robustness"]
+    classifier = inputs.load_classifier(str(exported), None)
+    report = evaluate_robustness(
+        classifier.model,
+        datasets.batches(
+            digits_data.test.take(20), classifier.preprocessing, 20
+        ),
+        activation=classifier.activation,
+        verbose=0,
+    )
+    np.testing.assert_allclose(
+        report.values["rho2"], signature(images=images)["rho"], rtol=1e-4
+    )
+
+
+def test_preprocessing_an_export_twice_is_refused(exported, tmp_path):
+    with pytest.raises(SystemExit, match="which would be applied twice"):
+        run(
+            "evaluate",
+            f"--model={exported}",
+            "--preprocessing=dataset",
+            f"--output_dir={tmp_path}",
+            *FEW,
+        )
+
+
+@pytest.mark.parametrize(
+    ("app", "arguments", "message"),
+    [
+        ("evaluate", ["--model=nope.keras"], "nope.keras: expected a Keras mo"),
+        ("evaluate", ["--model={cut}"], "it is damaged: BadZipFile"),
+        ("evaluate", ["--model={whole}", "--metrics=rho3x"], "rho3x"),
+        ("evaluate", ["--model={whole}", "--eps=1,x"], "--eps: expected numbe"),
+        ("evaluate", ["--model={whole}", "--pgd_eps=x"], "--pgd_eps: expected"),
+        (
+            "evaluate",
+            ["--model={whole}", "--preprocessing=nope.keras"],
+            "nope.keras: expected a Keras model file",
+        ),
+        (
+            "compare",
+            ["--model=a={whole}", "--model=b=nope.keras", "--ours=a"],
+            "nope.keras: expected a Keras model file",
+        ),
+        (
+            "digits",
+            ["--reference=nope.keras"],
+            "nope.keras: expected a Keras model file",
+        ),
+    ],
+)
+def test_models_and_flags_are_checked_before_the_data(
+    model_path, tmp_path, monkeypatch, app, arguments, message
+):
+    """Of ImageNet these take minutes."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("the data are loaded first")
+
+    monkeypatch.setattr(datasets, "load", refuse)
+    cut = tmp_path / "cut.keras"
+    cut.write_bytes(model_path.read_bytes()[:-100])
+    with pytest.raises(SystemExit) as ended:
+        run(
+            app,
+            *(text.format(whole=model_path, cut=cut) for text in arguments),
+            f"--output_dir={tmp_path / 'out'}",
+        )
+    assert message in str(ended.value)

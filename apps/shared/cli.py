@@ -10,11 +10,14 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 import tensorflow as tf
 from absl import app, flags, logging
+
+from shared import quiet
 
 from dd_keras import distribution
 from dd_keras.utils import files
@@ -43,7 +46,7 @@ def main(run: Callable[[], None]) -> Callable[[list[str]], None]:
         if not FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
         try:
-            with _AT_END:
+            with _AT_END, _short_warnings(), quiet.expected():
                 run()
         except (ImportError, OSError, RuntimeError, ValueError) as error:
             fail(error)
@@ -55,6 +58,17 @@ def main(run: Callable[[], None]) -> Callable[[list[str]], None]:
             raise SystemExit(128 + number) from None  # as shells have it
 
     return checked
+
+
+@contextlib.contextmanager
+def _short_warnings():
+    """Prints warnings in a line each, without the code that they come from."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def fail(message: object) -> NoReturn:

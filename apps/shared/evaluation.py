@@ -28,6 +28,7 @@ def evaluate_split(
         checkpoint_dir: where finished batches are kept.
         limit: take the first so many images; None for all.
     """
+    data = classifier.data(data)
     images = getattr(data, FLAGS.split)
     return dd_keras.evaluate_robustness(
         classifier.model,

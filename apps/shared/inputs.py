@@ -4,6 +4,7 @@ Every error is one line that names the file or the flag.
 """
 
 import os
+import zipfile
 from typing import Any, NamedTuple
 
 import keras
@@ -15,6 +16,8 @@ from shared import cli
 import dd_keras
 from dd_keras import datasets
 from dd_keras.classifier import logits
+from dd_keras.serving import endpoints
+from dd_keras.utils import files
 
 FLAGS = flags.FLAGS
 
@@ -62,12 +65,13 @@ def load_data(name: str, **options: Any) -> datasets.Data:
 
 def load_evaluation_data() -> datasets.Data:
     """The data set of the flags, with the preprocessing of the flags."""
+    preprocessing = None
+    if FLAGS.preprocessing not in ("dataset", "none"):
+        preprocessing = load_model(FLAGS.preprocessing)
     data = load_data(FLAGS.dataset, recipe=FLAGS.recipe)
-    if FLAGS.preprocessing == "none":
-        return data._replace(preprocessing=None)
-    if FLAGS.preprocessing != "dataset":
-        return data._replace(preprocessing=load_model(FLAGS.preprocessing))
-    return data
+    if FLAGS.preprocessing == "dataset":
+        return data
+    return data._replace(preprocessing=preprocessing)
 
 
 def load_model(path: str) -> keras.Model:
@@ -76,20 +80,55 @@ def load_model(path: str) -> keras.Model:
         cli.fail(
             f"{path}: expected a Keras model file (.keras); there is none."
         )
+    damage = _damage(path)
+    if damage:
+        cli.fail(
+            f"{path}: expected a whole Keras model file (.keras); it is "
+            f"damaged: {damage}."
+        )
     try:
         return keras.saving.load_model(path, compile=False)
-    except Exception as error:  # whatever a damaged file provokes in Keras
+    except Exception as error:  # whatever else a bad file provokes in Keras
         cli.fail(
             f"{path}: expected a whole Keras model file (.keras); it cannot "
             f"be read: {type(error).__name__}: {cli.first_line(error)}"
         )
 
 
+def _damage(path):
+    """What is wrong with the archive that a .keras file is; None: nothing.
+
+    Keras says of one that is cut off that it is not there.
+    """
+    if not path.endswith(".keras"):
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except files.DAMAGED as error:
+        return f"{type(error).__name__}: {cli.first_line(error)}"
+    return None if broken is None else f"its part {broken!r} cannot be read"
+
+
 class Classifier(NamedTuple):
-    """A model, and what it ends in: None where its graph tells."""
+    """A finished classifier.
+
+    Attributes:
+        model: from the network's inputs to classes.
+        activation: what it ends in; None: its graph tells.
+        preprocessing: from images to the network's inputs, of an export that
+            has its own; None: that of the flags.
+    """
 
     model: keras.Model
     activation: str | None
+    preprocessing: keras.Model | None = None
+
+    def data(self, data: datasets.Data) -> datasets.Data:
+        """The data, behind its own preprocessing where it has one."""
+        if self.preprocessing is None:
+            return data
+        return data._replace(preprocessing=self.preprocessing)
 
 
 def load_classifier(
@@ -108,34 +147,46 @@ def load_classifier(
     Raises:
         SystemExit: with a message, if it cannot be read or does not fit.
     """
+    preprocessing = None
     if os.path.isdir(path):
-        model, activation = _saved_model(path, activation)
+        model, activation, preprocessing = _saved_model(path, activation)
     else:
         model = load_model(path)
     if isinstance(model, dd_keras.DefenseModel):
         model = model.model
     try:
-        classes = logits.num_classes(model)
-        shape = tuple(logits.input_shape(model)[1:])
+        logits.num_classes(model)
+        logits.input_shape(model)
     except (TypeError, ValueError) as error:
         cli.fail(f"{path}: {error}")
-    if data is None:
-        return Classifier(model, activation)
+    found = Classifier(model, activation, preprocessing)
+    if data is not None:
+        check_fits(path, found, data)
+    return found
+
+
+def check_fits(path: str, classifier: Classifier, data: datasets.Data) -> None:
+    """Fails where a classifier is not one of the data's images and classes."""
+    classes = logits.num_classes(classifier.model)
+    first = classifier.preprocessing or classifier.model
+    shape = tuple(logits.input_shape(first)[1:])
     if shape != data.image_shape or classes != data.num_classes:
         cli.fail(
             f"{path}: expected a classifier of {data.image_shape} images into "
             f"{data.num_classes} classes; received one of {shape} into "
             f"{classes}."
         )
-    return Classifier(model, activation)
 
 
 def _saved_model(path, activation):
     """A SavedModel's `serving_default` as a `Classifier`."""
     endpoint = "serving_default"
     try:
+        loaded = tf.saved_model.load(path)
+        if hasattr(loaded, endpoints.NETWORK):
+            return _own_export(path, loaded)
         layer = keras.layers.TFSMLayer(path, call_endpoint=endpoint)
-        signature = tf.saved_model.load(path).signatures[endpoint]
+        signature = loaded.signatures[endpoint]
     except Exception as error:  # whatever a damaged directory provokes
         cli.fail(
             f"{path}: expected the directory of a SavedModel with the "
@@ -157,3 +208,32 @@ def _saved_model(path, activation):
         keras.Model(given, layer(given)[name]),
         activation or _OUTPUTS.get(name),
     )
+
+
+def _own_export(path, loaded):
+    """A SavedModel of `dd_keras.export`: attacked between its two parts.
+
+    So its rho is that of the .keras file, and of its signature `robustness`.
+    """
+    own = hasattr(loaded, endpoints.PREPROCESSING)
+    given = "preprocessing" in FLAGS and FLAGS["preprocessing"].present
+    if own and given and FLAGS.preprocessing != "none":
+        cli.fail(
+            "--preprocessing: expected none, or no such flag, as "
+            f"{path} has its own inside; received {FLAGS.preprocessing}, which "
+            "would be applied twice."
+        )
+    network = _part(path, loaded, endpoints.NETWORK)
+    preprocessing = (
+        _part(path, loaded, endpoints.PREPROCESSING) if own else None
+    )
+    return Classifier(network, "linear", preprocessing)
+
+
+def _part(path, loaded, name):
+    """A part of an export as a Keras model."""
+    (function,) = getattr(loaded, name).concrete_functions
+    (spec,), _ = function.structured_input_signature
+    given = keras.Input(spec.shape[1:], dtype=spec.dtype.name)
+    layer = keras.layers.TFSMLayer(path, call_endpoint=name)
+    return keras.Model(given, layer(given))

@@ -14,6 +14,7 @@ import time
 from absl import flags
 
 from shared import (
+    barely_trained,
     cli,
     inputs,
     pictures,
@@ -93,6 +94,8 @@ def run(program: str, dataset: str, recipe: str | None = None) -> None:
         output_dir = cli.own_directory(FLAGS.output_dir)
         if FLAGS.export_dir:
             cli.writable_directory(FLAGS.export_dir, "export_dir")
+        if FLAGS.reference:  # checked before the data, which take long
+            inputs.load_classifier(FLAGS.reference, None)
         data = this.load_data()
         paths = {
             name: os.path.join(output_dir, f"{name}.keras")
@@ -118,9 +121,13 @@ def run(program: str, dataset: str, recipe: str | None = None) -> None:
         this, data, reports, trained, curves, pictured, directory, started
     )
     if FLAGS.export_dir:
-        written += _export(this, data, models, reports)
+        written += _export(this, data, models, reports, curves)
     written += _finish(found, directory)
     print(f"\n{results.table(found)}")
+    reference = found["models"][REFERENCE]
+    poor = barely_trained.note(reference["accuracy"], data.num_classes)
+    if poor:
+        print(f"\nwarning: {poor}")
     cli.print_written([*_models_of(paths), *written], started)
 
 
@@ -145,18 +152,35 @@ def _train(data, directory, paths):
         training.save(reference, paths[REFERENCE])
         trained[REFERENCE] = {"seconds": seconds}
         directory.keep(REFERENCE, trained[REFERENCE])
+    accuracy = None
     for name in FLAGS.defense:
         if trained[name] is not None:
             continue
-        print(f"\nFine-tuning: {title_of(name)}")
         classifier = training.load_reference(paths[REFERENCE], data)
+        if accuracy is None:
+            accuracy = _accuracy_of_reference(classifier, validation, data)
+        print(f"\nFine-tuning: {title_of(name)}")
         seconds, curve = training.defend(
-            name, classifier, train, validation, directory.checkpoints(name)
+            name,
+            classifier,
+            train,
+            validation,
+            directory.checkpoints(name),
+            reference_accuracy=accuracy,
         )
         training.save(classifier, paths[name])
         trained[name] = {"seconds": seconds, "curve": curve}
         directory.keep(name, trained[name])
     return trained
+
+
+def _accuracy_of_reference(classifier, batches, data):
+    """Its accuracy before it is defended; says so where it is poor."""
+    accuracy = barely_trained.accuracy_of(classifier, batches)
+    poor = barely_trained.note(accuracy, data.num_classes)
+    if poor and distribution.is_chief():
+        print(f"\nwarning: {poor}")
+    return accuracy
 
 
 def _evaluate(models, data, directory):
@@ -209,7 +233,7 @@ def _draw(models, reports, curves, data):
     return written, pictured
 
 
-def _export(this, data, models, reports):
+def _export(this, data, models, reports, curves):
     """Exports all models; the paths of what was written."""
     versions = [
         serving.export(
@@ -221,7 +245,7 @@ def _export(this, data, models, reports):
             card={
                 "name": f"{title_of(name)}: {FLAGS.arch} on {this.dataset}",
                 "dataset": this.dataset,
-                "defense": training.defense_of(name),
+                "defense": training.defense_of(name, curves.get(name, {})),
                 "training": this.flags,
                 "made_by": provenance()["command"],
             },

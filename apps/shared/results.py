@@ -5,6 +5,7 @@ import time
 
 from absl import flags
 
+from shared import barely_trained
 from shared.provenance import provenance
 from shared.run import Run
 from shared.run_directory import RunDirectory
@@ -80,11 +81,15 @@ def _summaries(reports):
 
 
 def table(found: dict) -> str:
-    """The closing comparison of what `collect` gives, one row a model."""
+    """The closing comparison of what `collect` gives, one row a model.
+
+    Without ratios where the reference is barely trained.
+    """
     p = f"{FLAGS.norm:g}"
     header = ("model", "accuracy", f"rho_{p}", "ratio", f"l_{p}", "training")
     rows = []
     seconds = found["training_seconds"]
+    known = barely_trained.is_enough(found["models"][REFERENCE]["accuracy"])
     for name, values in found["models"].items():
         ratio = values["rho_ratio"]
         ratio = math.nan if ratio is None else ratio
@@ -93,7 +98,7 @@ def table(found: dict) -> str:
                 title_of(name),
                 f"{100 * values['accuracy']:.2f} %",
                 f"{values[f'rho{p}']:.4f}",
-                f"{ratio:.2f}",
+                f"{ratio:.2f}" if known else "-",
                 f"{values[f'l{p}']:.1f}",
                 f"{seconds[name]:.0f} s" if name in seconds else "-",
             )

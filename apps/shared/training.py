@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from shared import inputs, provenance
+from shared import barely_trained, inputs, progress, provenance
 from shared.schedule import Schedule
 from shared.training_flags import settings
 
@@ -87,12 +87,17 @@ def load_reference(path: str, data: datasets.Data) -> keras.Model:
     return inputs.load_classifier(path, data).model
 
 
-def defense_of(name: str) -> dict | None:
-    """A defence and its settings, for a model card; None for the reference."""
+def defense_of(name: str, curve: dict) -> dict | None:
+    """A defence and its settings, for a model card; None for the reference.
+
+    Args:
+        name: of the defence.
+        curve: what `defend` returned of it.
+    """
     if name == REFERENCE:
         return None
     values = provenance.as_json(dataclasses.asdict(settings()))
-    return METHODS[name].describe(values)
+    return METHODS[name].describe(values | curve.get("chosen", {}))
 
 
 def defend(
@@ -104,6 +109,7 @@ def defend(
     chosen: Settings | None = None,
     validation_freq: int = 1,
     log_as: str | None = None,
+    reference_accuracy: float | None = None,
 ) -> tuple[float, dict]:
     """Fine-tunes a classifier by a defence.
 
@@ -116,12 +122,13 @@ def defend(
         chosen: `Settings`; those of the flags by default.
         validation_freq: epochs from one validation to the next.
         log_as: name of its logs; that of the defence by default.
+        reference_accuracy: of the classifier, for the error where it diverges.
 
     Returns:
         (seconds, convergence curve: a dict of lists over epochs, `"accuracy"`
         and `"rho"` of `validation`, and `"training_loss"`; with --keep=best
         also `"best"`, a dict of the `"epoch"` kept, from 0, and its
-        `"score"`).
+        `"score"`; with --c=auto also `"chosen"`, a dict of `"c"`).
 
     Raises:
         DivergenceError: if loss or weights are no longer finite.
@@ -130,15 +137,25 @@ def defend(
     model, train = METHODS[name].prepare(
         classifier, train, chosen or settings()
     )
-    curve, seconds = _fit(
-        log_as or name,
-        model,
-        Schedule.of_fine_tuning(),
-        train,
-        checkpoints,
-        validation,
-        validation_freq,
-    )
+    try:
+        curve, seconds = _fit(
+            log_as or name,
+            model,
+            Schedule.of_fine_tuning(),
+            train,
+            checkpoints,
+            validation,
+            validation_freq,
+        )
+    except DivergenceError as error:
+        if reference_accuracy is None:
+            raise
+        poor = not barely_trained.is_enough(reference_accuracy)
+        raise DivergenceError(
+            f"{error} The reference's accuracy was "
+            f"{100 * reference_accuracy:.1f} %"
+            f"{', barely trained: the likely cause' if poor else ''}."
+        ) from error
     return seconds, curve
 
 
@@ -186,6 +203,7 @@ def _fit(
     best = None
     if validation is not None and FLAGS.keep == "best":
         best = dd_keras.KeepBest(rho, FLAGS.accuracy_weight)
+    lines = progress.of_training()
     try:
         history = dd_keras.resumable_fit(
             model,
@@ -197,7 +215,11 @@ def _fit(
             validation_freq=validation_freq,
             best=best,
             log=os.path.join(logs, f"{name}.csv"),
-            callbacks=_callbacks(model, os.path.join(logs, name)),
+            callbacks=[
+                *_callbacks(model, os.path.join(logs, name)),
+                *lines,
+            ],
+            verbose=0 if lines else "auto",
         )
     except DivergenceError as error:
         raise DivergenceError(
@@ -215,6 +237,10 @@ def _fit(
     }
     if best is not None:
         curve["best"] = best.best
+    chosen = getattr(model, "chosen", {})
+    if chosen:
+        curve["chosen"] = chosen
+        print(f"c, chosen by the reference's rho: {chosen['c']:.4g}.")
     return curve, history.seconds
 
 

@@ -82,10 +82,32 @@ def _define_settings_flags():
 
 
 def _without_none(hint):
-    """The type T of a hint T or T | None."""
+    """The type T of a hint T, T | None or T | str."""
     if isinstance(hint, types.UnionType):
-        (hint,) = set(typing.get_args(hint)) - {types.NoneType}
+        (hint,) = set(typing.get_args(hint)) - {types.NoneType, str}
     return hint
+
+
+class _NumberOrWord(flags.FloatParser):
+    """Parses a number above 0, or one word.
+
+    Args:
+        word: the word.
+    """
+
+    def __init__(self, word: str):
+        super().__init__()
+        self._word = word
+        self.syntactic_help = f"a number above 0, or {word}"
+
+    def parse(self, argument: str | float) -> str | float:
+        """The number, or the word."""
+        if argument == self._word:
+            return argument
+        number = self.convert(argument)
+        if not 0 < number < math.inf:
+            raise ValueError(f"expected {self.syntactic_help}")
+        return number
 
 
 def _define_setting(field, kind):
@@ -95,7 +117,14 @@ def _define_setting(field, kind):
         "lower_bound": limits.get("minimum"),
         "upper_bound": limits.get("maximum"),
     }
-    if kind is float:
+    if "word" in limits:
+        flags.DEFINE(
+            _NumberOrWord(limits["word"]),
+            *common,
+            text,
+            serializer=flags.ArgumentSerializer(),
+        )
+    elif kind is float:
         flags.DEFINE_float(*common, text, **bounds)
         if limits.get("positive"):
             _require_positive(field.name)

@@ -66,8 +66,8 @@ def load(
 
     Args:
         name: which one.
-        data_dir: where TFDS keeps its data, None for TFDS' own default; for
-            `"folder"`, the folder.
+        data_dir: where TFDS keeps its data, a folder that is there; None for
+            TFDS' own default. For `"folder"`, the folder.
         image_size: resize to squares of so many pixels (bilinear, with
             antialiasing), before the mean is taken; None keeps the size.
             Needed where images differ in size.

@@ -1,13 +1,18 @@
 """Image classification sets of TensorFlow Datasets (TFDS)."""
 
+import contextlib
 import difflib
 import pathlib
+import urllib.error
+import urllib.request
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from dd_keras.datasets.data import NAMES
+
+_PATIENCE = 20  # seconds until a server must have answered
 
 
 def splits(
@@ -22,6 +27,7 @@ def splits(
     builder = builder_of(name, data_dir)
     try:
         if not builder.is_prepared():
+            _reach(next(iter(builder.url_infos), ""))
             builder.download_and_prepare()
         for split in ("test", "validation"):
             if split in builder.info.splits:
@@ -35,6 +41,7 @@ def builder_of(name: str, data_dir: str | None) -> Any:
     """The TFDS builder of images and classes; nothing is downloaded yet."""
     import tensorflow_datasets as tfds
 
+    _check_folder(data_dir)
     # Any version that is there will do, before a newer one is downloaded.
     wanted = name if ":" in name else f"{name}:*.*.*"
     try:
@@ -58,6 +65,30 @@ def builder_of(name: str, data_dir: str | None) -> Any:
             f"{builder.info.supervised_keys}."
         )
     return builder
+
+
+def _check_folder(data_dir):
+    """Refuses a folder that is not there: one mistyped starts no download."""
+    if data_dir is None or "://" in data_dir:
+        return
+    if not pathlib.Path(data_dir).expanduser().is_dir():
+        raise ValueError(
+            "data_dir: expected a folder that is there, with the data set in "
+            f"it or room for it; received {data_dir!r}. Without data_dir it "
+            f"is {where(None)}."
+        )
+
+
+def _reach(url):
+    """Fails at once where TFDS would try for minutes: without a network."""
+    if not url.startswith("http"):
+        return
+    request = urllib.request.Request(url, method="HEAD")
+    with (
+        contextlib.suppress(urllib.error.HTTPError),  # an answer
+        urllib.request.urlopen(request, timeout=_PATIENCE),
+    ):
+        pass
 
 
 def _is_there(name, data_dir):

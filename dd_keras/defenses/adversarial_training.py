@@ -12,7 +12,7 @@ from dd_keras.classifier import logits
 from dd_keras.classifier.inputs import has_preprocessor
 from dd_keras.defenses.base import DefenseModel
 from dd_keras.defenses.deep_defense import DeepDefenseModel
-from dd_keras.utils import validation
+from dd_keras.utils import terminal, validation
 
 
 def deepfool_dataset(
@@ -21,7 +21,7 @@ def deepfool_dataset(
     attack: Attack | None = None,
     *,
     include_clean: bool = False,
-    verbose: int = 1,
+    verbose: str | int = "auto",
 ) -> tf.data.Dataset:
     """The fixed adversarial training set of "Adv. Train I".
 
@@ -36,7 +36,8 @@ def deepfool_dataset(
             `tf.data.Dataset` or other iterable.
         attack: an `attacks.Attack`; `DeepFool()` by default.
         include_clean: whether the clean inputs follow the adversarial ones.
-        verbose: 1 shows a progress bar over batches, 0 nothing.
+        verbose: 1 shows a progress bar over batches, 2 a line at the end, 0
+            nothing; `"auto"`: a bar on a terminal, else a line.
 
     Returns:
         An unbatched `tf.data.Dataset` of (input, label), in the order of
@@ -60,7 +61,9 @@ def deepfool_dataset(
         )
     attack = attack or DeepFool()
     batches = _length(dataset)
-    bar = keras.utils.Progbar(batches, verbose=verbose, unit_name="batch")
+    bar = keras.utils.Progbar(
+        batches, verbose=terminal.verbosity(verbose), unit_name="batch"
+    )
     clean, adversarial, labels = [], [], []
     for batch in dataset:
         if not isinstance(batch, tuple) or len(batch) != 2:

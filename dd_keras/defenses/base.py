@@ -21,7 +21,7 @@ from dd_keras.defenses import batch_norm as batch_normalization
 from dd_keras.defenses import checks
 from dd_keras.defenses.objective import Objective, all_computed
 from dd_keras.defenses.wrapper import ClassifierWrapper
-from dd_keras.utils import norms
+from dd_keras.utils import norms, terminal
 
 
 @keras.saving.register_keras_serializable("dd_keras")
@@ -161,7 +161,7 @@ class DefenseModel(ClassifierWrapper):
         validation_data: object = None,
         **kwargs: Any,
     ) -> keras.callbacks.History:
-        """As `keras.Model.fit`.
+        """As `keras.Model.fit`, with a line an epoch where bars do not fit.
 
         Raises:
             ValueError: if inputs are not finite, or labels no classes of the
@@ -178,20 +178,35 @@ class DefenseModel(ClassifierWrapper):
                 y,
                 batch_size=batch_size,
                 epochs=epochs,
-                verbose=verbose,
-                callbacks=checks.with_guard(callbacks),
+                verbose=terminal.verbosity(verbose),
+                callbacks=checks.with_guard(
+                    callbacks, self.own_callbacks(x, batch_size)
+                ),
                 validation_split=validation_split,
                 validation_data=validation_data,
                 **kwargs,
             )
 
+    def own_callbacks(
+        self, x: object, batch_size: int | None
+    ) -> list[keras.callbacks.Callback]:
+        """What `fit`, which was given these, calls besides; here nothing."""
+        del x, batch_size
+        return []
+
     def evaluate(
-        self, x: object = None, y: object = None, *args: Any, **kwargs: Any
+        self,
+        x: object = None,
+        y: object = None,
+        batch_size: int | None = None,
+        verbose: str | int = "auto",
+        **kwargs: Any,
     ) -> float | list[float] | dict[str, float]:
         """As `keras.Model.evaluate`. Raises: see `fit`."""
         checks.check_arrays(self.model, x, y)
+        verbose = terminal.verbosity(verbose)
         with checks.named_assertions():
-            return super().evaluate(x, y, *args, **kwargs)
+            return super().evaluate(x, y, batch_size, verbose, **kwargs)
 
     def compile_from_config(self, config: dict) -> None:
         """Compiles a loaded model as the saved one was."""

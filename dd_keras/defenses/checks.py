@@ -3,7 +3,7 @@
 import contextlib
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -15,6 +15,7 @@ from dd_keras.attacks.forward import trace_inference
 from dd_keras.classifier import graphs, logits
 from dd_keras.classifier.inputs import unpack
 from dd_keras.classifier.labels import sparse_labels
+from dd_keras.defenses.regularization_warmup import RegularizationWarmup
 from dd_keras.training import StopAtNaN
 from dd_keras.utils import keras_internals
 
@@ -113,15 +114,21 @@ def named_assertions() -> Iterator[None]:
         raise ValueError(f"{said[1].rstrip('. ')}.") from error
 
 
-def with_guard(callbacks: Any) -> Any:
+def with_guard(
+    callbacks: Any, own: Sequence[keras.callbacks.Callback] = ()
+) -> Any:
     """The callbacks, and one that ends a training whose loss is not finite.
 
     Args:
         callbacks: what `fit` takes. One that looks for NaN itself is enough.
+        own: the defence's, which are called behind any warm-up.
     """
     if isinstance(callbacks, keras.callbacks.CallbackList):
         return callbacks
     callbacks = keras.tree.flatten(callbacks or [])
+    warm_ups = [isinstance(c, RegularizationWarmup) for c in callbacks]
+    place = len(callbacks) - warm_ups[::-1].index(True) if any(warm_ups) else 0
+    callbacks[place:place] = own
     guards = (StopAtNaN, keras.callbacks.TerminateOnNaN)
     if any(isinstance(callback, guards) for callback in callbacks):
         return callbacks

@@ -1,16 +1,20 @@
 """Deep Defense (Yan, Guo, Zhang, NeurIPS 2018) as a Keras model."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from dd_keras import distribution
 from dd_keras.attacks import Attack, DeepFool, Forward
 from dd_keras.classifier import logits
-from dd_keras.defenses import layerwise
+from dd_keras.defenses import layerwise, steepness
 from dd_keras.defenses.regularized import RegularizedDefenseModel
 from dd_keras.defenses.split_exponential import SplitExponential
+from dd_keras.utils import norms
 
 
 @keras.saving.register_keras_serializable("dd_keras")
@@ -36,7 +40,8 @@ class DeepDefenseModel(RegularizedDefenseModel):
         model: a built Keras classifier, see `logits_model`.
         lam: weight of the regulariser, at least 0.
         c: steepness for correctly classified samples, above 0. Larger values
-            work on the least robust samples only.
+            work on the least robust samples only. `"auto"`: `fit` chooses it
+            before the first step that is regularised, see `choose_c`.
         d: steepness for misclassified samples, above 0.
         attack: the differentiable attack; `DeepFool(max_iter=5)` by default.
             Any `attacks.Attack` serves whose `search` is differentiable by
@@ -68,7 +73,7 @@ class DeepDefenseModel(RegularizedDefenseModel):
         model: keras.Model,
         *,
         lam: float = 15.0,
-        c: float = 25.0,
+        c: float | str = 25.0,
         d: float = 5.0,
         attack: Attack | None = None,
         regularized_layers: Sequence[str | keras.Layer] | None = None,
@@ -87,18 +92,20 @@ class DeepDefenseModel(RegularizedDefenseModel):
             model, lam=lam, evaluation_attack=evaluation_attack, **kwargs
         )
         self.penalty = SplitExponential(c, d, dtype=logits.working_dtype(model))
+        self._c_was_auto = False
         self._attack = attack
         self.regularized_layers = layerwise.validate_layers(
             model, regularized_layers
         )
 
     @property
-    def c(self) -> float:
+    def c(self) -> float | str:
         """Steepness for correctly classified samples; may be changed."""
         return self.penalty.c
 
     @c.setter
-    def c(self, value: float) -> None:
+    def c(self, value: float | str) -> None:
+        self._c_was_auto |= self.c == steepness.AUTO
         self._set_penalty(value, self.d)
 
     @property
@@ -124,6 +131,52 @@ class DeepDefenseModel(RegularizedDefenseModel):
             )
         self._attack = value
         self._retrace()
+
+    def choose_c(self, x: object, batch_size: int | None = None) -> float:
+        """Sets `c` to 1 / median rho of the classifier as it is now.
+
+        rho is that of `attack`, from the predicted classes, on the first four
+        batches of a data set, or on as many samples taken evenly from arrays.
+
+        Args:
+            x: inputs, or a data set, as for `fit`.
+            batch_size: samples a batch, of arrays; None: 32, as in `fit`.
+
+        Returns:
+            `c`.
+
+        Raises:
+            TypeError: if `x` can be gone through only once.
+            ValueError: if the median rho is 0 or not finite.
+        """
+        return self._choose_c(steepness.first_batches(x, batch_size))
+
+    def _choose_c(self, batches):
+        rho = [self._rho_of(self._batch(batch)[0]) for batch in batches]
+        chosen = steepness.choose(np.concatenate(rho or [[]]))
+        self.c = distribution.from_chief(chosen)
+        return self.c
+
+    def _rho_of(self, x):
+        """Eq. 7 under the training attack, from the predicted classes, (B,)."""
+        x = logits.cast_inputs(self.model, x)
+        perturbation = self.attack.perturb(self.logits_model(), x)
+        return norms.rho(perturbation, x, self.norm)
+
+    @property
+    def chosen(self) -> dict[str, float]:
+        """Settings that `fit` chose; a resumed training takes them over."""
+        return {"c": self.c} if self._c_was_auto else {}
+
+    def own_callbacks(
+        self, x: object, batch_size: int | None
+    ) -> list[keras.callbacks.Callback]:
+        """One that chooses `c` where it is `"auto"`, and warns of bad ones."""
+        batches: Iterator = iter(())
+        if self.c == steepness.AUTO:
+            batches = steepness.first_batches(x, batch_size)
+        choose = functools.partial(self._choose_c, batches)
+        return [steepness.SteepnessCallback(self.rho_tracker.name, choose)]
 
     def _set_penalty(self, c, d):
         """Replaces the penalty of Eq. 6."""

@@ -22,6 +22,7 @@ from dd_keras.defenses.base import DefenseModel
 from dd_keras.defenses.batch_norm import MODES as BATCH_NORM_MODES
 from dd_keras.defenses.deep_defense import DeepDefenseModel
 from dd_keras.defenses.parseval import add_parseval_constraints
+from dd_keras.defenses.steepness import AUTO
 
 
 def _setting(default: Any, help: str, **limits: Any) -> Any:
@@ -32,7 +33,8 @@ def _setting(default: Any, help: str, **limits: Any) -> Any:
         help: what it is, in a line of `--help`.
         **limits: `minimum` and `maximum`, the ends of its range; `positive`,
             a number above 0; `finite=False`, a number that may be infinite;
-            `choices`, all values there are.
+            `choices`, all values there are; `word`, what there is beside
+            numbers.
     """
     return dataclasses.field(default=default, metadata={"help": help, **limits})
 
@@ -71,8 +73,12 @@ class Settings:
         choices=BATCH_NORM_MODES,
     )
     lam: float = _setting(15.0, "Weight of the regulariser.", minimum=0)
-    c: float = _setting(
-        25.0, "Steepness of the penalty on correct samples.", positive=True
+    c: float | str = _setting(
+        25.0,
+        "Steepness of the penalty on correct samples; auto: 1 / median rho of "
+        "the reference.",
+        positive=True,
+        word=AUTO,
     )
     d: float = _setting(
         5.0, "Steepness of the penalty on misclassified samples.", positive=True

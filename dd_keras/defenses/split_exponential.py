@@ -1,10 +1,13 @@
 """The regulariser of Deep Defense (Yan, Guo, Zhang, NeurIPS 2018), Eq. 6."""
 
+from typing import Self
+
 import keras
 import tensorflow as tf
 from keras import ops
 from numpy.typing import ArrayLike
 
+from dd_keras.defenses import steepness
 from dd_keras.utils import validation
 
 # Largest exponent. A misclassified sample of a degenerate network can be any
@@ -28,12 +31,14 @@ class SplitExponential(keras.losses.Loss):
     else 0; `y_pred` is rho. Both have shape (B,). Exponents are cut at 30.
 
     Args:
-        c: steepness for correctly classified samples, above 0.
+        c: steepness for correctly classified samples, above 0; or `"auto"`:
+            not chosen yet, see `with_c_for`.
         d: steepness for misclassified samples, above 0.
         reduction, name, dtype: as for `keras.losses.Loss`.
 
     Raises:
-        ValueError: if `c` or `d` is not above 0 and finite.
+        ValueError: if `c` or `d` is not above 0 and finite; by a call, if
+            `c` is `"auto"` still.
 
     Example:
         penalty = dd_keras.SplitExponential(c=25.0, d=5.0)
@@ -42,22 +47,42 @@ class SplitExponential(keras.losses.Loss):
 
     def __init__(
         self,
-        c: float = 25.0,
+        c: float | str = 25.0,
         d: float = 5.0,
         reduction: str | None = "sum_over_batch_size",
         name: str = "split_exponential",
         dtype: str | keras.DTypePolicy | None = None,
     ):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
-        self.c = validation.validate_number("c", c, above=0)
+        if c != steepness.AUTO:
+            c = validation.validate_number("c", c, above=0)
+        self.c = c
         self.d = validation.validate_number("d", d, above=0)
 
     def call(self, y_true: ArrayLike, y_pred: ArrayLike) -> tf.Tensor:
         """The penalty of each sample, (B,)."""
+        if self.c == steepness.AUTO:
+            raise ValueError(
+                "c: expected a number by now; received 'auto', which `fit` "
+                "chooses from its inputs. Before it, call `choose_c(x)`."
+            )
         y_true = ops.convert_to_tensor(y_true)
         y_pred = ops.convert_to_tensor(y_pred)
         exponent = ops.where(y_true > 0.5, -self.c * y_pred, self.d * y_pred)
         return ops.exp(ops.minimum(exponent, MAX_EXPONENT))
+
+    def with_c_for(self, rho: ArrayLike) -> Self:
+        """The same with the `c` that fits a classifier: 1 / median rho.
+
+        Args:
+            rho: (N,), relative distances of samples from its boundary (Eq. 7),
+                before it is defended.
+
+        Raises:
+            ValueError: if their median is not above 0 and finite.
+        """
+        config = {**self.get_config(), "c": steepness.choose(rho)}
+        return self.from_config(config)
 
     def get_config(self) -> dict:
         """The constructor's arguments."""

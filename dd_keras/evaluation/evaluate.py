@@ -17,7 +17,7 @@ from dd_keras.classifier.labels import sparse_labels
 from dd_keras.evaluation import checkpoint, naming, reliability, streams
 from dd_keras.evaluation import metrics as metrics_module
 from dd_keras.evaluation.report import RobustnessReport
-from dd_keras.utils import norms
+from dd_keras.utils import norms, terminal
 
 AnyMetric = str | attacks.Attack | metrics_module.Metric
 
@@ -33,7 +33,7 @@ def evaluate_robustness(
     misclassified: str = "predicted",
     activation: str | None = None,
     checkpoint_dir: str | os.PathLike | None = None,
-    verbose: int = 1,
+    verbose: str | int = "auto",
 ) -> RobustnessReport:
     """Measures accuracy and robustness of a classifier on a data set.
 
@@ -68,7 +68,8 @@ def evaluate_robustness(
         checkpoint_dir: where finished batches are kept. After an interruption
             the same call is resumed from there and ends in the identical
             report. Remove it when it is no longer needed. None: nowhere.
-        verbose: 1 shows a progress bar with the time left, 0 nothing.
+        verbose: 1 shows a progress bar with the time left, 2 a line at the
+            end, 0 nothing; `"auto"`: a bar on a terminal, else a line.
 
     Returns:
         `RobustnessReport`. Its `warnings` are reliability warnings, which
@@ -105,7 +106,9 @@ def evaluate_robustness(
         checkpoint.fingerprint(model, chosen, misclassified, first),
     )
     bar = keras.utils.Progbar(
-        stream.batches, verbose=verbose, unit_name="batch"
+        stream.batches,
+        verbose=terminal.verbosity(verbose),
+        unit_name="batch",
     )
     if progress.parts:
         bar.update(len(progress.parts))

@@ -1,5 +1,6 @@
 """What a server computes: functions of raw or encoded images."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,13 @@ from dd_keras.utils import norms
 
 # The signature that TF Serving takes where a request names none.
 DEFAULT = "serving_default"
+
+
+# The attributes of a SavedModel that hold its two parts, no signatures: raw
+# images to the network's inputs, where there is a step before it, and these to
+# logits. Perturbations are measured in between, as training does.
+PREPROCESSING = "dd_keras_preprocessing"
+NETWORK = "dd_keras_network"
 
 
 class Endpoint(NamedTuple):
@@ -49,13 +57,7 @@ def make(
         images have a fixed size and 1 or 3 channels.
     """
     batch = tf.TensorSpec((None, *image_shape), tf.float32)
-
-    def inputs(images):
-        """Raw images, float32, to what the network takes."""
-        if preprocessing is None:
-            return logits.cast_inputs(network, images)
-        prepared = preprocessing(images, training=False)
-        return logits.cast_inputs(network, prepared)
+    inputs = functools.partial(_network_inputs, network, preprocessing)
 
     @tf.function(input_signature=[batch], autograph=False)
     def classify(images):
@@ -105,6 +107,42 @@ def make(
             robustness, decoded, encoded
         )
     return endpoints
+
+
+def parts(
+    network: keras.Model,
+    preprocessing: keras.Layer | None,
+    image_shape: tuple[int | None, ...],
+) -> dict[str, tf.types.experimental.PolymorphicFunction]:
+    """The parts of a classifier, by the attributes that hold them.
+
+    Args: see `make`.
+    """
+    images = tf.TensorSpec((None, *image_shape), tf.float32)
+
+    @tf.function(input_signature=[images], autograph=False)
+    def prepare(images):
+        return _network_inputs(network, preprocessing, images)
+
+    @tf.function(
+        input_signature=[logits.working_spec(network)], autograph=False
+    )
+    def class_logits(x):
+        return logits.class_logits(network(x, training=False))
+
+    found = {NETWORK: class_logits}
+    if preprocessing is not None:
+        found[PREPROCESSING] = prepare
+    for function in found.values():
+        function.get_concrete_function()  # traced, to be saved
+    return found
+
+
+def _network_inputs(network, preprocessing, images):
+    """Raw images, float32, to what the network takes."""
+    if preprocessing is not None:
+        images = preprocessing(images, training=False)
+    return logits.cast_inputs(network, images)
 
 
 def can_be_encoded(image_shape: tuple[int | None, ...]) -> bool:

@@ -86,8 +86,7 @@ def export(
         image_shape: sizes of one raw image, None for any; by default what
             `preprocessing`, if it is a model, or else `model` takes.
         image_dtype: of `images`, `"float32"` or `"uint8"` (a quarter of the
-            bytes by gRPC; `apps/evaluate.py` cannot attack such a SavedModel
-            for want of gradients).
+            bytes by gRPC).
         resize: for encoded images: function, in the graph, from uint8
             (H, W, channels) to an image of `image_shape` in [0, 255]; by
             default bilinear with antialiasing, sides scaled each on its own.
@@ -165,8 +164,9 @@ def export(
         examples = _validate_examples(examples, image_shape)
     card = model_card.describe(model, network, endpoints, attack, report, card)
 
+    parts = server_endpoints.parts(network, preprocessing, image_shape)
     with files.atomic_directory(path) as part:
-        _write(endpoints, part)
+        _write(endpoints, parts, part)
         extra = os.path.join(part, _EXTRA)
         model_card.write(card, extra)
         if examples is not None:
@@ -174,8 +174,10 @@ def export(
         return _place(part, path, version)
 
 
-def _write(endpoints, directory):
+def _write(endpoints, parts, directory):
     """Writes a SavedModel that holds the endpoints and their variables.
+
+    And, as attributes, the parts that `apps/evaluate.py` attacks between.
 
     `keras.export.ExportArchive` would trace each endpoint twice.
     """
@@ -185,6 +187,8 @@ def _write(endpoints, directory):
         {v.ref(): v for f in signatures.values() for v in f.variables}.values(),
         key=lambda variable: variable.name,
     )
+    for name, function in parts.items():
+        setattr(holder, name, function)
     tf.saved_model.save(
         holder,
         directory,

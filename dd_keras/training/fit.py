@@ -210,7 +210,8 @@ def _build(model, train):
         y_pred = model(x, training=False)
         model.compute_metrics(x, y, y_pred, sample_weight)
 
-    model.distribute_strategy.run(measure)
+    # Traced as such: a call counts as retracing, from one training to the next.
+    model.distribute_strategy.run(lambda: measure.get_concrete_function()())
     model.reset_metrics()
 
 
@@ -245,7 +246,7 @@ class _Progress(keras.callbacks.Callback):
         self._state = self._checkpoints.newest(model)
         self.position = (0, 0)
         if self._state is not None:
-            self._read_notes()
+            self._read_notes(model)
 
     @property
     def seconds(self):
@@ -256,7 +257,7 @@ class _Progress(keras.callbacks.Callback):
         """The batch of a step."""
         return next(iter(self._train.starting_at(epoch, step)))
 
-    def _read_notes(self):
+    def _read_notes(self, model):
         state = self._state
         notes = state.notes
         if notes["steps"] != len(self._train):
@@ -268,6 +269,8 @@ class _Progress(keras.callbacks.Callback):
         self.position = state.epoch, state.step
         self.logs, self._seconds = notes["logs"], notes["seconds"]
         self._last_logs = notes["last_logs"]
+        for name, value in notes.get("chosen", {}).items():
+            setattr(model, name, value)
 
     def on_train_begin(self, logs=None):
         """Restores the weights, and the best, which has just been reset."""
@@ -348,6 +351,7 @@ class _Progress(keras.callbacks.Callback):
                 "last_logs": _numbers(self._last_logs),
                 "seconds": self.seconds,
                 "best": None if best is None else best.best,
+                "chosen": getattr(self.model, "chosen", {}),
             },
             {"best": [] if best is None else best.weights},
         )
