@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 import sys
+import types
 import warnings
 
 import matplotlib.image
@@ -15,6 +16,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.text import Text
+
+from shared import pictures
 
 from dd_keras import plots
 
@@ -170,8 +173,6 @@ def test_pictures_show_image_perturbation_and_sum(saved, tmp_path, channels):
     images, labels, results = attacked(2, channels)
     plots.adversarial_images(images, labels, results, path)
     grid = np.reshape(saved[0].axes, (2, 5))
-    limit = max(np.abs(r["perturbation"]).max() for r in results.values())
-    assert limit > 20  # that of the second model: one scale for all
 
     def shown(axes):
         (image,) = axes.images
@@ -179,11 +180,14 @@ def test_pictures_show_image_perturbation_and_sum(saved, tmp_path, channels):
 
     for row, image in enumerate(images):
         np.testing.assert_allclose(shown(grid[row, 0]), image / 255, rtol=1e-6)
+        # One scale a row, so that its models can be compared.
+        limit = np.abs(results["model 1"]["perturbation"][row]).max()
+        factor = float(f"{127.5 / limit:.2g}")
         for column, found in enumerate(results.values()):
             change = found["perturbation"][row]
             np.testing.assert_allclose(
                 shown(grid[row, 1 + 2 * column]),
-                0.5 + change / (2 * limit),
+                np.clip(0.5 + factor * change / 255, 0, 1),
                 rtol=1e-5,
             )
             np.testing.assert_allclose(
@@ -194,16 +198,35 @@ def test_pictures_show_image_perturbation_and_sum(saved, tmp_path, channels):
     assert drawn_in(path)
 
 
-def test_pictures_name_labels_sizes_and_decisions(saved, tmp_path):
-    images, labels, results = attacked(2, 1)
+@pytest.mark.parametrize("scale", [20.0, 0.01])
+def test_pictures_name_labels_sizes_and_decisions(saved, tmp_path, scale):
+    """However small, the perturbations show, and by how much is said."""
+    images, labels, results = attacked(2, 1, scale=scale)
     plots.adversarial_images(images, labels, results, tmp_path / "images.png")
     grid = np.reshape(saved[0].axes, (2, 5))
+    largest = np.abs(results["model 1"]["perturbation"]).max(axis=(1, 2, 3))
+    first, second = (f"×{127.5 / largest[row]:.2g}" for row in range(2))
+    rho = r"$\rho$ = "
     assert [[axes.get_xlabel() for axes in row] for row in grid] == [
-        ["label 4", r"$\rho$ = 0.12", "0 → 1", r"$\rho$ = 0.25", "0 → 2"],
-        ["label 5", r"$\rho$ = 0.25", "1 → 2", r"$\rho$ = 0.50", "1 → 3"],
-    ]
-    limit = max(np.abs(r["perturbation"]).max() for r in results.values())
-    assert f"by up to {limit:.0f} of 255" in saved[0].get_supxlabel()
+        ["label 4", f"{rho}0.12, {first}", "0 → 1", f"{rho}0.25, {first}",
+         "0 → 2"],
+        ["label 5", f"{rho}0.25, {second}", "1 → 2", f"{rho}0.5, {second}",
+         "1 → 3"],
+    ]  # fmt: skip
+    assert "amplified by the factor below" in saved[0].get_supxlabel()
+    shown = grid[0, 3].images[0].get_array()
+    assert 0.9 < 2 * np.abs(np.asarray(shown) - 0.5).max() <= 1
+
+
+def test_pictures_name_classes(saved, tmp_path):
+    images, labels, results = attacked(1, 3, models=1)
+    names = ["cat", "automobile", "dog", "ship", "bird"]
+    plots.adversarial_images(
+        images, labels, results, tmp_path / "images.png", names
+    )
+    clean, _, adversarial = saved[0].axes
+    assert clean.get_xlabel() == "label bird"
+    assert adversarial.get_xlabel() == "cat\n→ automobile"
 
 
 def test_zero_perturbation_is_drawn_as_no_change(saved, tmp_path):
@@ -814,3 +837,23 @@ def test_missing_packages_name_the_extra(monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ImportError, match=r"pip install 'dd_keras\[apps\]'"):
         importlib.import_module("dd_keras.plots")
+
+
+def test_programs_picture_typical_images_of_different_classes(monkeypatch):
+    """Not the first of a class, nor one that a defence made less robust."""
+    monkeypatch.setattr(pictures, "FLAGS", types.SimpleNamespace(norm=2.0))
+    labels = np.array([0, 0, 0, 1, 1, 2])
+
+    def report(rho, predictions=labels):
+        return types.SimpleNamespace(
+            labels=labels,
+            predictions=predictions,
+            values={"rho2": np.array(rho)},
+        )
+
+    reference = report([0.9, 0.2, 0.2, 0.2, 0.01, 0.2])
+    defended = report(
+        [0.3, 0.3, 0.1, 0.3, 0.3, 0.3], np.array([0, 0, 0, 1, 1, 1])
+    )
+    found = pictures._choose([reference, defended], [reference, defended])
+    assert found == [1, 3]

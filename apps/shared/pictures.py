@@ -33,22 +33,29 @@ def draw_adversarial_images(
     data: datasets.Data,
     path: str,
 ) -> list[dict]:
-    """Draws test images of different classes under two of the models.
+    """Draws typical test images of different classes under two of the models.
+
+    Typical: correctly classified by all, and at distances from the boundary
+    that are near to the medians.
 
     Returns:
         list of dicts: which images they are, and the rho of the models drawn.
     """
-    chosen = _choose(list(reports.values()))
+    shown = "deep_defense" if "deep_defense" in models else FLAGS.defense[-1]
+    chosen = _choose(
+        list(reports.values()), (reports[REFERENCE], reports[shown])
+    )
     labels = reports[REFERENCE].labels[chosen]
     images = _images(data, chosen)
-    shown = "deep_defense" if "deep_defense" in models else FLAGS.defense[-1]
     attacked = {
         title_of(name): _attacked(models[name], data.preprocessing(images))
         | {"rho": reports[name].values[f"rho{FLAGS.norm:g}"][chosen]}
         for name in (REFERENCE, shown)
     }
     with files.atomic_write(path) as part:
-        plots.adversarial_images(images, labels, attacked, part)
+        plots.adversarial_images(
+            images, labels, attacked, part, data.class_names
+        )
     return [
         {
             "test_image": int(index),
@@ -62,18 +69,31 @@ def draw_adversarial_images(
     ]
 
 
-def _choose(reports):
-    """Indices of images of different classes that all models classify well."""
+def _choose(reports, shown):
+    """Indices of typical images of different classes, in their order on disk.
+
+    Args:
+        reports: of all models.
+        shown: those of the models that are drawn.
+    """
     labels = reports[0].labels
     correct = np.logical_and.reduce(
         [report.predictions == report.labels for report in reports]
     )
-    chosen = {}  # by class, the first
-    for index in np.flatnonzero(correct):
-        chosen.setdefault(labels[index], index)
-    if not chosen:  # untrained models
+    if not correct.any():  # untrained models
         return list(range(min(_PICTURED, len(labels))))
-    return list(chosen.values())[:_PICTURED]
+    strange = sum(_strangeness(report, correct) for report in shown)
+    chosen = {}  # by class, the most typical
+    for index in np.argsort(strange, kind="stable"):
+        if correct[index]:
+            chosen.setdefault(labels[index], int(index))
+    return sorted(list(chosen.values())[:_PICTURED])
+
+
+def _strangeness(report, correct):
+    """How far each image's rho is from the median, as |log of their ratio|."""
+    rho = np.maximum(report.values[f"rho{FLAGS.norm:g}"], 1e-12)
+    return np.abs(np.log(rho / np.median(rho[correct])))
 
 
 def _images(data, chosen):

@@ -16,16 +16,21 @@ from dd_keras.plots.style import (
     wrap,
 )
 
+_ON_ONE_LINE = 10  # characters of two classes that fit below an image
+
 
 def adversarial_images(
     images: np.ndarray,
     labels: Sequence[int],
     attacked: Mapping[str, Mapping],
     path: str | os.PathLike,
+    class_names: Sequence[str] | None = None,
 ) -> None:
     """Clean images, perturbations and adversarial images (Figure 7).
 
-    Up to three models fit the width of a page; more make a wider figure.
+    The perturbations of a row are amplified so that the largest pixel of them
+    shows best; the factor, one a row, stands below them. Up to three models
+    fit the width of a page; more make a wider figure.
 
     Args:
         images: (N, H, W, C), pixels 0 to 255; C is 1 or 3.
@@ -34,6 +39,7 @@ def adversarial_images(
             (N, H, W, C), in pixels, `"clean"` and `"adversarial"` (N,), the
             classes before and after, and `"rho"` (N,).
         path: file to write; its ending says the format.
+        class_names: of all classes, in their order; None: their numbers.
 
     Raises:
         ValueError: if an argument is not as above.
@@ -64,15 +70,10 @@ def adversarial_images(
     columns = 1 + 2 * len(attacked)
     width = min(1.25, max(PAGE / columns, 1.0))  # of a column, in inches
     names = [wrap(f"{name}:", width) for name in attacked]
-    # One colour scale for all perturbations, so that sizes can be compared.
-    limit = max(np.abs(a["perturbation"]).max() for a in attacked.values())
-    limit = max(float(limit), np.finfo(np.float32).tiny)
-    colors = (
-        "blue darkens, red brightens" if images.shape[-1] == 1 else "from grey"
-    )
+    colors = "blue darkens, red brightens, " if images.shape[-1] == 1 else ""
     caption = wrap(
-        f"Perturbations: {colors}, by up to {limit:.0f} of 255. Adversarial "
-        "images: clipped to 0 to 255.",
+        f"Perturbations: {colors}amplified by the factor below them. "
+        "Adversarial images: as they are, clipped to 0 to 255.",
         width * columns,
         SMALL_SIZE,
     )
@@ -84,20 +85,29 @@ def adversarial_images(
     )
     grid = figure.subplots(len(images), columns, squeeze=False)
     for row, image in enumerate(images):
-        _show(grid[row, 0], image / 255, f"label {labels[row]}")
+        changes = [
+            np.asarray(a["perturbation"][row]) for a in attacked.values()
+        ]
+        factor = _factor(changes)
+        name = _name(labels[row], class_names)
+        _show(grid[row, 0], image / 255, f"label {name}")
         for column, found in enumerate(attacked.values()):
-            change = np.asarray(found["perturbation"][row])
-            axes = grid[row, 1 + 2 * column]
+            change = changes[column]
             _show(
-                axes,
-                0.5 + change / (2 * limit),
-                rf"$\rho$ = {found['rho'][row]:.2f}",
+                grid[row, 1 + 2 * column],
+                0.5 + factor * change / 255,
+                rf"$\rho$ = {found['rho'][row]:.2g}, ×{factor:.2g}",
                 "RdBu_r",
             )
+            before, after = (
+                _name(found[when][row], class_names)
+                for when in ("clean", "adversarial")
+            )
+            line_break = "\n" if len(before + after) > _ON_ONE_LINE else " "
             _show(
                 grid[row, 2 + 2 * column],
                 (image + change) / 255,
-                f"{found['clean'][row]} → {found['adversarial'][row]}",
+                f"{before}{line_break}→ {after}",
             )
     grid[0, 0].set_title("clean", fontsize=TEXT_SIZE)
     for column, name in enumerate(names):
@@ -107,6 +117,20 @@ def adversarial_images(
             )
     figure.supxlabel(caption, fontsize=SMALL_SIZE)
     save(figure, path)
+
+
+def _factor(changes):
+    """What makes the largest pixel of perturbations black or white.
+
+    Two digits, as it is said; of no perturbation 1.
+    """
+    largest = max(float(np.abs(change).max()) for change in changes)
+    return float(f"{127.5 / largest:.2g}") if largest else 1.0
+
+
+def _name(number, class_names):
+    """What a class is called."""
+    return str(number) if class_names is None else class_names[int(number)]
 
 
 def _show(axes, image, label, color_map="gray"):
