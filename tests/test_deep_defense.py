@@ -537,8 +537,8 @@ def test_robustness_grows_with_another_attack():
 def test_evaluation_in_another_norm_is_refused():
     other = attacks.DeepFool(norm=1)
     message = (
-        "evaluation_attack: expected one of the norm of attack, 2; received "
-        f"{other!r}."
+        "evaluation_attack: expected one of the norm 2, that of the attack in "
+        f"training; received {other!r}."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         DeepDefenseModel(classifier(), evaluation_attack=other)

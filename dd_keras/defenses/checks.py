@@ -68,6 +68,19 @@ def check_model(
         )
 
 
+def require_norm(argument: str, attack: Any, norm: float) -> None:
+    """Checks that an attack has the norm of the attack in training.
+
+    Raises:
+        ValueError: if it has a norm, which is another.
+    """
+    if getattr(attack, "norm", norm) != norm:
+        raise ValueError(
+            f"{argument}: expected one of the norm {norm:g}, that of the "
+            f"attack in training; received {attack!r}."
+        )
+
+
 def check_arrays(
     model: keras.Model, x: object = None, y: object = None, *_: Any
 ) -> None:

@@ -1,20 +1,16 @@
 """Deep Defense (Yan, Guo, Zhang, NeurIPS 2018) as a Keras model."""
 
-import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from dd_keras import distribution
 from dd_keras.attacks import Attack, DeepFool, Forward
 from dd_keras.classifier import logits
-from dd_keras.defenses import layerwise, steepness
+from dd_keras.defenses import checks, layerwise, steepness
 from dd_keras.defenses.regularized import RegularizedDefenseModel
 from dd_keras.defenses.split_exponential import SplitExponential
-from dd_keras.utils import norms
 
 
 @keras.saving.register_keras_serializable("dd_keras")
@@ -83,11 +79,7 @@ class DeepDefenseModel(RegularizedDefenseModel):
         attack = attack or DeepFool(max_iter=5)
         norm = getattr(attack, "norm", 2.0)
         evaluation_attack = evaluation_attack or DeepFool(norm)
-        if getattr(evaluation_attack, "norm", norm) != norm:
-            raise ValueError(
-                f"evaluation_attack: expected one of the norm of attack, "
-                f"{norm:g}; received {evaluation_attack!r}."
-            )
+        checks.require_norm("evaluation_attack", evaluation_attack, norm)
         super().__init__(
             model, lam=lam, evaluation_attack=evaluation_attack, **kwargs
         )
@@ -124,11 +116,7 @@ class DeepDefenseModel(RegularizedDefenseModel):
 
     @attack.setter
     def attack(self, value: Attack) -> None:
-        if getattr(value, "norm", self.norm) != self.norm:
-            raise ValueError(
-                f"attack: expected one of the norm {self.norm:g}, as before; "
-                f"received {value!r}."
-            )
+        checks.require_norm("attack", value, self.norm)
         self._attack = value
         self._retrace()
 
@@ -149,22 +137,12 @@ class DeepDefenseModel(RegularizedDefenseModel):
             TypeError: if `x` can be gone through only once.
             ValueError: if the median rho is 0 or not finite.
         """
-        return self._choose_c(steepness.first_batches(x, batch_size))
-
-    def _choose_c(self, batches):
-        rho = [self._rho_of(self._batch(batch)[0]) for batch in batches]
-        chosen = steepness.choose(np.concatenate(rho or [[]]))
-        self.c = distribution.from_chief(chosen)
+        batches = steepness.first_batches(x, batch_size)
+        self.c = steepness.measure(self, batches)
         return self.c
 
-    def _rho_of(self, x):
-        """Eq. 7 under the training attack, from the predicted classes, (B,)."""
-        x = logits.cast_inputs(self.model, x)
-        perturbation = self.attack.perturb(self.logits_model(), x)
-        return norms.rho(perturbation, x, self.norm)
-
     @property
-    def chosen(self) -> dict[str, float]:
+    def chosen(self) -> dict[str, float | str]:
         """Settings that `fit` chose; a resumed training takes them over."""
         return {"c": self.c} if self._c_was_auto else {}
 
@@ -172,11 +150,7 @@ class DeepDefenseModel(RegularizedDefenseModel):
         self, x: object, batch_size: int | None
     ) -> list[keras.callbacks.Callback]:
         """One that chooses `c` where it is `"auto"`, and warns of bad ones."""
-        batches: Iterator = iter(())
-        if self.c == steepness.AUTO:
-            batches = steepness.first_batches(x, batch_size)
-        choose = functools.partial(self._choose_c, batches)
-        return [steepness.SteepnessCallback(self.rho_tracker.name, choose)]
+        return [steepness.SteepnessCallback(self, x, batch_size)]
 
     def _set_penalty(self, c, d):
         """Replaces the penalty of Eq. 6."""

@@ -1,6 +1,6 @@
 """The regulariser of Deep Defense (Yan, Guo, Zhang, NeurIPS 2018), Eq. 6."""
 
-from typing import Self
+from typing import Any, Self
 
 import keras
 import tensorflow as tf
@@ -56,7 +56,7 @@ class SplitExponential(keras.losses.Loss):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         if c != steepness.AUTO:
             c = validation.validate_number("c", c, above=0)
-        self.c = c
+        self.c: Any = c
         self.d = validation.validate_number("d", d, above=0)
 
     def call(self, y_true: ArrayLike, y_pred: ArrayLike) -> tf.Tensor:

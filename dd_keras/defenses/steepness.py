@@ -7,7 +7,7 @@ Table 1) lie between 0.6 and 5.1, though its c goes from 25 to 500.
 
 import itertools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -15,7 +15,9 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
-from dd_keras.utils import config
+from dd_keras import distribution
+from dd_keras.classifier import inputs, logits
+from dd_keras.utils import config, norms
 
 AUTO = "auto"
 # c * the median rho of the classifier to be defended, of c="auto". README.md
@@ -92,26 +94,49 @@ def _of_arrays(x, samples, batch_size):
         )
 
 
+def measure(model: Any, batches: Iterable[tuple[Any, ...]]) -> float:
+    """C for a classifier as it is now, the same on all workers.
+
+    rho (Eq. 7) is that of the training attack, from the predicted classes.
+
+    Args:
+        model: a `DeepDefenseModel`.
+        batches: as `fit` takes them, the inputs first.
+    """
+    found = [np.zeros(0)]
+    for batch in batches:
+        first, *_ = keras.utils.unpack_x_y_sample_weight(batch)
+        x = logits.cast_inputs(
+            model.model, inputs.prepare(model.model, first)[0]
+        )
+        perturbation = model.attack.perturb(model.logits_model(), x)
+        found.append(norms.rho(perturbation, x, model.norm).numpy())
+    return distribution.from_chief(choose(np.concatenate(found)))
+
+
 class SteepnessCallback(keras.callbacks.Callback):
     """Chooses c where it is to be, and warns where it does not fit.
 
     Args:
-        rho: the name of the mean rho in the logs.
-        choose: called before the first step that needs c, where the model's
-            is `"auto"`.
+        model: a `DeepDefenseModel`, whose `c` may be `"auto"`.
+        x: inputs, or a data set, as for `fit`.
+        batch_size: samples a batch, of arrays, or None.
     """
 
-    def __init__(self, rho: str, choose: Callable[[], None]):
+    def __init__(self, model: Any, x: Any, batch_size: int | None):
         super().__init__()
-        self._rho, self._choose = rho, choose
+        self._rho = model.rho_tracker.name
         self._checked = False
+        self._batches: Iterable = ()
+        if model.c == AUTO:  # what cannot be is refused before any step
+            self._batches = first_batches(x, batch_size)
 
     def on_train_batch_begin(
         self, batch: int, logs: dict | None = None
     ) -> None:
         """Chooses c, behind any epochs that train without the regulariser."""
         if self.model.c == AUTO and self.model.regularizes:
-            self._choose()
+            self.model.c = measure(self.model, self._batches)
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Looks once at the mean rho of the first steps."""
