@@ -164,7 +164,7 @@ class DeepDefenseModel(RegularizedDefenseModel):
         return norms.rho(perturbation, x, self.norm)
 
     @property
-    def chosen(self) -> dict[str, float]:
+    def chosen(self) -> dict[str, float | str]:
         """Settings that `fit` chose; a resumed training takes them over."""
         return {"c": self.c} if self._c_was_auto else {}
 
