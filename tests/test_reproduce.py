@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import statistics
@@ -373,3 +374,20 @@ def test_results_name_their_commit(tmp_path, monkeypatch):
     assert provenance._commit() == head
     library.write_text("changed = True")
     assert provenance._commit() == f"{head}, with changes"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "folder"),
+    [
+        ([], "/reproduce/"),
+        (["--smoke"], "/reproduce_smoke/"),
+        (["--smoke", "--output_dir=/tmp/mine"], "/tmp/mine/"),
+    ],
+)
+def test_a_smoke_run_has_a_default_directory_of_its_own(
+    capsys, arguments, folder
+):
+    run("reproduce", "--experiment=limits_mnist", "--dry_run", *arguments)
+    folders = re.findall(r"--output_dir=(\S+)", capsys.readouterr().out)
+    assert folders
+    assert all(folder in found for found in folders)

@@ -61,7 +61,7 @@ class SplitExponential(keras.losses.Loss):
 
     def call(self, y_true: ArrayLike, y_pred: ArrayLike) -> tf.Tensor:
         """The penalty of each sample, (B,)."""
-        if self.c == steepness.AUTO:
+        if isinstance(self.c, str):
             raise ValueError(
                 "c: expected a number by now; received 'auto', which `fit` "
                 "chooses from its inputs. Before it, call `choose_c(x)`."

@@ -106,9 +106,8 @@ def measure(model: Any, batches: Iterable[tuple[Any, ...]]) -> float:
     found = [np.zeros(0)]
     for batch in batches:
         first, *_ = keras.utils.unpack_x_y_sample_weight(batch)
-        x = logits.cast_inputs(
-            model.model, inputs.prepare(model.model, first)[0]
-        )
+        first, *_ = inputs.prepare(model.model, first)
+        x = logits.cast_inputs(model.model, first)
         perturbation = model.attack.perturb(model.logits_model(), x)
         found.append(norms.rho(perturbation, x, model.norm).numpy())
     return distribution.from_chief(choose(np.concatenate(found)))
