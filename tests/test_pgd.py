@@ -353,7 +353,7 @@ class Momentum(pgd.ProjectedGradient):
     step_size = 0.1
     restarts = 2
 
-    def loss_gradient(self, logits, y):
+    def loss_gradient(self, logits, y, target):
         return -decisions.margin_logit_gradient(logits, y, self.targeted)
 
     def start(self, x, restart):
