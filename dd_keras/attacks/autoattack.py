@@ -126,7 +126,7 @@ class AutoAttack(base.Attack):
                 warnings.warn(f"AutoAttack: {warning}", stacklevel=2)
         return found
 
-    def search(
+    def search(  # type: ignore[override]  # more fields than `AttackResult`
         self,
         network: keras.Model,
         x: tf.Tensor,
@@ -240,7 +240,7 @@ class AutoAttack(base.Attack):
                 f"version: expected one of {', '.join(VERSIONS)}, or a list "
                 f"of attacks; received {version!r}."
             )
-        named = self._named_attacks(version)
+        named = self._named(version)
         chosen = []
         for item in VERSIONS[version] if isinstance(version, str) else version:
             if isinstance(item, base.Attack):
@@ -258,7 +258,7 @@ class AutoAttack(base.Attack):
             )
         return chosen
 
-    def _named_attacks(self, version):
+    def _named(self, version):
         """All attacks that have a name."""
         restarts = _RESTARTS["plus" if version == "plus" else "standard"]
         ends = {"bounds": self.bounds, "seed": self.seed}
@@ -279,4 +279,4 @@ class AutoAttack(base.Attack):
             if num_classes >= least.get(name, 2):
                 yield number, attack
             elif num_classes == 3:
-                yield number, self._named_attacks(self.version)["apgd-dlr"]
+                yield number, self._named(self.version)["apgd-dlr"]

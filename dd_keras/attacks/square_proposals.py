@@ -5,7 +5,7 @@ All random numbers of a query come from one call for each sample.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -45,7 +45,13 @@ class _Proposals:
         shape: that of the inputs, (B, ...).
     """
 
-    def __init__(self, eps, initial_share, queries, shape):
+    def __init__(
+        self,
+        eps: float,
+        initial_share: float,
+        queries: int,
+        shape: tf.TensorShape,
+    ):
         self.eps = eps
         sample = shape[1:].as_list()
         if len(sample) == 2:
@@ -67,6 +73,10 @@ class _Proposals:
         side = self._rounded(side, min(self.height, self.width))
         return side, side
 
+    def _rounded(self, length, most):
+        """The side of a window: an integer from `length` on, up to `most`."""
+        raise NotImplementedError
+
     def _corners(self, numbers, size):
         """Random corners, from two numbers in (0, 1): (A,), (A,) int32."""
         positions = tf.cast(
@@ -78,21 +88,31 @@ class _Proposals:
 
     # A table of proposals that were rejected, if any can come twice.
 
-    def none_rejected(self, y):
+    def none_rejected(self, y: tf.Tensor) -> tf.Tensor:
         """An empty table: (A, K) bool; here K is 0."""
         return tf.zeros([tf.size(y), 0], tf.bool)
 
-    def forget_other_sizes(self, i, rejected):
+    def forget_other_sizes(
+        self, i: tf.Tensor, rejected: tf.Tensor
+    ) -> tf.Tensor:
         """The table at query i, empty if it is the first of its size."""
         del i
         return rejected
 
-    def known(self, proposed, number, perturbation, rejected):
+    def known(
+        self,
+        proposed: tf.Tensor,
+        number: tf.Tensor,
+        perturbation: tf.Tensor,
+        rejected: tf.Tensor,
+    ) -> tf.Tensor | None:
         """Where no proposal can be of use: (A,) bool, or None for nowhere."""
         del proposed, number, perturbation, rejected
         return None
 
-    def remember(self, rejected, number, accepted):
+    def remember(
+        self, rejected: tf.Tensor, number: tf.Tensor, accepted: tf.Tensor
+    ) -> tf.Tensor:
         """The table after a query; empty where it was accepted."""
         del number, accepted
         return rejected
@@ -101,17 +121,22 @@ class _Proposals:
 class LinfProposals(_Proposals):
     """Windows of eps or -eps. See `_Proposals`."""
 
-    def __init__(self, eps, initial_share, queries, shape):
+    def __init__(
+        self,
+        eps: float,
+        initial_share: float,
+        queries: int,
+        shape: tf.TensorShape,
+    ):
         super().__init__(eps, initial_share, queries, shape)
         self.signs = 2**self.channels
         number = self.height * self.width * self.signs
         self.remembered = number if number <= _MOST_REMEMBERED else 0
 
-    @staticmethod
-    def _rounded(length, most):
+    def _rounded(self, length, most):
         return min(max(round(length), 1), most)
 
-    def start(self, key, room):
+    def start(self, key: tf.Tensor, room: Room) -> tf.Tensor:
         """Vertical stripes: (A, H, W, C)."""
         columns = self.width if self.width > 1 else self.height
         numbers = stateless_random.from_keys(
@@ -121,23 +146,33 @@ class LinfProposals(_Proposals):
         signs = tf.reshape(tf.sign(numbers - 0.5), [-1, *stripe, self.channels])
         return room.clip(self.eps * signs + tf.zeros_like(room.low))
 
-    def none_rejected(self, y):
+    def none_rejected(self, y: tf.Tensor) -> tf.Tensor:
         """An empty table: (A, K) bool, K perhaps 0."""
         return tf.zeros([tf.size(y), self.remembered], tf.bool)
 
-    def forget_other_sizes(self, i, rejected):
+    def forget_other_sizes(
+        self, i: tf.Tensor, rejected: tf.Tensor
+    ) -> tf.Tensor:
         """The table at query i, empty if it is the first of its size."""
         changes = np.any(np.diff(self.sizes, axis=0, prepend=0) != 0, axis=1)
         return rejected & ~tf.gather(changes, i)
 
-    def known(self, proposed, number, perturbation, rejected):
+    def known(
+        self,
+        proposed: tf.Tensor,
+        number: tf.Tensor,
+        perturbation: tf.Tensor,
+        rejected: tf.Tensor,
+    ) -> tf.Tensor | None:
         """Where a proposal changes nothing, or was rejected before."""
         known = tf.reduce_all(tf.equal(proposed, perturbation), [1, 2, 3])
         if self.remembered:
             known |= tf.gather(rejected, number, batch_dims=1)
         return known
 
-    def remember(self, rejected, number, accepted):
+    def remember(
+        self, rejected: tf.Tensor, number: tf.Tensor, accepted: tf.Tensor
+    ) -> tf.Tensor:
         """The table after a query; empty where it was accepted."""
         if not self.remembered:
             return rejected
@@ -147,7 +182,13 @@ class LinfProposals(_Proposals):
         )
         return rejected & ~accepted[:, None]
 
-    def propose(self, i, key, room, perturbation):
+    def propose(
+        self,
+        i: tf.Tensor,
+        key: tf.Tensor,
+        room: Room,
+        perturbation: tf.Tensor,
+    ) -> tuple[tf.Tensor, Any]:
         """What query i proposes, (A, H, W, C), and its place in the table."""
         numbers = stateless_random.from_keys(
             key, i + 1, 2 + self.channels, room.low.dtype
@@ -171,7 +212,13 @@ class LinfProposals(_Proposals):
 class L2Proposals(_Proposals):
     """Bumps that take the mass of another window. See `_Proposals`."""
 
-    def __init__(self, eps, initial_share, queries, shape):
+    def __init__(
+        self,
+        eps: float,
+        initial_share: float,
+        queries: int,
+        shape: tf.TensorShape,
+    ):
         super().__init__(eps, initial_share, queries, shape)
         distinct, self.size_number = np.unique(
             self.sizes, axis=0, return_inverse=True
@@ -188,12 +235,11 @@ class L2Proposals(_Proposals):
             ]
         )  # (sizes, most, most)
 
-    @staticmethod
-    def _rounded(length, most):
+    def _rounded(self, length, most):
         odd = max(round(length), _SMALLEST_BUMP) // 2 * 2 + 1
         return min(odd, most)
 
-    def start(self, key, room):
+    def start(self, key: tf.Tensor, room: Room) -> tf.Tensor:
         """Bumps of random sign side by side, of length eps: (A, H, W, C)."""
         side = max(min(self.height, self.width) // _BUMPS_A_SIDE, 1)
         if self.width == 1:
@@ -220,7 +266,13 @@ class L2Proposals(_Proposals):
         )
         return self._scaled(padded, room)
 
-    def propose(self, i, key, room, perturbation):
+    def propose(
+        self,
+        i: tf.Tensor,
+        key: tf.Tensor,
+        room: Room,
+        perturbation: tf.Tensor,
+    ) -> tuple[tf.Tensor, Any]:
         """What query i proposes: (A, H, W, C), and None."""
         numbers = stateless_random.from_keys(
             key, i + 1, 5 + self.channels, room.low.dtype
