@@ -27,10 +27,9 @@ VERSIONS = {
 }
 # Restarts of the untargeted attacks along the gradient.
 _RESTARTS = {"standard": 1, "plus": 5}
-# Attacks that need no gradient; if one finds more than those that use it, the
-# gradients are of no use. From this share of the samples on it is a sign, as
-# in the authors' code.
-_WITHOUT_GRADIENT = ("square",)
+# If Square, which needs no gradient, finds what attacks along the gradient do
+# not, the gradients are of no use. From this share of the samples on it is a
+# sign, as in the authors' code.
 _SIGN_OF_MASKING = 0.002
 # How far a result may be beyond eps, from rounding.
 _SLACK = 1e-5
@@ -197,9 +196,9 @@ class AutoAttack(base.Attack):
                 f"the gradient is zero at {zero} of {len(y)} inputs; there "
                 "attacks along the gradient stand still."
             )
-        names = np.array([*self.attack_names, "none"])
-        share = np.mean(np.isin(names[found.found_by], _WITHOUT_GRADIENT))
-        if share > _SIGN_OF_MASKING and set(self.attack_names) - {"square"}:
+        by_square = [isinstance(attack, Square) for _, attack in self._attacks]
+        share = np.mean(np.take([*by_square, False], found.found_by))
+        if share > _SIGN_OF_MASKING and not all(by_square):
             warned.append(
                 f"Square, which uses no gradient, fooled {share:.1%} of the "
                 "samples that attacks along the gradient did not; the "
