@@ -106,19 +106,17 @@ def test_starts_and_proposals_in_l_inf():
     np.testing.assert_array_equal(np.abs(start), 0.5)
     np.testing.assert_array_equal(start, start[:, :1] + 0 * start)  # vertical
     assert 0.4 < np.mean(start > 0) < 0.6
-    places = set()
     for i in (0, 20, 290):
         proposed, number = proposals.propose(i, key, room, 0 * start)
         changed = proposed.numpy() != 0
-        side = {0: 5, 20: 4, 290: 1}[i]  # of 0.8, 0.4 and 0.05 of 36 pixels
+        side = {0: 5, 20: 4, 290: 2}[i]  # of 0.8, 0.4 and 0.1 of 36 pixels
         np.testing.assert_array_equal(changed.sum((1, 2)), side**2)
         np.testing.assert_array_equal(changed.any(2).sum(1), side)
         np.testing.assert_array_equal(changed.any(1).sum(1), side)
         assert np.all(number < proposals.remembered)
-        if side == 1:
-            places = {tuple(p) for p in np.argwhere(changed[..., 0])[:, 1:]}
-    assert len(places) > 15  # anywhere, also at the far ends
-    assert max(places)[0] == 5
+    corners = {tuple(np.argwhere(window)[0]) for window in changed[..., 0]}
+    assert len(corners) > 15
+    assert np.max(list(corners), axis=0).tolist() == [4, 4]  # the last ones
 
 
 def test_starts_and_proposals_in_l_2():
@@ -135,7 +133,7 @@ def test_starts_and_proposals_in_l_2():
     proposed, number = proposals.propose(290, key, room, start)
     assert number is None
     np.testing.assert_allclose(lengths(proposed, 2), 2.0)
-    changed = np.any(proposed.numpy() != start.numpy(), axis=3)
+    changed = np.any(np.abs(proposed - start) > 1e-9, axis=3)
     # Two windows of 3 x 3, perhaps of the same places.
     assert np.all(changed.sum((1, 2)) <= 18)
     assert np.mean(changed.sum((1, 2)) > 9) > 0.5
