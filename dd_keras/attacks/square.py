@@ -120,9 +120,7 @@ class Square(base.Attack):
         clean_fooled = decisions.is_fooled(logits, y)
         state = _State(
             active=~(clean_fooled | fooled),
-            perturbation=rows.choose_rows(
-                clean_fooled, tf.zeros_like(start), start
-            ),
+            perturbation=start,
             margin=margin,
             rejected=proposals.none_rejected(y),
             iterations=tf.zeros_like(y),
@@ -135,8 +133,13 @@ class Square(base.Attack):
             state,
             self.queries,
         )
+        # Where nothing came closer than the clean input, that is the result.
+        closer = ~state.active | (state.margin < decisions.margin(logits, y))
+        perturbation = tf.reshape(state.perturbation, tf.shape(x))
         return base.AttackResult(
-            tf.reshape(state.perturbation, tf.shape(x)),
+            rows.choose_rows(
+                closer & ~clean_fooled, perturbation, tf.zeros_like(x)
+            ),
             predictions,
             ~state.active,
             state.iterations,
