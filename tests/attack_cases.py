@@ -47,6 +47,37 @@ def curved_network(num_classes=4, dtype="float64", seed=1):
     return model, tf.constant(x, dtype)
 
 
+def relu_network(into, biases, out_of, bias):
+    """f_0 = relu(x into + biases) out_of + bias and f_1 = 0, for a number x."""
+    into, out_of = np.array([into]), np.array(out_of)
+    model = keras.Sequential(
+        [
+            keras.Input((1,), dtype="float64"),
+            keras.layers.Dense(2, activation="relu", dtype="float64"),
+            keras.layers.Dense(2, dtype="float64"),
+        ]
+    )
+    model.set_weights(
+        [
+            into,
+            np.array(biases),
+            np.stack([out_of, np.zeros(2)], axis=1),
+            np.array([bias, 0.0]),
+        ]
+    )
+    return model
+
+
+def two_way_network():
+    """f_0 = 1 - 2 relu(x) - 0.5 relu(-x), and 16 inputs at its kink.
+
+    To the right of 0 the decision changes at 0.5, to the left at -2. They
+    differ by next to nothing, as equal inputs have equal starts.
+    """
+    model = relu_network([1.0, -1.0], [0.0, 0.0], [-2.0, -0.5], 1.0)
+    return model, 1e-200 * np.arange(16.0)[:, None]
+
+
 def labels_with_mistakes(model, x):
     """The labels predicted, but every third one off by one."""
     logits = model(x).numpy()

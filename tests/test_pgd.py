@@ -12,7 +12,9 @@ from attack_cases import (
     fooled_by_foolbox,
     judged,
     lengths,
+    relu_network,
     two_classes,
+    two_way_network,
 )
 from conftest import affine_classifier
 
@@ -153,27 +155,6 @@ def test_targeted_attacks_reach_their_targets(kind):
     np.testing.assert_array_equal(found.iterations[there], 0)
 
 
-def relu_network(into, biases, out_of, bias):
-    """f_0 = relu(x into + biases) out_of + bias and f_1 = 0, for a number x."""
-    into, out_of = np.array([into]), np.array(out_of)
-    model = keras.Sequential(
-        [
-            keras.Input((1,), dtype="float64"),
-            keras.layers.Dense(2, activation="relu", dtype="float64"),
-            keras.layers.Dense(2, dtype="float64"),
-        ]
-    )
-    model.set_weights(
-        [
-            into,
-            np.array(biases),
-            np.stack([out_of, np.zeros(2)], axis=1),
-            np.array([bias, 0.0]),
-        ]
-    )
-    return model
-
-
 def test_the_closest_of_all_that_was_tried_is_kept():
     # f_0 = 2 - relu(x) + 4 relu(x - 0.5): 1.9 at 0.1, where it begins, 1.5 at
     # 0.5, and 2.7 at 0.9, where it ends.
@@ -202,16 +183,6 @@ def test_without_random_start_pgd_is_bim():
     bim = attacks.BIM(0.3, steps=6).run(model, x)
     assert_same(pgd, bim)
     assert pgd.fooled.numpy().any()
-
-
-def two_way_network():
-    """f_0 = 1 - 2 relu(x) - 0.5 relu(-x), and 16 inputs at its kink.
-
-    To the right of 0 the decision changes at 0.5, to the left at -2. They
-    differ by next to nothing, as equal inputs have equal starts.
-    """
-    model = relu_network([1.0, -1.0], [0.0, 0.0], [-2.0, -0.5], 1.0)
-    return model, 1e-200 * np.arange(16.0)[:, None]
 
 
 def test_restarts_find_what_one_start_misses():
@@ -353,7 +324,7 @@ class Momentum(pgd.ProjectedGradient):
     step_size = 0.1
     restarts = 2
 
-    def loss_gradient(self, logits, y):
+    def loss_gradient(self, logits, y, target):
         return -decisions.margin_logit_gradient(logits, y, self.targeted)
 
     def start(self, x, restart):

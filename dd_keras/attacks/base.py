@@ -145,7 +145,8 @@ class Attack(EqualByConfig):
         for start in starts:
             parts.append(search(*(t[start : start + size] for t in batch)))
             bar.add(1)
-        return AttackResult(
+        # An attack may return more of each sample than `AttackResult` has.
+        return type(parts[0])(
             *(tf.concat(column, 0) for column in zip(*parts, strict=True))
         )
 
@@ -176,6 +177,19 @@ class Attack(EqualByConfig):
             return perturbation
         low, high = self.limits(x)
         return tf.minimum(tf.maximum(perturbation, low - x), high - x)
+
+    def scale(self, x: tf.Tensor) -> tf.Tensor:
+        """A unit of length for each sample, (B,), from its range of values.
+
+        The width of `bounds` (its mean if they are arrays); without bounds
+        each sample's own max x - min x.
+        """
+        if self.bounds is not None:
+            low, high = self.limits(x)
+            return tf.fill(tf.shape(x)[:1], tf.reduce_mean(high - low))
+        axes = list(range(1, x.shape.rank))
+        width = tf.reduce_max(x, axes) - tf.reduce_min(x, axes)
+        return tf.where(width > 0, width, 1.0)
 
     def limits(self, x: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """`bounds`, or infinite ones, as arrays (low, high), typed as `x`.

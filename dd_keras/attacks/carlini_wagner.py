@@ -146,7 +146,7 @@ class CarliniWagnerL2(base.Attack):
     ) -> base.AttackResult:
         """As `run`, in the current graph, for a network that gives logits."""
         clean = CleanInputs.of(network, x, y, forward)
-        scale = self._scale(x)
+        scale = self.scale(x)
         origin = self._variable(x, scale, tf.zeros_like(x))
         samples = Samples(x, clean.y, scale, origin)
 
@@ -347,15 +347,6 @@ class CarliniWagnerL2(base.Attack):
         return decisions.is_fooled(logits, y, self.targeted) & (
             self._margin(logits, y) <= -self.confidence
         )
-
-    def _scale(self, x):
-        """The unit of length of each sample: (B,)."""
-        if self.bounds is not None:
-            low, high = self.limits(x)
-            return tf.fill(tf.shape(x)[:1], tf.reduce_mean(high - low))
-        axes = list(range(1, x.shape.rank))
-        width = tf.reduce_max(x, axes) - tf.reduce_min(x, axes)
-        return tf.where(width > 0, width, 1.0)
 
     def _variable(self, x, scale, delta):
         """The w that stands for x + delta."""

@@ -74,3 +74,18 @@ def uniform_point(
     size = tf.cast(tf.reduce_prod(tf.shape(x)[1:]), x.dtype)
     radius = eps * u ** (1 / size)
     return norms.expand_like(radius, x) * steepest_ascent(direction, norm)
+
+
+def random_direction(
+    x: tf.Tensor, norm: float, seed: int, stream: int | tf.Tensor
+) -> tf.Tensor:
+    """A random vector of l_p norm 1 for each sample: (B, ...).
+
+    A point of the cube for p = inf, a uniform direction else, each over its
+    norm. Arguments as in `uniform_point`, of any order p.
+    """
+    if norm == math.inf:
+        vector = 2 * stateless_random.uniform(x, seed, stream) - 1
+    else:
+        vector = stateless_random.normal(x, seed, stream)
+    return vector / norms.expand_like(norms.sample_norm(vector, norm), x)

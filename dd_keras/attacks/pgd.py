@@ -28,6 +28,8 @@ class Iterate(NamedTuple):
         step: int32, (): the number of steps since the start, 0 at the start.
         x: (A, ...): the clean inputs.
         y: (A,) int32: the classes to leave, or to reach.
+        target: (A,) int32: the classes that this restart aims at, see
+            `ProjectedGradient.targets`.
         perturbation: (A, ...): where the samples are.
         logits: (A, n): the network's at x + perturbation.
         gradient: (A, ...): that of the loss, by the inputs, there.
@@ -37,6 +39,7 @@ class Iterate(NamedTuple):
     step: tf.Tensor
     x: tf.Tensor
     y: tf.Tensor
+    target: tf.Tensor
     perturbation: tf.Tensor
     logits: tf.Tensor
     gradient: tf.Tensor
@@ -53,7 +56,7 @@ class ProjectedGradient(base.Attack):
     result is the perturbation with the smallest margin.
 
     A subclass sets the attributes below, and overrides what differs:
-    `loss_gradient`, `start`, `initial_memory`, `step` or `project`.
+    `targets`, `loss_gradient`, `start`, `initial_memory`, `step` or `project`.
 
     Attributes:
         eps: the radius of the ball, in units of the inputs.
@@ -61,7 +64,7 @@ class ProjectedGradient(base.Attack):
         steps: of each restart, at least 1.
         step_size: the l_p length of a step.
         random_start: whether a restart begins at random.
-        restarts: at least 1.
+        restarts: at least 1, for each of the `targets`.
         seed: of the random starts.
         bounds: None, or the (low, high) that adversarial inputs keep to.
         targeted: whether `y` holds the classes to reach, not to leave.
@@ -75,8 +78,23 @@ class ProjectedGradient(base.Attack):
     restarts: int = 1
     seed: int = 0
 
-    def loss_gradient(self, logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    def targets(self, logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        """The classes, (B, m) int32, that the loss aims at, one by one.
+
+        Each has restarts of its own. By default there is one, `y` itself.
+
+        Args:
+            logits: (B, n), those of the clean inputs.
+            y: (B,) int32.
+        """
+        del logits
+        return y[:, None]
+
+    def loss_gradient(
+        self, logits: tf.Tensor, y: tf.Tensor, target: tf.Tensor
+    ) -> tf.Tensor:
         """The gradient by the logits, (A, n), of the loss that is maximised."""
+        del target
         return decisions.cross_entropy_logit_gradient(logits, y, self.targeted)
 
     def start(self, x: tf.Tensor, restart: tf.Tensor) -> tf.Tensor:
@@ -117,6 +135,7 @@ class ProjectedGradient(base.Attack):
     ) -> base.AttackResult:
         """As `run`, in the current graph, for a network that gives logits."""
         clean = CleanInputs.of(network, x, y, forward)
+        samples = _Samples(x, clean.y, self.targets(clean.logits, clean.y))
         state = _State(
             active=~decisions.is_fooled(clean.logits, clean.y, self.targeted),
             iterations=tf.zeros_like(clean.y),
@@ -128,63 +147,72 @@ class ProjectedGradient(base.Attack):
         # Each restart evaluates its start and the result of every step.
         evaluations = self.steps + 1
 
-        def iterate(i, state):
-            active = rows.active_rows(state.active)  # (A,)
-            before = rows.gather_rows(state, active)
-            x_active, y_active = rows.gather_rows((x, clean.y), active)
+        def iterate(i, samples, now):
+            restart, step = i // evaluations, i % evaluations
             perturbation, memory = tf.cond(
-                i % evaluations == 0,
+                step == 0,
                 lambda: (
-                    self.start(x_active, i // evaluations),
-                    self.initial_memory(x_active),
+                    self.start(samples.x, restart),
+                    self.initial_memory(samples.x),
                 ),
-                lambda: (before.perturbation, before.memory),
+                lambda: (now.perturbation, now.memory),
             )
-            perturbation = self.within_bounds(x_active, perturbation)
-            at = Forward.of(clean.f, x_active + perturbation)
+            perturbation = self.within_bounds(samples.x, perturbation)
+            target = tf.gather(
+                samples.targets, restart // self.restarts, axis=1
+            )
+            at = Forward.of(clean.f, samples.x + perturbation)
             here = Iterate(
-                step=i % evaluations,
-                x=x_active,
-                y=y_active,
+                step=step,
+                x=samples.x,
+                y=samples.y,
+                target=target,
                 perturbation=perturbation,
                 logits=at.logits,
-                gradient=at.gradient(self.loss_gradient(at.logits, y_active)),
+                gradient=at.gradient(
+                    self.loss_gradient(at.logits, samples.y, target)
+                ),
                 memory=memory,
             )
             moved, memory = self.step(here)
-            after = self._keep_best(before, here)._replace(
+            return self._keep_best(now, here)._replace(
                 perturbation=self.project(moved), memory=memory
             )
-            return i + 1, rows.scatter_rows(state, active, after)
 
-        _, state = tf.while_loop(
-            lambda i, state: tf.reduce_any(state.active),
+        state = rows.repeat_on_active(
             iterate,
-            (0, state),
-            maximum_iterations=self.restarts * evaluations,
-            parallel_iterations=1,
+            samples,
+            state,
+            samples.targets.shape[1] * self.restarts * evaluations,
         )
         return base.AttackResult(
             state.best, clean.predictions, ~state.active, state.iterations
         )
 
-    def _keep_best(self, before, here):
+    def _keep_best(self, now, here):
         """The state with what the evaluation of an iterate has shown."""
         margin = decisions.margin(here.logits, here.y, self.targeted)
         fooled = decisions.is_fooled(here.logits, here.y, self.targeted)
         # Where classes tie, a decision may change at the same margin.
-        better = before.active & (fooled | (margin < before.margin))
-        is_step = before.active & (here.step > 0)
-        return before._replace(
-            active=before.active & ~fooled,
-            iterations=before.iterations + tf.cast(is_step, tf.int32),
+        better = fooled | (margin < now.margin)
+        return now._replace(
+            active=~fooled,
+            iterations=now.iterations + tf.cast(here.step > 0, tf.int32),
             best=tf.where(
                 norms.expand_like(better, here.x),
                 here.perturbation,
-                before.best,
+                now.best,
             ),
-            margin=tf.where(better, margin, before.margin),
+            margin=tf.where(better, margin, now.margin),
         )
+
+
+class _Samples(NamedTuple):
+    """What is attacked."""
+
+    x: tf.Tensor  # (B, ...): the clean inputs
+    y: tf.Tensor  # (B,) int32: the classes to leave, or to reach
+    targets: tf.Tensor  # (B, m) int32: what the losses aim at, one by one
 
 
 class _State(NamedTuple):

@@ -40,6 +40,46 @@ def uniform_per_sample(
     return _to_unit_interval(_sample_hashes(x, seed, stream), x.dtype)
 
 
+def keys(x: tf.Tensor, seed: int) -> tf.Tensor:
+    """A key for each sample, (B,) int64, for many calls of `from_keys`.
+
+    Making it reads every entry of a sample; drawing from it does not.
+    """
+    # 0.0 and -0.0 are one value.
+    x = tf.where(tf.equal(x, 0), tf.zeros_like(x), x)
+    bits = tf.bitcast(x, tf.int64 if x.dtype == tf.float64 else tf.int32)
+    bits = tf.cast(bits, tf.int64)
+    low, high = bits & _MASK_32, tf.bitwise.right_shift(bits, 32) & _MASK_32
+    mixed = _hash(_hash(low ^ _position_hashes(x)) ^ high)
+    # The sum of integers does not depend on their order.
+    total = tf.reduce_sum(mixed, axis=list(range(1, x.shape.rank)))
+    for number in (seed & _MASK_32, seed >> 32 & _MASK_32):
+        total = _hash(total ^ number)
+    return total
+
+
+def from_keys(
+    keys: tf.Tensor, stream: int | tf.Tensor, count: int, dtype: tf.DType
+) -> tf.Tensor:
+    """Numbers uniform in (0, 1), as many for each sample as are asked for.
+
+    Args:
+        keys: (B,), see `keys`.
+        stream: as in `uniform`; other numbers than `uniform`'s.
+        count: how many.
+        dtype: float32 or float64.
+
+    Returns:
+        (B, count).
+    """
+    positions = tf.range(1, count + 1, dtype=tf.int64) * _GOLDEN_RATIO
+    # A stream of their own: `uniform` hashes positions another way.
+    hashes = _hash(_hash(keys ^ tf.cast(stream, tf.int64)) ^ _GOLDEN_RATIO)
+    return _to_unit_interval(
+        _hash(hashes[:, None] ^ (positions & _MASK_32)), dtype
+    )
+
+
 def normal(x: tf.Tensor, seed: int, stream: int | tf.Tensor) -> tf.Tensor:
     """Standard normal numbers, for each entry of each sample.
 
@@ -59,17 +99,7 @@ def _entry_hashes(x, seed, stream):
 
 def _sample_hashes(x, seed, stream):
     """A hash for each sample, of its values: int64 in [0, 2^32), (B,)."""
-    # 0.0 and -0.0 are one value.
-    x = tf.where(tf.equal(x, 0), tf.zeros_like(x), x)
-    bits = tf.bitcast(x, tf.int64 if x.dtype == tf.float64 else tf.int32)
-    bits = tf.cast(bits, tf.int64)
-    low, high = bits & _MASK_32, tf.bitwise.right_shift(bits, 32) & _MASK_32
-    mixed = _hash(_hash(low ^ _position_hashes(x)) ^ high)
-    # The sum of integers does not depend on their order.
-    total = tf.reduce_sum(mixed, axis=list(range(1, x.shape.rank)))
-    for number in (seed & _MASK_32, seed >> 32 & _MASK_32, stream):
-        total = _hash(total ^ tf.cast(number, tf.int64))
-    return total
+    return _hash(keys(x, seed) ^ tf.cast(stream, tf.int64))
 
 
 def _position_hashes(x):

@@ -51,7 +51,7 @@ def get(
     if isinstance(metric, Metric):
         return metric
     if isinstance(metric, attacks.Attack):
-        sized = hasattr(metric, "eps")
+        sized = getattr(metric, "eps", None) is not None
         return AccuracyUnderAttack(metric) if sized else Distance(metric)
     bounds = validation.validate_bounds(bounds)
     if metric in ("fgsm", "pgd", "pass") and bounds is None:
