@@ -931,6 +931,8 @@ def test_mnist_that_cannot_be_had_is_refused(
         "download_and_prepare",
         download,
     )
+    # As if there were a network.
+    monkeypatch.setattr(datasets.tfds_sets, "_reach", lambda url: None)
     empty = tmp_path / "nothing"
     empty.mkdir()
     message = refused(earlier, f"--data_dir={empty}", name="mnist")
