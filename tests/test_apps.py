@@ -246,7 +246,6 @@ def test_results_say_what_made_them(trained, results):
         "export_dir": None,
         "eval_only": False,
         "limit": IMAGES,
-        "max_image_pixels": None,
         "validation_split": 0.0,
         "keep": "last",
         "accuracy_weight": 0.0,
