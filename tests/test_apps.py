@@ -241,6 +241,7 @@ def test_results_say_what_made_them(trained, results):
         "seed": 0,
         "data_dir": None,
         "image_size": None,
+        "max_image_pixels": None,
         "output_dir": str(directory),
         "export_dir": None,
         "eval_only": False,
@@ -930,7 +931,10 @@ def test_mnist_that_cannot_be_had_is_refused(
         "download_and_prepare",
         download,
     )
+    # As if there were a network.
+    monkeypatch.setattr(datasets.tfds_sets, "_reach", lambda url: None)
     empty = tmp_path / "nothing"
+    empty.mkdir()
     message = refused(earlier, f"--data_dir={empty}", name="mnist")
     assert message.startswith(
         f"error: mnist: could be neither read from {empty} nor downloaded"

@@ -542,7 +542,7 @@ def test_evaluation_in_another_norm_is_refused():
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         DeepDefenseModel(classifier(), evaluation_attack=other)
-    with pytest.raises(ValueError, match="the norm of attack, inf; received"):
+    with pytest.raises(ValueError, match="the norm inf, that of the attack in"):
         DeepDefenseModel(
             classifier(),
             attack=attacks.DeepFool(np.inf),

@@ -506,9 +506,9 @@ def test_imagenet(tmp_path, imagenet_dir, arch, size, mean, deviation):
 
 
 def test_missing_imagenet_says_how_to_get_it(tmp_path):
-    message = refused(
-        tmp_path / "out", f"--data_dir={tmp_path / 'none'}", name="imagenet"
-    )
+    empty = tmp_path / "none"
+    empty.mkdir()
+    message = refused(tmp_path / "out", f"--data_dir={empty}", name="imagenet")
     assert message.startswith("error: imagenet2012: expected the splits ")
     assert "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar" in message
     assert "--data_dir" in message
