@@ -4,6 +4,7 @@ Images are (A, H, W, C); what is not an image is a sequence, (A, D, 1, 1).
 All random numbers of a query come from one call for each sample.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -89,8 +90,8 @@ class _Proposals:
     # A table of proposals that were rejected, if any can come twice.
 
     def none_rejected(self, y: tf.Tensor) -> tf.Tensor:
-        """An empty table: (A, K) bool; here K is 0."""
-        return tf.zeros([tf.size(y), 0], tf.bool)
+        """An empty table: (A, K) bool; here one column that none uses."""
+        return tf.zeros([tf.size(y), 1], tf.bool)
 
     def forget_other_sizes(
         self, i: tf.Tensor, rejected: tf.Tensor
@@ -147,8 +148,8 @@ class LinfProposals(_Proposals):
         return room.clip(self.eps * signs + tf.zeros_like(room.low))
 
     def none_rejected(self, y: tf.Tensor) -> tf.Tensor:
-        """An empty table: (A, K) bool, K perhaps 0."""
-        return tf.zeros([tf.size(y), self.remembered], tf.bool)
+        """An empty table: (A, K) bool, a column for each proposal."""
+        return tf.zeros([tf.size(y), max(self.remembered, 1)], tf.bool)
 
     def forget_other_sizes(
         self, i: tf.Tensor, rejected: tf.Tensor
@@ -220,20 +221,10 @@ class L2Proposals(_Proposals):
         shape: tf.TensorShape,
     ):
         super().__init__(eps, initial_share, queries, shape)
-        distinct, self.size_number = np.unique(
+        self.distinct_sizes, number = np.unique(
             self.sizes, axis=0, return_inverse=True
         )
-        self.size_number = self.size_number.reshape(-1)
-        most = distinct.max(axis=0)
-        self.bumps = np.stack(
-            [
-                np.pad(
-                    _bump(*size),
-                    [(0, m - s) for m, s in zip(most, size, strict=True)],
-                )
-                for size in distinct
-            ]
-        )  # (sizes, most, most)
+        self.size_number = number.reshape(-1).astype(np.int32)  # (queries,)
 
     def _rounded(self, length, most):
         odd = max(round(length), _SMALLEST_BUMP) // 2 * 2 + 1
@@ -277,7 +268,20 @@ class L2Proposals(_Proposals):
         numbers = stateless_random.from_keys(
             key, i + 1, 5 + self.channels, room.low.dtype
         )
-        size = tf.gather(self.sizes, i)
+        # A branch for each size, as XLA needs to know the windows' shape.
+        proposed = tf.switch_case(
+            tf.gather(self.size_number, i),
+            [
+                functools.partial(
+                    self._move_mass, numbers, perturbation, tuple(size)
+                )
+                for size in self.distinct_sizes.tolist()
+            ],
+        )
+        return self._scaled(proposed, room), None
+
+    def _move_mass(self, numbers, perturbation, size):
+        """The perturbation with the mass of one window in another."""
         into = self._window(numbers[:, :2], size)
         out_of = self._window(numbers[:, 2:4], size)
         old = tf.gather_nd(perturbation, into)  # (A, h, w, C)
@@ -294,20 +298,8 @@ class L2Proposals(_Proposals):
         mass = _sum_of_squares(old) + _sum_of_squares(moved)
         mass = tf.sqrt(mass + norms.expand_like(unused, mass))
         signs = tf.sign(numbers[:, 5:] - 0.5)[:, None, None, :]
-        bump = self._bump_of(i, size, numbers[:, 4]) * signs + _unit(old)
-        placed = tf.tensor_scatter_nd_update(emptied, into, _unit(bump) * mass)
-        return self._scaled(placed, room), None
-
-    def _bump_of(self, i, size, number):
-        """The bump of query i, upright or turned: (A, h, w, 1)."""
-        bumps = tf.constant(self.bumps, number.dtype)
-        bump = tf.gather(bumps, tf.gather(self.size_number, i))
-        bump = bump[: size[0], : size[1]]
-        turned = tf.transpose(bump)
-        if self.width == 1:
-            turned = -bump  # a column cannot be turned, but flipped
-        upright = number[:, None, None] > 0.5
-        return tf.where(upright, bump, turned)[..., None]
+        new = _random_bump(size, numbers[:, 4]) * signs + _unit(old)
+        return tf.tensor_scatter_nd_update(emptied, into, _unit(new) * mass)
 
     def _window(self, numbers, size):
         """The indices of a random window: (A, h, w, 3)."""
@@ -342,6 +334,14 @@ def _sum_of_squares(window):
 def _unit(window):
     """Each channel of a window over its length; zero where it is."""
     return tf.math.divide_no_nan(window, tf.sqrt(_sum_of_squares(window)))
+
+
+def _random_bump(size, number):
+    """A bump, upright or turned by a number in (0, 1): (A, h, w, 1)."""
+    bump = tf.constant(_bump(*size), number.dtype)
+    # A window of a sequence cannot be turned, but its bump can be reversed.
+    turned = tf.transpose(bump) if size[0] == size[1] else -bump
+    return tf.where(number[:, None, None] > 0.5, bump, turned)[..., None]
 
 
 def _bump(height, width):
