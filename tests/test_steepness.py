@@ -182,6 +182,7 @@ def test_a_resumed_training_keeps_c_and_ends_the_same(tmp_path, monkeypatch):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_replicas_choose_one_c():
     with dd_keras.distribution.strategy("mirrored").scope():
         model = affine()
@@ -201,6 +202,7 @@ def test_on_digits_the_product_is_as_the_papers(trained_network, digits):
     assert 0.6 < model.c * mean_rho(model, x_test) < 5.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "file", "candidates"),
     [
