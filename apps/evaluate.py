@@ -8,27 +8,31 @@ numbers of the .keras file; another one is taken as it is, and its perturbations
 are measured where its inputs are (--preprocessing=none for raw pixels).
 
 Prints a table, and writes to --output_dir evaluation.json (numbers, confidence
-intervals, what made them), report.json (every image), report.npz (the same
-arrays for NumPy), table.md, and where they were measured success_rate.png (FGSM
-against eps) and rho.png (rho_2 by class). LeNet on MNIST's 10,000 test images with the default metrics takes
-about a minute and a half on two CPU cores. Interrupted, the same
-command resumes where it was.
-"""  # noqa: E501
+intervals, costs, what made them), report.json (every image), report.npz (the
+same arrays for NumPy), table.md, and where they were measured success_rate.png
+(FGSM against eps), robust_accuracy.png (from the best known distances) and
+rho.png (rho_2 by class). LeNet on MNIST's 10,000 test images with the default
+metrics takes about a minute and a half on two CPU cores; autoattack and
+rho2_best take about half a second an image each. Interrupted, the same command
+resumes where it was. On several machines, give each its --shard, and join what
+they write by apps/merge.py.
+"""
 
+import math
 import os
+import re
 import shutil
 import time
 
 from absl import app, flags
 
-from shared import cli, inputs
-from shared.evaluation import evaluate_split, numbers_of
+from shared import cli, inputs, robustbench
+from shared.evaluation import evaluate_split, numbers_of, write_report
 from shared.flags import define_evaluation_flags
-from shared.provenance import as_rows, provenance, write_json
 
-from dd_keras import attacks, evaluation, plots
+from dd_keras import attacks, evaluation
+from dd_keras.attacks.autoattack import VERSIONS
 from dd_keras.evaluation import metrics
-from dd_keras.utils import files
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
@@ -39,10 +43,13 @@ flags.DEFINE_list(
     "metrics",
     ["accuracy", "rho2", "fgsm_rho", "fgsm", "pgd"],
     "What to measure: accuracy; rho2 or l2 (also rho1, rhoinf, ...): DeepFool; "
-    "fgsm_rho, fgsm_eps or eps_ref: the smallest eps of FGSM, over the size of "
-    "the image (the paper's rho_inf), itself, and its median; fgsm: accuracy "
-    "at 20 eps; pgd: accuracy under PGD at a tenth of the pixel range; cw: "
-    "Carlini and Wagner's l_2; pass: similarity of DeepFool's images.",
+    "rho2_best or l2_best (also rhoinf_best, ...): the shortest of DeepFool, "
+    "DDN and FAB within bounds; fgsm_rho, fgsm_eps or eps_ref: the smallest "
+    "eps of FGSM, over the size of the image (the paper's rho_inf), itself, "
+    "and its median; fgsm: accuracy at 20 eps; pgd, autoattack: accuracy under "
+    "them at a tenth of the pixel range; adaptive: whether attacks by "
+    "gradients find what there is; cw: Carlini and Wagner's l_2; pass: "
+    "similarity of DeepFool's images.",
 )
 flags.DEFINE_list(
     "eps", None, "The eps of fgsm, in units of the inputs; 20 by default."
@@ -53,6 +60,7 @@ flags.DEFINE_list(
     "PGD at each of these, in units of the inputs, in place of pgd's tenth of "
     "the pixel range.",
 )
+flags.DEFINE_enum("pgd_norm", "inf", ["inf", "2"], "Of --pgd_eps.")
 flags.DEFINE_integer("pgd_steps", 40, "Of --pgd_eps.", lower_bound=1)
 flags.DEFINE_integer(
     "pgd_restarts",
@@ -60,6 +68,57 @@ flags.DEFINE_integer(
     "Random starts of --pgd_eps; an image withstands if it withstands all.",
     lower_bound=1,
 )
+flags.DEFINE_list(
+    "autoattack_eps",
+    None,
+    "AutoAttack at each of these, in units of the inputs, in place of "
+    "autoattack's tenth of the pixel range.",
+)
+flags.DEFINE_enum(
+    "autoattack_norm", "inf", ["inf", "2"], "Of --autoattack_eps."
+)
+flags.DEFINE_enum(
+    "autoattack_version",
+    "standard",
+    sorted(VERSIONS),
+    "Of --autoattack_eps; plus has restarts and more attacks.",
+)
+flags.DEFINE_string(
+    "undefended",
+    None,
+    "The classifier before its defence, a .keras file or a SavedModel: what "
+    "PGD finds on it is tried on --model, at each --pgd_eps.",
+)
+flags.DEFINE_bool(
+    "keep_perturbations",
+    False,
+    "Keep what the attacks of rho2, rho2_best, pgd, autoattack and cw found of "
+    "each image, in report.npz.",
+)
+flags.DEFINE_string(
+    "shard",
+    None,
+    "i/n: evaluate the i-th of n parts of the data, i from 1 to n.",
+)
+flags.DEFINE_bool(
+    "robustbench",
+    False,
+    "Write robustbench.json, the fields of RobustBench's model cards, from "
+    "the accuracy under the first --autoattack_eps, or autoattack.",
+)
+flags.register_validator(
+    "shard",
+    lambda given: given is None or _shard_of(given) is not None,
+    message="--shard must be i/n, with i from 1 to n.",
+)
+
+
+def _shard_of(text):
+    """The pair of integers of a text "i/n"; None if it is none."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        return None
+    return int(found[1]), int(found[2])
 
 
 @cli.main
@@ -73,28 +132,29 @@ def main():
     inputs.check_fits(FLAGS.model, classifier, data)
     data = classifier.data(data)
     chosen = _metrics(data.bounds)
+    if FLAGS.undefended:
+        undefended = inputs.load_classifier(
+            FLAGS.undefended, None, FLAGS.activation
+        )
+        inputs.check_fits(FLAGS.undefended, undefended, data)
+        chosen += _transfers(undefended.model, chosen)
     checkpoint_dir = os.path.join(output_dir, "checkpoint")
-    report = evaluate_split(classifier, data, chosen, checkpoint_dir)
-    paths = _write(report, output_dir)
-    paths.append(os.path.join(output_dir, "evaluation.json"))
-    write_json(
-        {
-            "model": FLAGS.model,
-            "images": len(report),
-            "numbers": as_rows(report.estimates),
-            "columns": ["value", "low", "high"],
-            "attacks": {
-                metric.name: repr(metric.attack)
-                for metric in report.metrics
-                if metric.attack is not None
-            },
-            "misclassified": report.misclassified,
-            "warnings": report.warnings,
-            "total_seconds": time.time() - started,
-            **provenance(),
-        },
-        paths[-1],
+    report = evaluate_split(
+        classifier,
+        data,
+        chosen,
+        checkpoint_dir,
+        shard=_shard_of(FLAGS.shard) if FLAGS.shard else None,
     )
+    paths = write_report(
+        report,
+        output_dir,
+        FLAGS.model,
+        total_seconds=time.time() - started,
+    )
+    if FLAGS.robustbench:
+        paths.append(os.path.join(output_dir, "robustbench.json"))
+        robustbench.write(report, FLAGS.model, FLAGS.dataset, paths[-1])
     shutil.rmtree(checkpoint_dir)
     print(f"\n{report.table(FLAGS.format)}")
     cli.print_written(paths, started)
@@ -109,45 +169,66 @@ def _metrics(bounds):
     if FLAGS.pgd_eps is not None:
         chosen = [m for m in chosen if m.name != "pgd"]
         chosen += [_pgd(eps, bounds) for eps in numbers_of("pgd_eps")]
-    return chosen
-
-
-def _write(report, output_dir):
-    """Writes all files; returns their paths."""
-    json_path, npz_path, table_path, success_path, rho_path = (
-        os.path.join(output_dir, name)
-        for name in (
-            "report.json",
-            "report.npz",
-            "table.md",
-            "success_rate.png",
-            "rho.png",
+    if FLAGS.autoattack_eps is not None:
+        chosen = [m for m in chosen if m.name != "autoattack"]
+        chosen += [
+            _autoattack(eps, bounds) for eps in numbers_of("autoattack_eps")
+        ]
+    if FLAGS.robustbench and not any(map(robustbench.fits, chosen)):
+        cli.fail(
+            "--robustbench: expected autoattack among --metrics, or "
+            f"--autoattack_eps; received {FLAGS.metrics}."
         )
-    )
-    report.to_json(json_path)
-    report.to_npz(npz_path)
-    files.write_text(report.table("markdown") + "\n", table_path)
-    written = [json_path, npz_path, table_path]
-    name = os.path.basename(os.path.normpath(FLAGS.model))
-    if "fgsm_fooled" in report.values:
-        with files.atomic_write(success_path) as part:
-            plots.success_rate_curves({name: report.success_rate()}, part)
-        written.append(success_path)
-    if "rho2" in report.values:
-        with files.atomic_write(rho_path) as part:
-            plots.rho_histogram(
-                {name: report.values["rho2"]}, report.labels, part
-            )
-        written.append(rho_path)
-    return written
+    if FLAGS.keep_perturbations:
+        chosen = [metric.keeping_perturbations() for metric in chosen]
+    return chosen
 
 
 def _pgd(eps, bounds):
     """Accuracy under PGD of this size, named pgd@eps."""
     attack = attacks.PGD(
-        eps, steps=FLAGS.pgd_steps, restarts=FLAGS.pgd_restarts, bounds=bounds
+        eps,
+        float(FLAGS.pgd_norm),
+        steps=FLAGS.pgd_steps,
+        restarts=FLAGS.pgd_restarts,
+        bounds=bounds,
     )
-    return evaluation.AccuracyUnderAttack(attack, f"pgd@{eps:g}")
+    return evaluation.AccuracyUnderAttack(attack, _named("pgd", attack))
+
+
+def _autoattack(eps, bounds):
+    """Accuracy under AutoAttack of this size, named autoattack@eps."""
+    attack = attacks.AutoAttack(
+        eps,
+        float(FLAGS.autoattack_norm),
+        FLAGS.autoattack_version,
+        bounds=bounds,
+    )
+    return evaluation.AccuracyUnderAttack(attack, _named("autoattack", attack))
+
+
+def _named(kind, attack):
+    """An attack's name: kind@eps, in l_2 kind_l2@eps."""
+    norm = "" if attack.norm == math.inf else f"_l{attack.norm:g}"
+    return f"{kind}{norm}@{attack.eps:g}"
+
+
+def _transfers(source, chosen):
+    """Accuracy under what each PGD finds on another classifier."""
+    found = [
+        evaluation.AccuracyUnderTransfer(
+            source, metric.attack, metric.name.replace("pgd", "transfer")
+        )
+        for metric in chosen
+        if isinstance(metric, evaluation.AccuracyUnderAttack)
+        and isinstance(metric.attack, attacks.PGD)
+    ]
+    if not found:
+        cli.fail(
+            "--undefended: expected pgd among --metrics, or --pgd_eps; "
+            f"received {FLAGS.metrics}."
+        )
+    return found
 
 
 if __name__ == "__main__":

@@ -63,12 +63,14 @@ LONGEST_FILES = (
 # core: Keras 3.8 does not read files that Keras 3.15 wrote.
 CORE = {
     "adversarial_training", "apgd", "attack", "autoattack", "batch_norm",
-    "box", "carlini_wagner", "compiled", "deep_defense", "deepfool", "defense",
+    "best_known", "box", "carlini_wagner", "compiled", "deep_defense",
+    "deepfool", "defense",
     "encoded_images", "evaluate", "every_attack", "fgsm", "files",
     "image_headers", "kernels", "logits", "losses", "methods", "metrics",
     "minimal_attacks", "model_card", "noise", "norms", "optimizers",
     "parseval", "pgd", "regularization_warmup", "report", "resumable_batches",
-    "saved_model", "server_config", "split_exponential", "square", "steepness",
+    "saved_model", "server_config", "shards", "split_exponential", "square",
+    "steepness",
     "tables", "text", "training", "warm_up",
 }  # fmt: skip
 NOT_CORE = {

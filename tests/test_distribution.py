@@ -17,6 +17,7 @@ from dd_keras import distribution
 from dd_keras.utils import keras_internals
 
 WORKER = ROOT / "tests" / "replica_worker.py"
+EVALUATION_WORKER = ROOT / "tests" / "evaluation_worker.py"
 TIMEOUT = 240
 
 
@@ -105,6 +106,27 @@ def test_replicas_compute_what_one_device_does(alone, tmp_path, replicas):
     finish(start(strategy="mirrored", replicas=replicas, output=path))
     # Keras rounds a third to float32.
     assert_close(content(path), alone, 1e-6 if replicas == 3 else 1e-9)
+
+
+@pytest.mark.parametrize("replicas", [2, 3])
+def test_replicas_evaluate_as_one_device_does(tmp_path, replicas):
+    """Also where there are fewer samples than replicas in the last batch."""
+    path = tmp_path / "out.npz"
+    finish(
+        start_program(EVALUATION_WORKER, str(replicas), str(path), merged=True)
+    )
+    found = content(path)
+    assert len(found) > 20
+    for name, values in found.items():
+        which, _, array = name.partition("/")
+        if which == "replicas":
+            np.testing.assert_allclose(
+                values, found[f"one/{array}"], rtol=1e-9, err_msg=array
+            )
+    np.testing.assert_array_equal(found["one/predictions"].shape, [41])
+    message = str(found["several workers"])
+    assert message.startswith("evaluate_robustness: expected a strategy of one")
+    assert "shard" in message
 
 
 @pytest.mark.scale

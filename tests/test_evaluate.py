@@ -448,9 +448,10 @@ for batches in (20, 150):  # 150 batches are 369 MB of pixels
     [
         (
             {"metrics": ["rho2", "roh2"]},
-            r"^metrics: expected names of \['accuracy', 'cw', 'eps_ref', "
-            r"'fgsm', 'fgsm_eps', 'fgsm_rho', 'l<p>', 'pass', 'pgd', "
-            r"'rho<p>'\] .*; "
+            r"^metrics: expected names of \['accuracy', 'adaptive', "
+            r"'autoattack', 'cw', 'eps_ref', 'fgsm', 'fgsm_eps', 'fgsm_rho', "
+            r"'l<p>', 'l<p>_best', 'pass', 'pgd', 'rho<p>', "
+            r"'rho<p>_best'\] .*; "
             r"received 'roh2'\.$",
         ),
         ({"metrics": "rho0.5"}, "received 'rho0.5'"),

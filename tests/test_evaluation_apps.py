@@ -157,6 +157,86 @@ def test_pgd_of_any_size(model_path, digits_data, tmp_path):
         assert shares[3][name] <= shares[1][name]
 
 
+def test_strong_attacks_have_flags_and_files(model_path, weaker_path, tmp_path):
+    run(
+        "evaluate",
+        f"--model={model_path}",
+        "--metrics=accuracy,l2_best,adaptive",
+        "--pgd_eps=30,60",
+        "--pgd_norm=2",
+        "--pgd_steps=5",
+        "--autoattack_eps=25.5",
+        f"--undefended={weaker_path}",
+        "--keep_perturbations",
+        "--robustbench",
+        f"--output_dir={tmp_path}",
+        "--dataset=digits",
+        "--limit=30",
+    )
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    numbers = found["numbers"]
+    assert {
+        "l2_best", "rho2_best_by_ddn", "adaptive_unbounded_accuracy",
+        "pgd_l2@30_accuracy", "pgd_l2@60_accuracy", "transfer_l2@30_accuracy",
+        "transfer_l2@60_accuracy", "autoattack@25.5_accuracy",
+        "autoattack@25.5_accuracy_after_fab-t",
+    } <= set(numbers)  # fmt: skip
+    assert numbers["pgd_l2@60_accuracy"][0] <= numbers["pgd_l2@30_accuracy"][0]
+    assert "norm=2.0, steps=5" in found["attacks"]["pgd_l2@30"]
+    assert set(found["attacks"]["rho2_best"]) == {"deepfool", "ddn", "fab"}
+    assert found["passes"]["rho2_best"]["backward"] > 30 * 300
+    assert found["seconds"]["rho2_best"] > 0
+    assert (tmp_path / "robust_accuracy.png").read_bytes()[:4] == b"\x89PNG"
+    with np.load(tmp_path / "report.npz") as arrays:
+        assert arrays["rho2_best_perturbation"].shape == (30, 8, 8, 1)
+        assert arrays["autoattack@25.5_perturbation"].shape == (30, 8, 8, 1)
+    card = json.loads((tmp_path / "robustbench.json").read_text())
+    assert card["dataset"] == "digits"
+    assert (card["norm"], card["eps_share"]) == ("Linf", pytest.approx(0.1))
+    assert card["clean_acc"] == f"{100 * numbers['accuracy'][0]:.2f}"
+    assert card["autoattack_acc"] == (
+        f"{100 * numbers['autoattack@25.5_accuracy'][0]:.2f}"
+    )
+
+
+def test_merged_shards_write_the_report_of_the_whole(
+    model_path, evaluated, tmp_path, capsys
+):
+    shards = []
+    for index in (2, 1):
+        shards.append(str(tmp_path / f"shard{index}"))
+        run(
+            "evaluate",
+            f"--model={model_path}",
+            f"--shard={index}/2",
+            f"--output_dir={shards[-1]}",
+            *FEW,
+        )
+    whole = tmp_path / "whole"
+    run("merge", f"--shards={','.join(shards)}", f"--output_dir={whole}")
+    for name in ("report.json", "success_rate.png", "rho.png"):
+        assert (whole / name).read_bytes() == (evaluated[0] / name).read_bytes()
+    told = json.loads((whole / "evaluation.json").read_text())
+    assert told["model"] == str(model_path)
+    assert (told["images"], "shard" in told) == (120, False)
+    assert "Written:" in capsys.readouterr().out
+    other = json.loads((tmp_path / "shard1/evaluation.json").read_text())
+    assert other["shard"] == [1, 2]
+    (tmp_path / "shard1/evaluation.json").write_text(
+        json.dumps(other | {"model": "other.keras"})
+    )
+    with pytest.raises(SystemExit, match="expected evaluations of one model"):
+        run("merge", f"--shards={','.join(shards)}", f"--output_dir={whole}")
+    with pytest.raises(SystemExit, match="reports: expected each shard"):
+        run("merge", f"--shards={shards[0]}", f"--output_dir={whole}")
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "1/2/3", "a/b", "-1/2"])
+def test_bad_shard_is_refused_by_the_flag(shard, model_path):
+    with pytest.raises(flags.Error, match="--shard must be i/n"):
+        run("evaluate", f"--model={model_path}", f"--shard={shard}")
+
+
 def test_saved_model_gives_the_same(
     model_path, digits_data, evaluated, tmp_path
 ):
@@ -345,6 +425,22 @@ def test_comparison_is_written_in_every_form(compared):
             ["--pgd_eps=x"],
             "--pgd_eps: expected numbers; received ['x']",
         ),
+        (
+            "evaluate",
+            ["--autoattack_eps=x"],
+            "--autoattack_eps: expected numbers; received ['x']",
+        ),
+        (
+            "evaluate",
+            ["--robustbench"],
+            "--robustbench: expected autoattack among --metrics",
+        ),
+        (
+            "evaluate",
+            ["--metrics=rho2", "--undefended=none.keras"],
+            "none.keras: expected a Keras",
+        ),
+        ("merge", ["--shards=nowhere"], "nowhere/report.json"),
         ("evaluate", ["--model=none.keras"], "none.keras: expected a Keras"),
         ("evaluate", ["--model=."], "expected the directory of a SavedModel"),
         ("evaluate", ["--preprocessing=no"], "no: expected a Keras model file"),
@@ -357,11 +453,12 @@ def test_bad_flags_end_with_one_line(
     app, arguments, message, model_path, tmp_path
 ):
     own = {
-        "evaluate": [f"--model={model_path}"],
-        "compare": [f"--model=a={model_path}", "--ours=a"],
+        "evaluate": [f"--model={model_path}", *FEW],
+        "compare": [f"--model=a={model_path}", "--ours=a", *FEW],
+        "merge": [],
     }[app]
     with pytest.raises(SystemExit, match=re.escape(message)):
-        run(app, *own, *arguments, f"--output_dir={tmp_path / 'out'}", *FEW)
+        run(app, *own, *arguments, f"--output_dir={tmp_path / 'out'}")
     assert not list(tmp_path.glob("out/*.json"))
 
 

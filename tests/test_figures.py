@@ -259,6 +259,33 @@ def test_success_rates_are_drawn_in_per_cent(saved, tmp_path):
         assert to_hex(band.get_facecolor()[0]) == line.get_color().lower()
 
 
+@pytest.mark.parametrize(
+    ("norm", "label"),
+    [
+        (2, r"$\epsilon$, $l_{2}$ (pixels of 0 to 255)"),
+        (math.inf, r"$\epsilon$, $l_{\infty}$ (pixels of 0 to 255)"),
+    ],
+)
+def test_robust_accuracy_is_drawn_in_per_cent(saved, tmp_path, norm, label):
+    given = {
+        name: {
+            "eps": curve["eps"],
+            "accuracy": curve["success_rate"],
+            "low": curve["low"],
+            "high": curve["high"],
+        }
+        for name, curve in curves(3).items()
+    }
+    path = tmp_path / "robust.png"
+    plots.robust_accuracy_curves(given, path, norm=norm)
+    (axes,) = saved[0].axes
+    assert axes.get_xlabel() == label
+    assert len(axes.lines) == len(axes.collections) == 3
+    for line, curve in zip(axes.lines, given.values(), strict=True):
+        np.testing.assert_allclose(line.get_ydata(), 100 * curve["accuracy"])
+    assert drawn_in(path)
+
+
 def test_success_rates_mark_one_eps_ref_or_one_a_model(saved, tmp_path):
     path = tmp_path / "rates.png"
     plots.success_rate_curves(curves(3), path, eps_ref=24.5)
@@ -641,6 +668,17 @@ RHOS = {"m": [0.1, 0.2]}
             (changed(RATE, low=[0.1, 0.2], high=[0.1, 0.1]),),
             "curves['m']: expected 'low' <= 'success_rate' <= 'high', or "
             "neither 'low' nor 'high'; received",
+        ),
+        (
+            "robust_accuracy_curves",
+            ({"m": {"eps": [1.0]}},),
+            "curves['m']: expected the keys ['eps', 'accuracy']; received "
+            "['eps'].",
+        ),
+        (
+            "robust_accuracy_curves",
+            ({"m": {"eps": [1.0], "accuracy": [0.5], "low": [0.6]}},),
+            "curves['m']: expected 'low' <= 'accuracy' <= 'high', or neither",
         ),
         (
             "trade_off",

@@ -409,7 +409,7 @@ def test_all_samples_misclassified_and_excluded_leave_no_number(five):
     line = next(
         line for line in table.splitlines() if line.startswith("pgd_acc")
     )
-    assert line.split() == ["pgd_accuracy", "-", "-", "to", "-"]
+    assert line.split()[:5] == ["pgd_accuracy", "-", "-", "to", "-"]
 
 
 # Estimates
@@ -582,9 +582,10 @@ def test_metric_passes_through():
 
 
 KNOWN = (
-    "metrics: expected names of ['accuracy', 'cw', 'eps_ref', 'fgsm', "
-    "'fgsm_eps', 'fgsm_rho', 'l<p>', 'pass', 'pgd', 'rho<p>'] (rho<p> for a "
-    "norm p, as rho2 or rhoinf), attacks or Metric objects; received "
+    "metrics: expected names of ['accuracy', 'adaptive', 'autoattack', 'cw', "
+    "'eps_ref', 'fgsm', 'fgsm_eps', 'fgsm_rho', 'l<p>', 'l<p>_best', 'pass', "
+    "'pgd', 'rho<p>', 'rho<p>_best'] (rho<p> for a norm p, as rho2 or rhoinf), "
+    "attacks or Metric objects; received "
 )
 
 
@@ -600,7 +601,9 @@ def test_unknown_name_lists_the_names(unknown):
         get(unknown, (0, 1))
 
 
-@pytest.mark.parametrize("name", ["fgsm", "pgd", "pass"])
+@pytest.mark.parametrize(
+    "name", ["fgsm", "pgd", "autoattack", "adaptive", "pass"]
+)
 def test_missing_bounds_are_named(name):
     with pytest.raises(
         ValueError,
@@ -756,10 +759,9 @@ def test_sound_metrics_give_no_reliability_warning():
     [
         (attacks.DeepFool(), 1.02, True),
         (attacks.DeepFool(), 1.009, False),
-        (attacks.DeepFool(), 0.5, False),
-        # No smaller problem than the stronger attack's:
+        # Another norm; and without bounds C&W could have found it, too:
         (attacks.DeepFool(1), 2, False),
-        (attacks.DeepFool(bounds=(0, 1)), 2, False),
+        (attacks.DeepFool(bounds=(0, 1)), 1.02, True),
     ],
 )
 def test_distance_beyond_a_weaker_attacks_is_told(weak, longer, warned):
@@ -776,6 +778,37 @@ def test_distance_beyond_a_weaker_attacks_is_told(weak, longer, warned):
         assert found[0].startswith(
             "cw_l2: 2.04 is longer than the 2 of the weaker attack behind l2."
         )
+
+
+@pytest.mark.parametrize(
+    ("weak", "strong", "confined"),
+    [
+        (Distance(attacks.DeepFool()), get("cw"), ""),
+        (Distance(attacks.DeepFool()), get("cw", (0, 1)), ", within bounds"),
+        (get("cw"), get("l2_best"), ""),
+        (get("cw"), get("l2_best", (0, 1)), ", within bounds"),
+        # What an attack finds without bounds may be out of reach within.
+        (Distance(attacks.DeepFool(bounds=(0, 1))), get("cw"), None),
+        (get("cw", (0, 1)), get("l2_best"), None),
+        (get("cw", (0, 2)), get("l2_best", (0, 1)), None),
+    ],
+)
+def test_distance_that_a_stronger_attack_finds_shorter_is_told(
+    weak, strong, confined
+):
+    samples = made(
+        [True, False],
+        **{weak.distance_name: [2.5, 1.5], strong.distance_name: [1.5, 2.4]},
+    )
+    found = contradictions([strong, Accuracy(), weak], samples)
+    if confined is None:
+        assert found == []
+        return
+    assert len(found) == 1
+    assert found[0].startswith(
+        f"{weak.distance_name}: 2 is longer than the 1.95 of "
+        f"{strong.distance_name}{confined}. It is not the distance"
+    )
 
 
 def test_two_strong_attacks_do_not_contradict_each_other():

@@ -259,7 +259,7 @@ def test_json_holds_the_numbers_and_all_samples(report, tmp_path):
     written = strictly_parsed(path)
     assert set(written) == {
         "summary", "intervals", "warnings", "misclassified", "metrics",
-        "dtypes", "samples",
+        "costs", "dtypes", "samples",
     }  # fmt: skip
     assert written["summary"] == report.summary()
     assert written["intervals"] == report.intervals()

@@ -196,16 +196,27 @@ class AutoAttack(base.Attack):
                 f"the gradient is zero at {zero} of {len(y)} inputs; there "
                 "attacks along the gradient stand still."
             )
+        return warned + self.masking_warnings(found.found_by)
+
+    def masking_warnings(self, found_by: Any) -> list[str]:
+        """Whether Square found what attacks along the gradient did not.
+
+        Args:
+            found_by: int, (N,), as in `AutoAttackResult`.
+
+        Returns:
+            list of at most one sentence.
+        """
         by_square = [isinstance(attack, Square) for _, attack in self._attacks]
-        share = np.mean(np.take([*by_square, False], found.found_by))
-        if share > _SIGN_OF_MASKING and not all(by_square):
-            warned.append(
-                f"Square, which uses no gradient, fooled {share:.1%} of the "
-                "samples that attacks along the gradient did not; the "
-                "gradients may be masked. Run Square with more queries, or an "
-                "attack adapted to the defence."
-            )
-        return warned
+        share = np.mean(np.take([*by_square, False], found_by))
+        if share <= _SIGN_OF_MASKING or all(by_square):
+            return []
+        return [
+            f"Square, which uses no gradient, fooled {share:.1%} of the "
+            "samples that attacks along the gradient did not; the gradients "
+            "may be masked. Run Square with more queries, or an attack "
+            "adapted to the defence."
+        ]
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, attacks in a list serialised."""

@@ -253,10 +253,19 @@ class Attack(EqualByConfig):
 
     def __repr__(self) -> str:
         arguments = ", ".join(
-            f"{key}={reprlib.repr(value)}"
-            for key, value in self.get_config().items()
+            f"{key}={_shown(value)}" for key, value in self.get_config().items()
         )
         return f"{type(self).__name__}({arguments})"
+
+
+def _shown(value):
+    """A setting for people: of an array, such as a mean image, its range."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_shown, value))})"
+    if isinstance(value, list) and value and isinstance(value[0], list | float):
+        array = np.array(value)
+        return f"array {array.shape} of {array.min():g} to {array.max():g}"
+    return reprlib.repr(value)
 
 
 def _trace_search(attack, model, dtype, labeled):

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from dd_keras.attacks import base, decisions, rows
+from dd_keras.attacks import base, decisions, passes, rows
 from dd_keras.attacks.carlini_wagner_state import (
     Samples,
     State,
@@ -258,6 +258,7 @@ class CarliniWagnerL2(base.Attack):
             distance = tf.reduce_sum(tf.square(scaled), axes)
             penalty = tf.nn.relu(margin + self.confidence)
             objective = distance + now.const * penalty
+        passes.count_backward(now.w)
         gradient = tape.gradient(objective, now.w)
 
         succeeds = self._succeeds(logits, samples.y)

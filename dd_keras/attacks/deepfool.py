@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from dd_keras.attacks import base, decisions, minimal_step, rows
+from dd_keras.attacks import base, decisions, minimal_step, passes, rows
 from dd_keras.attacks.deepfool_state import Boundary, Path, Samples, State
 from dd_keras.attacks.forward import Forward, functional_form, source_classes
 from dd_keras.utils import keras_internals, norms, validation
@@ -189,8 +189,11 @@ class DeepFool(base.Attack):
             boundary.k, boundary.s, forward.logits
         )
         gap = tf.reduce_sum(difference * forward.logits, axis=1)
-        w = forward.gradient(difference)
-        if boundary.w is not None:
+        if boundary.w is None:
+            w = forward.gradient(difference)
+        else:
+            with passes.not_counted():  # it is run for derivatives alone
+                w = forward.gradient(difference)
             w = _with_known_value(w, boundary.w)
         return self._bounded_step(forward.x, is_active * tf.abs(gap), w)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 import keras
 import tensorflow as tf
 
-from dd_keras.attacks import decisions, kernels
+from dd_keras.attacks import decisions, kernels, passes
 from dd_keras.classifier import graphs, logits
 from dd_keras.classifier.labels import sparse_labels
 
@@ -35,6 +35,7 @@ def functional_form(
     variables = [v for v in network.variables if "float" in v.dtype]
 
     def f(x, weights):
+        passes.count_forward(x)
         mapping = list(zip(variables, weights, strict=True))
         with (
             keras.StatelessScope(state_mapping=mapping),
@@ -117,6 +118,7 @@ class Forward(NamedTuple):
         Raises:
             ValueError: if there is none.
         """
+        passes.count_backward(self.x)
         gradient = self.tape.gradient(self.logits, self.x, upstream)
         if gradient is None:
             raise ValueError(

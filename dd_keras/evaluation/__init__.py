@@ -1,11 +1,15 @@
 """Evaluation: from a classifier and a data set to a report."""
 
 from dd_keras.evaluation.evaluate import evaluate_robustness
+from dd_keras.evaluation.merge import merge_reports
 from dd_keras.evaluation.metrics import (
     PASS,
     POLICIES,
     Accuracy,
     AccuracyUnderAttack,
+    AccuracyUnderTransfer,
+    AdaptiveChecks,
+    BestDistance,
     Distance,
     EpsSweep,
     Metric,
@@ -18,10 +22,14 @@ __all__ = [
     "POLICIES",
     "Accuracy",
     "AccuracyUnderAttack",
+    "AccuracyUnderTransfer",
+    "AdaptiveChecks",
+    "BestDistance",
     "Distance",
     "EpsSweep",
     "Metric",
     "RobustnessReport",
     "SmallestEps",
     "evaluate_robustness",
+    "merge_reports",
 ]

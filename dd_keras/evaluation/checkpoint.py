@@ -132,6 +132,7 @@ def fingerprint(
     metrics: Sequence[Metric],
     misclassified: str,
     batch: tuple[tf.Tensor, tf.Tensor],
+    shard: tuple[int, int] | None = None,
 ) -> dict[str, str]:
     """What the results of an evaluation depend on.
 
@@ -140,11 +141,14 @@ def fingerprint(
         metrics: sequence of metrics.
         misclassified: the policy.
         batch: the first (inputs, labels), for all of the data set.
+        shard: which part of the data set, or None.
 
     Returns:
         dict of str to str.
     """
+    part = {} if shard is None else {"shard": "{} of {}".format(*shard)}
     return {
+        **part,
         "weights": _digest(model.weights),
         "metrics": ", ".join(
             f"{type(m).__name__}({m.get_config()})" for m in metrics

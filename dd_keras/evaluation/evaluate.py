@@ -1,6 +1,8 @@
 """Every number of the paper's tables, on any Keras classifier, in one call."""
 
+import numbers
 import os
+import time
 import warnings
 from collections.abc import Sequence
 
@@ -12,14 +14,24 @@ from numpy.typing import ArrayLike
 from dd_keras import attacks
 from dd_keras.attacks import decisions
 from dd_keras.attacks.derivatives import name_missing_gradients
+from dd_keras.attacks.passes import PassCounter
 from dd_keras.classifier import compiled, inputs, logits
 from dd_keras.classifier.labels import sparse_labels
-from dd_keras.evaluation import checkpoint, naming, reliability, streams
+from dd_keras.evaluation import (
+    checkpoint,
+    naming,
+    reliability,
+    replicas,
+    streams,
+)
 from dd_keras.evaluation import metrics as metrics_module
-from dd_keras.evaluation.report import RobustnessReport
+from dd_keras.evaluation.report import Cost, RobustnessReport
 from dd_keras.utils import norms, terminal
 
 AnyMetric = str | attacks.Attack | metrics_module.Metric
+
+# Beside the arrays of a batch, with a row for it: what the metrics took.
+_PASSES, _SECONDS = "passes", "seconds"
 
 
 def evaluate_robustness(
@@ -33,6 +45,7 @@ def evaluate_robustness(
     misclassified: str = "predicted",
     activation: str | None = None,
     checkpoint_dir: str | os.PathLike | None = None,
+    shard: tuple[int, int] | None = None,
     verbose: str | int = "auto",
 ) -> RobustnessReport:
     """Measures accuracy and robustness of a classifier on a data set.
@@ -40,6 +53,10 @@ def evaluate_robustness(
     The data set is streamed, once: memory holds one batch, and a few numbers
     for each sample seen. All attacks start from the class that the model
     predicts.
+
+    In the scope of a `tf.distribute` strategy, each replica takes its part of
+    every batch. On several machines, let each evaluate a `shard`, and join
+    their reports by `merge_reports`.
 
     Args:
         model: a built Keras classifier, see `logits_model`.
@@ -68,6 +85,9 @@ def evaluate_robustness(
         checkpoint_dir: where finished batches are kept. After an interruption
             the same call is resumed from there and ends in the identical
             report. Remove it when it is no longer needed. None: nowhere.
+        shard: (index, count), index from 1 to count: only this part of the
+            data, of consecutive batches. The merged reports of all parts are
+            the report of the whole. None: all of it.
         verbose: 1 shows a progress bar with the time left, 2 a line at the
             end, 0 nothing; `"auto"`: a bar on a terminal, else a line.
 
@@ -90,7 +110,9 @@ def evaluate_robustness(
             labels or unfit ones, batches that the model does not take or
             inputs outside of `bounds`; if outputs of the model are not finite;
             if a metric is not known; if `checkpoint_dir` is of another
-            evaluation.
+            evaluation; if `shard` is no such pair, or there are more shards
+            than batches, or the number of batches is not known; if the
+            strategy in scope has several workers.
     """
     chosen = _chosen(metrics, bounds)
     if misclassified not in metrics_module.POLICIES:
@@ -98,12 +120,16 @@ def evaluate_robustness(
             f"misclassified: expected one of {metrics_module.POLICIES}; "
             f"received {misclassified!r}."
         )
+    replicas.number()  # refuses several workers
     stream = streams.of(data, y, batch_size)
+    if shard is not None:
+        shard = _checked_shard(shard)
+        stream = stream.shard(*shard)
     classes = logits.num_classes(model)  # traces the model: once
     first = _checked(model, classes, next(stream.starting_at(0), None), 0)
     progress = checkpoint.Checkpoint(
         checkpoint_dir,
-        checkpoint.fingerprint(model, chosen, misclassified, first),
+        checkpoint.fingerprint(model, chosen, misclassified, first, shard),
     )
     bar = keras.utils.Progbar(
         stream.batches,
@@ -114,15 +140,18 @@ def evaluate_robustness(
         bar.update(len(progress.parts))
     measure = compiled.function(
         model,
-        ("evaluate_robustness", activation, chosen),
+        ("evaluate_robustness", activation, chosen, replicas.number()),
         lambda: _traced(model, activation, chosen),
     )
+    seconds = np.zeros(len(chosen))  # in this process
     for batch in stream.starting_at(len(progress.parts)):
         x, y = _checked(model, classes, batch, len(progress.parts))
         for metric in chosen:
-            if metric.attack is not None:
-                metric.attack.check_bounds(x)
-        progress.add(_measured(measure, chosen, x, y, len(progress.parts)))
+            for attack in metric.all_attacks.values():
+                attack.check_bounds(x)
+        part = _measured(measure, chosen, x, y, len(progress.parts))
+        seconds += part.pop(_SECONDS)
+        progress.add(part)
         bar.add(1)
     if bar.target is None:
         bar.update(len(progress.parts), finalize=True)
@@ -130,16 +159,29 @@ def evaluate_robustness(
         name: np.concatenate([part[name] for part in progress.parts])
         for name in progress.parts[0]
     }
-    tied = values.pop("tied")
+    passes = values.pop(_PASSES).sum(axis=0)  # (metrics, 2)
     samples = metrics_module.Samples(
         values, values["labels"] == values["predictions"], misclassified
     )
-    found = reliability.reliability_warnings(
-        model, chosen, samples, tied, first[0]
-    )
+    found = [
+        *reliability.random_outputs(model, first[0]),
+        *reliability.reliability_warnings(chosen, samples),
+    ]
     for warning in found:
         warnings.warn(warning, stacklevel=2)
-    return RobustnessReport(chosen, misclassified, values, tuple(found))
+    names = [metric.name for metric in chosen]
+    return RobustnessReport(
+        chosen,
+        misclassified,
+        values,
+        tuple(found),
+        {
+            name: Cost(*map(int, cost))
+            for name, cost in zip(names, passes, strict=True)
+        },
+        dict(zip(names, map(float, seconds), strict=True)),
+        shard,
+    )
 
 
 def _chosen(metrics, bounds):
@@ -150,6 +192,23 @@ def _chosen(metrics, bounds):
     if not found:
         raise ValueError("metrics: expected at least one; received none.")
     return tuple(found)
+
+
+def _checked_shard(shard):
+    """A shard as a pair of integers, (index, count)."""
+    try:
+        index, count = shard
+    except (TypeError, ValueError):
+        index = count = None
+    if (
+        not all(isinstance(n, numbers.Integral) for n in (index, count))
+        or not 1 <= index <= count
+    ):
+        raise ValueError(
+            "shard: expected (index, count), two integers, index from 1 to "
+            f"count; received {shard!r}."
+        )
+    return int(index), int(count)
 
 
 def _checked(model, classes, batch, index):
@@ -190,12 +249,21 @@ def _prepared(model, x):
 
 
 def _traced(model, activation, metrics):
-    """All metrics of a batch of inputs as one graph, which they share."""
+    """All metrics of a batch as one graph, which they share.
+
+    Returns:
+        A function of inputs (B, ...) to ((passes, seconds), rows): what each
+        metric took, and a dict of arrays for the clean inputs and for each.
+    """
     network = logits.logits_model(model, activation)
     spec = logits.working_spec(model)
+    counter = PassCounter()
 
-    @tf.function(input_signature=[spec], autograph=False)
     def measure(x):
+        with name_missing_gradients(network), counter.counting():
+            return measure_and_count(x)
+
+    def measure_and_count(x):
         f = attacks.inference_form(network)
         forward = attacks.Forward.of(f, x)
         predictions = decisions.predicted_class(forward.logits)
@@ -217,21 +285,39 @@ def _traced(model, activation, metrics):
                 ),
             }
         }
+        marks = [(counter.read(), _clock(found))]
         for metric in metrics:
             # One after the other: side by side they would need more memory.
-            done = tf.nest.flatten(list(found.values()))
+            done = [*tf.nest.flatten(list(found.values())), *marks[-1]]
             with tf.control_dependencies(done):
                 found[metric.name] = metric.measure(network, x, forward)
-        return list(found.values())
+            marks.append((counter.read(), _clock(found)))
+        counts, times = map(tf.stack, zip(*marks, strict=True))
+        cost = counts[1:] - counts[:-1], times[1:] - times[:-1]
+        return cost, list(found.values())
 
-    with name_missing_gradients(network):
-        measure.get_concrete_function()
-    return measure
+    return replicas.traced(measure, spec)
+
+
+def _clock(found):
+    """The time in seconds once these are computed, float64 ().
+
+    By the tensors themselves: TensorFlow's optimizer was seen to drop control
+    dependencies of `tf.timestamp`.
+    """
+    return tf.ensure_shape(
+        tf.numpy_function(
+            lambda *_: time.perf_counter(),
+            tf.nest.flatten(list(found.values())),
+            tf.float64,
+        ),
+        [],
+    )
 
 
 def _measured(measure, metrics, x, y, index):
     """What is kept of a batch: dict of name to array."""
-    clean, *found = tf.nest.map_structure(lambda t: t.numpy(), measure(x))
+    (passes, seconds), (clean, *found) = measure(x)
     broken = int(np.sum(~clean.pop("finite")))
     if broken:
         what = (
@@ -243,7 +329,7 @@ def _measured(measure, metrics, x, y, index):
             "model: expected finite outputs; received NaN or infinity for "
             f"{broken} of the {len(x)} inputs of batch {index}{what}."
         )
-    values = {"labels": y.numpy(), **clean}
+    values = {"labels": y.numpy(), **clean, _PASSES: passes[None]}
     for metric, arrays in zip(metrics, found, strict=True):
         values.update(metric.finish(x.numpy(), arrays))
-    return values
+    return {**values, _SECONDS: seconds}

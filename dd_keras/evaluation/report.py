@@ -5,17 +5,32 @@ import functools
 import json
 import math
 import os
-from typing import Self
+from collections.abc import Mapping
+from typing import NamedTuple, Self
 
 import keras
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dd_keras.evaluation.metrics import EpsSweep, Metric, Samples
-from dd_keras.evaluation.statistics import Estimate
+from dd_keras.evaluation.metrics.base import PERTURBATION
+from dd_keras.evaluation.statistics import Estimate, proportion
 from dd_keras.utils import files, tables
 
 # Arrays that have another name now, in reports of before.
 _NAMES_UP_TO_0_1 = {"fgs_fooled": "fgsm_fooled"}
+
+
+class Cost(NamedTuple):
+    """What a metric took, over all samples.
+
+    Attributes:
+        forward: forward passes of the network, counted sample by sample.
+        backward: backward passes, likewise.
+    """
+
+    forward: int
+    backward: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # arrays have no one ==
@@ -28,16 +43,27 @@ class RobustnessReport:
             count, see `evaluate_robustness`.
         values: dict of name to array, (N, ...), a row a sample, in the order
             of the data set: int `labels` and `predictions` (of the clean
-            inputs), bool `zero_gradient`, and what each metric measures, as
-            `rho2`, `l2`, `rho2_fooled`, `rho2_iterations`.
+            inputs), bool `zero_gradient` and `tied` (two classes have the
+            same logit there: it lies on the decision boundary), and what each
+            metric measures, as `rho2`, `l2`, `rho2_fooled`, `rho2_iterations`.
         warnings: tuple of str, the reliability warnings: why a number is not
             to be trusted. Empty where nothing was noticed.
+        costs: dict from names of metrics to their `Cost`; empty in reports of
+            before there was one.
+        seconds: dict from names of metrics to how long they took, by the
+            clock, in this process; empty in a report read from a file. Two
+            evaluations agree in all but these.
+        shard: (index, count) of the part of a data set that it is of; None
+            for all of it.
     """
 
     metrics: tuple[Metric, ...]
     misclassified: str
     values: dict[str, np.ndarray]
     warnings: tuple[str, ...] = ()
+    costs: Mapping[str, Cost] = dataclasses.field(default_factory=dict)
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    shard: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -55,12 +81,9 @@ class RobustnessReport:
     @functools.cached_property
     def estimates(self) -> dict[str, Estimate]:
         """The numbers with their intervals, by name."""
-        samples = Samples(
-            self.values, self.labels == self.predictions, self.misclassified
-        )
         found = {}
         for metric in self.metrics:
-            found.update(metric.estimates(samples))
+            found.update(metric.estimates(self.samples()))
         return found
 
     def summary(self) -> dict[str, float | None]:
@@ -117,8 +140,59 @@ class RobustnessReport:
             "high": 1 - accuracy[:, 1],
         }
 
+    def robust_accuracy(
+        self, eps: ArrayLike | None = None, distance: str = "l2_best"
+    ) -> dict[str, np.ndarray]:
+        """The accuracy under perturbations up to eps, from distances.
+
+        No attack is run: a sample withstands eps if it is correctly
+        classified, and the perturbation found for it is longer than eps. It is
+        an upper bound, which is as close as the attack is good.
+
+        Args:
+            eps: (E,), in units of the distance; None: 51 from 0 to a little
+                beyond the largest that was found.
+            distance: name of an array of distances: "l2_best", "l2",
+                "fgsm_eps".
+
+        Returns:
+            dict of arrays (E,): `eps`, `accuracy`, and the ends of its 95 %
+            interval `low`, `high`.
+
+        Raises:
+            ValueError: if no metric of the report measures this distance.
+        """
+        names = {m.distance_name: m.name for m in self.metrics}
+        if not distance or distance not in names:
+            raise ValueError(
+                "distance: expected one that the report has, of "
+                f"{sorted(filter(None, names))}; received {distance!r}."
+            )
+        fooled = f"{names[distance]}_fooled"
+        if eps is None:
+            found = self.values[distance][self.values[fooled]]
+            eps = np.linspace(0, 1.02 * np.max(found, initial=0.0), 51)
+        eps = np.atleast_1d(np.asarray(eps, np.float64))
+        robust = self.samples().robust_at(eps, distance, fooled)
+        accuracy = np.array([proportion(column)[:3] for column in robust.T])
+        return {
+            "eps": eps,
+            "accuracy": accuracy[:, 0],
+            "low": accuracy[:, 1],
+            "high": accuracy[:, 2],
+        }
+
+    def samples(self) -> Samples:
+        """What the metrics make their numbers of."""
+        return Samples(
+            self.values, self.labels == self.predictions, self.misclassified
+        )
+
     def table(self, form: str = "text") -> str:
-        """All numbers with their intervals, and the reliability warnings.
+        """All numbers with their intervals, what they cost, and the warnings.
+
+        The cost stands beside the first number of each metric: forward and
+        backward passes a sample, and seconds where the report has them.
 
         Args:
             form: `"text"`, `"markdown"` or `"csv"`; csv has no warnings.
@@ -126,21 +200,64 @@ class RobustnessReport:
         Raises:
             ValueError: if `form` is none of these.
         """
+        costs = self._cost_texts()
         rows = [
-            (name, estimate.text(), estimate.interval_text())
+            (
+                name,
+                estimate.text(),
+                estimate.interval_text(),
+                *costs.get(name, ("", "", "")),
+            )
             for name, estimate in self.estimates.items()
         ]
-        header = (f"{len(self):,} samples", "value", "95 % interval")
-        table = tables.render(header, rows, form)
+        header = (
+            f"{len(self):,} samples",
+            "value",
+            "95 % interval",
+            "forward",
+            "backward",
+            "seconds",
+        )
+        shown = [
+            i
+            for i in range(len(header))
+            if i < 3 or any(row[i] for row in rows)
+        ]
+        table = tables.render(
+            [header[i] for i in shown],
+            [[row[i] for i in shown] for row in rows],
+            form,
+        )
         if form == "csv":
             return table
         return "\n\n".join([table, *(f"Warning: {w}" for w in self.warnings)])
 
+    def _cost_texts(self):
+        """By the first number of each metric: passes a sample, seconds."""
+        texts = {}
+        for metric in self.metrics:
+            first = next(iter(metric.estimates(self.samples())))
+            cost = self.costs.get(metric.name, Cost(0, 0))
+            seconds = self.seconds.get(metric.name)
+            texts[first] = (
+                *(f"{n / len(self):,.1f}" if n else "" for n in cost),
+                "" if seconds is None or not any(cost) else f"{seconds:,.1f}",
+            )
+        return texts
+
     def to_json(self, path: str | os.PathLike) -> None:
-        """Writes numbers, samples and settings, atomically."""
+        """Writes numbers, samples and settings, atomically.
+
+        Perturbations that a metric kept are left out: see `to_npz`.
+        """
         content = {"summary": self.summary(), **self._settings()}
-        content["dtypes"] = {k: v.dtype.name for k, v in self.values.items()}
-        content["samples"] = {k: v.tolist() for k, v in self.values.items()}
+        kept = {
+            name: values
+            for name, values in self.values.items()
+            if not name.endswith(PERTURBATION)
+        }
+        content["dtypes"] = {k: v.dtype.name for k, v in kept.items()}
+        content["samples"] = {k: v.tolist() for k, v in kept.items()}
         files.write_text(json.dumps(content, allow_nan=False), path)
 
     @classmethod
@@ -164,6 +281,11 @@ class RobustnessReport:
                 content["misclassified"],
                 values,
                 tuple(content["warnings"]),
+                {
+                    name: Cost(*cost)
+                    for name, cost in content.get("costs", {}).items()
+                },
+                shard=tuple(content["shard"]) if "shard" in content else None,
             )
             report.summary()  # fails where something is missing
         except (AttributeError, LookupError, TypeError, ValueError) as error:
@@ -189,6 +311,8 @@ class RobustnessReport:
             "intervals": self.intervals(),
             "warnings": list(self.warnings),
             "misclassified": self.misclassified,
+            "costs": self.costs,
+            **({"shard": self.shard} if self.shard else {}),
             "metrics": [
                 _finite(keras.saving.serialize_keras_object(metric))
                 for metric in self.metrics

@@ -51,6 +51,38 @@ def mean(values: ArrayLike) -> Estimate:
     return Estimate(value, value - error, value + error)
 
 
+def ratio_of_means(values: ArrayLike, others: ArrayLike) -> Estimate:
+    """The mean of (N,) values over that of others on the same N samples.
+
+    The interval, by the delta method, is a paired one: what both have in
+    common on a sample, as an image that any classifier finds hard, does not
+    widen it. Of a single sample there is none.
+    """
+    values, others = (np.asarray(v, np.float64) for v in (values, others))
+    n = len(values)
+    if not n or not np.mean(others):
+        return Estimate(math.nan, math.nan, math.nan)
+    ratio = float(np.mean(values) / np.mean(others))
+    error = math.nan
+    if n > 1:
+        residual = (values - ratio * others) / np.mean(others)
+        error = _Z * float(np.std(residual)) / math.sqrt(n - 1)
+    return Estimate(ratio, ratio - error, ratio + error)
+
+
+def difference_of_proportions(
+    values: np.ndarray, others: np.ndarray
+) -> Estimate:
+    """The share of (N,) booleans that is true, less that of others.
+
+    A paired interval, as in `ratio_of_means`.
+    """
+    difference = mean(
+        np.asarray(values, np.float64) - np.asarray(others, np.float64)
+    )
+    return Estimate(*difference[:3], True)
+
+
 def proportion(values: np.ndarray) -> Estimate:
     """The share of (N,) booleans that is true, with Wilson's interval.
 

@@ -1,5 +1,6 @@
 """Batches to evaluate on, from whatever `fit` takes."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -25,6 +26,32 @@ class Stream(NamedTuple):
 
     starting_at: Callable[[int], Iterator[tuple]]
     batches: int | None
+
+    def shard(self, index: int, count: int) -> "Stream":
+        """The `index`-th of `count` parts, from 1, of consecutive batches.
+
+        Raises:
+            ValueError: if there are fewer batches than parts, or if their
+                number is not known.
+        """
+        if self.batches is None:
+            raise ValueError(
+                "shard: expected data of a known number of batches; received "
+                "a data set that does not tell it. Give it one by "
+                "tf.data.experimental.assert_cardinality."
+            )
+        if count > self.batches:
+            raise ValueError(
+                f"shard: expected at most {self.batches} shards, the number of "
+                f"batches; received {count}."
+            )
+        first, end = (self.batches * k // count for k in (index - 1, index))
+        return Stream(
+            lambda start: itertools.islice(
+                self.starting_at(first + start), end - first - start
+            ),
+            end - first,
+        )
 
 
 def of(

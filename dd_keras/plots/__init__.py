@@ -8,6 +8,7 @@ matplotlib and adjustText, which come with the extra `apps`.
 try:
     from dd_keras.plots.curves import (
         convergence_curves,
+        robust_accuracy_curves,
         success_rate_curves,
         trade_off,
     )
@@ -23,6 +24,7 @@ __all__ = [
     "adversarial_images",
     "convergence_curves",
     "rho_histogram",
+    "robust_accuracy_curves",
     "success_rate_curves",
     "trade_off",
 ]

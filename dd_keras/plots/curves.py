@@ -1,4 +1,7 @@
-"""Curves: convergence, success rates, trade-offs (Figures 2 to 6)."""
+"""Curves: convergence, success rates, trade-offs (Figures 2 to 6).
+
+And one that the paper does not have: robust accuracy against eps.
+"""
 
 import os
 import reprlib
@@ -95,50 +98,49 @@ def success_rate_curves(
     Raises:
         ValueError: if an argument is not as above.
     """
-    check_series("curves", curves, ("eps", "success_rate"))
     figure = new_figure(width, 2.5)
     axes = figure.subplots()
-    extra: list = []  # legend entries that all models share
-    for i, (name, curve) in enumerate(curves.items()):
-        where = f"curves[{name!r}]"
-        eps = numbers(f"{where}['eps']", curve["eps"])
-        if np.any(np.diff(eps) <= 0):
-            raise ValueError(
-                f"{where}['eps']: expected increasing numbers; received "
-                f"{reprlib.repr(eps.tolist())}."
-            )
-        rates = {
-            key: numbers(f"{where}[{key!r}]", curve[key], 1)
-            for key in ("success_rate", "low", "high")
-            if key in curve
-        }
-        check_lengths(where, {"eps": eps} | rates)
-        plot_series(axes, i, name, eps, 100 * rates["success_rate"])
-        if len(rates) == 1:
-            continue
-        ends = ("low", "success_rate", "high")
-        if len(rates) == 2 or np.any(
-            np.diff([rates[e] for e in ends], axis=0) < -ROUNDING
-        ):
-            raise ValueError(
-                f"{where}: expected 'low' <= 'success_rate' <= 'high', or "
-                f"neither 'low' nor 'high'; received {reprlib.repr(curve)}."
-            )
-        axes.fill_between(
-            eps,
-            100 * rates["low"],
-            100 * rates["high"],
-            color=COLORS[i % len(COLORS)],
-            alpha=0.2,
-            linewidth=0,
-        )
-        if not extra:
-            extra.append(Patch(color="0.8", label="95 % confidence"))
+    extra = _plot_shares(axes, curves, "success_rate")
     handles = [*axes.get_lines(), *extra]
     if eps_ref is not None:
         handles.append(_mark_eps_ref(axes, eps_ref, list(curves)))
     finish_axes(axes, rf"$\epsilon$ ({unit})", "Success rate (%)")
     add_legend(figure, handles)
+    save(figure, path)
+
+
+def robust_accuracy_curves(
+    curves: Mapping[str, Mapping],
+    path: str | os.PathLike,
+    unit: str = "pixels of 0 to 255",
+    norm: float = 2,
+    width: float = COLUMN,
+) -> None:
+    """Accuracy under perturbations up to eps, from the best known distances.
+
+    Args:
+        curves: dict from a model's name to what
+            `RobustnessReport.robust_accuracy` returns: a dict with `"eps"`
+            (E,), increasing, and `"accuracy"` (E,), in [0, 1]; optionally
+            `"low"` and `"high"`, as in `success_rate_curves`.
+        path: file to write; its ending says the format.
+        unit: of eps, that of the inputs, for the axis label.
+        norm: the order p of the perturbations' norm, for the axis label.
+        width: of the figure, in inches.
+
+    Raises:
+        ValueError: if an argument is not as above.
+    """
+    figure = new_figure(width, 2.5)
+    axes = figure.subplots()
+    extra = _plot_shares(axes, curves, "accuracy")
+    order = r"\infty" if np.isinf(norm) else f"{norm:g}"
+    finish_axes(
+        axes,
+        rf"$\epsilon$, $l_{{{order}}}$ ({unit})",
+        "Robust accuracy (%)",
+    )
+    add_legend(figure, [*axes.get_lines(), *extra])
     save(figure, path)
 
 
@@ -261,3 +263,48 @@ def _write_beside(axes, labels):
         expand=(1.3, 1.5),
         arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": "0.4"},
     )
+
+
+def _plot_shares(axes, curves, key):
+    """Draws shares against eps, with their intervals; returns legend entries.
+
+    Args and Raises: see `success_rate_curves`; `key` is the share's name.
+    """
+    check_series("curves", curves, ("eps", key))
+    extra: list = []  # legend entries that all models share
+    for i, (name, curve) in enumerate(curves.items()):
+        where = f"curves[{name!r}]"
+        eps = numbers(f"{where}['eps']", curve["eps"])
+        if np.any(np.diff(eps) <= 0):
+            raise ValueError(
+                f"{where}['eps']: expected increasing numbers; received "
+                f"{reprlib.repr(eps.tolist())}."
+            )
+        rates = {
+            which: numbers(f"{where}[{which!r}]", curve[which], 1)
+            for which in (key, "low", "high")
+            if which in curve
+        }
+        check_lengths(where, {"eps": eps} | rates)
+        plot_series(axes, i, name, eps, 100 * rates[key])
+        if len(rates) == 1:
+            continue
+        ends = ("low", key, "high")
+        if len(rates) == 2 or np.any(
+            np.diff([rates[e] for e in ends], axis=0) < -ROUNDING
+        ):
+            raise ValueError(
+                f"{where}: expected 'low' <= {key!r} <= 'high', or neither "
+                f"'low' nor 'high'; received {reprlib.repr(curve)}."
+            )
+        axes.fill_between(
+            eps,
+            100 * rates["low"],
+            100 * rates["high"],
+            color=COLORS[i % len(COLORS)],
+            alpha=0.2,
+            linewidth=0,
+        )
+        if not extra:
+            extra.append(Patch(color="0.8", label="95 % confidence"))
+    return extra

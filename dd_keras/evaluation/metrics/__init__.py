@@ -5,17 +5,23 @@ names.py knows them all by name.
 """
 
 from dd_keras.evaluation.metrics.accuracy import Accuracy, AccuracyUnderAttack
+from dd_keras.evaluation.metrics.adaptive import AdaptiveChecks
 from dd_keras.evaluation.metrics.base import POLICIES, Metric, Samples
+from dd_keras.evaluation.metrics.best_distance import BestDistance
 from dd_keras.evaluation.metrics.distance import Distance
 from dd_keras.evaluation.metrics.fgsm import EpsSweep, SmallestEps
 from dd_keras.evaluation.metrics.names import get
 from dd_keras.evaluation.metrics.perceptual import PASS
+from dd_keras.evaluation.metrics.transfer import AccuracyUnderTransfer
 
 __all__ = [
     "PASS",
     "POLICIES",
     "Accuracy",
     "AccuracyUnderAttack",
+    "AccuracyUnderTransfer",
+    "AdaptiveChecks",
+    "BestDistance",
     "Distance",
     "EpsSweep",
     "Metric",

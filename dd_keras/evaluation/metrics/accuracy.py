@@ -1,6 +1,7 @@
 """Accuracy, without attack and under attacks of a given size.
 
-FGSM at several sizes: `fgsm.EpsSweep`.
+FGSM at several sizes: `fgsm.EpsSweep`. Attacks made for another classifier:
+`transfer.AccuracyUnderTransfer`.
 """
 
 import keras
@@ -9,6 +10,7 @@ import tensorflow as tf
 
 from dd_keras import attacks
 from dd_keras.evaluation.metrics.base import (
+    PERTURBATION,
     SUSPICIOUS,
     Metric,
     Samples,
@@ -31,28 +33,43 @@ class Accuracy(Metric):
 # Up to 0.1 its name was AccuracyUnder, and so it stands in saved reports.
 @keras.saving.register_keras_serializable("dd_keras", "AccuracyUnder")
 class AccuracyUnderAttack(Metric):
-    """Accuracy under an attack of a given size, PGD for one.
+    """Accuracy under an attack of a given size, PGD or AutoAttack.
 
     Arrays: `<name>_fooled`, and `<name>_weaker`: whether a single step along
     the gradient or random noise of the same size fools the sample, which a
     sound attack would not do worse than. Number: `<name>_accuracy`.
 
+    Of an `AutoAttack` also the array `<name>_found_by`, int: which of its
+    `attack_names` fooled the sample, -1 where none did or none had to; and
+    the numbers `<name>_accuracy_after_<attack>`, what each of them left.
+
     Args:
         attack: an untargeted attack with an `eps` and a `norm` of 2 or inf.
         name: by default the attack's, in lower case.
+        keep_perturbations: whether to keep them, as `<name>_perturbation`.
 
     Raises:
         ValueError: if `attack` is none of this kind.
     """
 
-    def __init__(self, attack: attacks.Attack, name: str | None = None):
+    def __init__(
+        self,
+        attack: attacks.Attack,
+        name: str | None = None,
+        keep_perturbations: bool = False,
+    ):
         self.attack = validate_attack(attack, "eps", "norm")
+        self.keep_perturbations = bool(keep_perturbations)
         self.name = name or type(attack).__name__.lower()
 
     def get_config(self) -> dict:
         """The constructor's arguments, for Keras serialisation."""
         attack = keras.saving.serialize_keras_object(self.attack)
-        return {"attack": attack, "name": self.name}
+        return {
+            "attack": attack,
+            "name": self.name,
+            "keep_perturbations": self.keep_perturbations,
+        }
 
     def measure(
         self, network: keras.Model, x: tf.Tensor, forward: attacks.Forward
@@ -68,18 +85,48 @@ class AccuracyUnderAttack(Metric):
             **size, steps=1, step_size=self.attack.eps, random_start=False
         ).search(network, x, forward=forward)
         noise = attacks.RandomNoise(**size).search(network, x, forward=forward)
-        return {
+        arrays = {
             f"{self.name}_fooled": found.fooled,
             f"{self.name}_weaker": step.fooled | noise.fooled,
         }
+        if isinstance(found, attacks.AutoAttackResult):
+            arrays[f"{self.name}_found_by"] = found.found_by
+        if self.keep_perturbations:
+            arrays[self.name + PERTURBATION] = found.perturbation
+        return arrays
 
     def estimates(self, samples: Samples) -> dict[str, Estimate]:
-        """`<name>_accuracy`."""
+        """`<name>_accuracy`, and of an `AutoAttack` what each attack left."""
         correct = samples.correct_under(f"{self.name}_fooled")
-        return {f"{self.name}_accuracy": proportion(correct)}
+        return {
+            f"{self.name}_accuracy": proportion(correct),
+            **self._after_each(samples),
+        }
+
+    def _after_each(self, samples):
+        """The accuracy that is left after each attack of an `AutoAttack`."""
+        found_by = samples.values.get(f"{self.name}_found_by")
+        if found_by is None:
+            return {}
+        counted = samples.counted
+        correct = samples.correct[counted]
+        numbers = {}
+        for number, name in enumerate(self.attack.attack_names):
+            correct = correct & (found_by[counted] != number)
+            numbers[f"{self.name}_accuracy_after_{name}"] = proportion(correct)
+        return numbers
 
     def reliability_warnings(self, samples: Samples) -> list[str]:
-        """Tells of weaker attacks that fool more samples."""
+        """Tells of weaker attacks that fool more, and of masked gradients."""
+        found_by = samples.values.get(f"{self.name}_found_by")
+        if found_by is None:
+            return self._weaker_found_more(samples)
+        return self._weaker_found_more(samples) + [
+            f"{self.name}: {warning}"
+            for warning in self.attack.masking_warnings(found_by)
+        ]
+
+    def _weaker_found_more(self, samples):
         fooled, weaker = (
             int(np.sum(samples.values[f"{self.name}_{which}"]))
             for which in ("fooled", "weaker")

@@ -17,6 +17,8 @@ from dd_keras.utils.config import EqualByConfig
 
 # What is done with samples that are misclassified without any attack.
 POLICIES = ("predicted", "zero", "exclude")
+# How the names of arrays end that hold a perturbation of each sample.
+PERTURBATION = "_perturbation"
 # Share of samples above which a number is not to be trusted.
 SUSPICIOUS = 0.01
 
@@ -43,6 +45,13 @@ class Samples(NamedTuple):
             return np.where(self.correct, values, 0)
         return values
 
+    @property
+    def counted(self) -> np.ndarray:
+        """Which samples count for accuracies under attack: bool, (N,)."""
+        if self.misclassified == "exclude":
+            return self.correct
+        return np.ones_like(self.correct)
+
     def correct_under(self, fooled_name: str) -> np.ndarray:
         """Which samples are correctly classified under an attack.
 
@@ -56,10 +65,30 @@ class Samples(NamedTuple):
             the M that are correctly classified without attack.
         """
         fooled = self.values[fooled_name]
-        if self.misclassified == "exclude":
-            return ~fooled[self.correct]
         correct = self.correct.reshape([-1] + [1] * (fooled.ndim - 1))
-        return correct & ~fooled
+        return (correct & ~fooled)[self.counted]
+
+    def robust_at(
+        self, eps: np.ndarray, distance_name: str, fooled_name: str
+    ) -> np.ndarray:
+        """Which samples withstand each eps, by the distances measured.
+
+        Args:
+            eps: (E,), in units of the distances.
+            distance_name: name of the array of distances, (N,).
+            fooled_name: name of the array that says where there is one, bool
+                (N,).
+
+        Returns:
+            bool, (M, E), of the samples that count (see `correct_under`):
+            correctly classified without attack, and no perturbation of at
+            most eps was found.
+        """
+        distances = np.where(
+            self.values[fooled_name], self.values[distance_name], np.inf
+        )
+        robust = self.correct[:, None] & (distances[:, None] > eps)
+        return robust[self.counted]
 
 
 class Metric(EqualByConfig):
@@ -75,6 +104,11 @@ class Metric(EqualByConfig):
     name: str
     attack: Any = None
     distance_name: str = ""
+
+    @property
+    def all_attacks(self) -> dict[str, attacks.Attack]:
+        """All attacks that it runs, by name: its `attack`, if it has one."""
+        return {} if self.attack is None else {self.name: self.attack}
 
     def measure(
         self, network: keras.Model, x: tf.Tensor, forward: attacks.Forward
@@ -104,6 +138,17 @@ class Metric(EqualByConfig):
     def reliability_warnings(self, samples: Samples) -> list[str]:
         """Why the numbers are not to be trusted: list of str."""
         return []
+
+    def keeping_perturbations(self) -> "Metric":
+        """The metric that also keeps what its attack found of each sample.
+
+        As the array `<name>_perturbation`, (N, ...), which a report writes by
+        `to_npz` alone. The metric itself, if it has no such argument.
+        """
+        config = self.get_config()
+        if "keep_perturbations" not in config:
+            return self
+        return self.from_config(config | {"keep_perturbations": True})
 
     def get_config(self) -> dict:
         """The constructor's arguments, for Keras serialisation."""

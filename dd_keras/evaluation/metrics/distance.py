@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from dd_keras import attacks
 from dd_keras.evaluation.metrics.base import (
+    PERTURBATION,
     Metric,
     Samples,
     not_fooled,
@@ -29,13 +30,17 @@ class Distance(Metric):
         attack: an untargeted attack with a `norm`, `DeepFool` for one.
         prefix: put before all names, so that two attacks in the same norm
             can stand in one report.
+        keep_perturbations: whether to keep them, as `rho<p>_perturbation`.
 
     Raises:
         ValueError: if `attack` is none of this kind.
     """
 
-    def __init__(self, attack: Any, prefix: str = ""):
+    def __init__(
+        self, attack: Any, prefix: str = "", keep_perturbations: bool = False
+    ):
         self.attack = validate_attack(attack, "norm")
+        self.keep_perturbations = bool(keep_perturbations)
         self.prefix = str(prefix)
         self.name = f"{prefix}rho{attack.norm:g}"
         self.distance_name = f"{prefix}l{attack.norm:g}"
@@ -43,7 +48,11 @@ class Distance(Metric):
     def get_config(self) -> dict:
         """The constructor's arguments, for Keras serialisation."""
         attack = keras.saving.serialize_keras_object(self.attack)
-        return {"attack": attack, "prefix": self.prefix}
+        return {
+            "attack": attack,
+            "prefix": self.prefix,
+            "keep_perturbations": self.keep_perturbations,
+        }
 
     def measure(
         self, network: keras.Model, x: tf.Tensor, forward: attacks.Forward
@@ -51,12 +60,15 @@ class Distance(Metric):
         """Attacks a batch from the predicted classes."""
         found = self.attack.search(network, x, forward=forward)
         p = self.attack.norm
-        return {
+        arrays = {
             self.name: norms.rho(found.perturbation, x, p),
             self.distance_name: norms.sample_norm(found.perturbation, p),
             f"{self.name}_fooled": found.fooled,
             f"{self.name}_iterations": found.iterations,
         }
+        if self.keep_perturbations:
+            arrays[self.name + PERTURBATION] = found.perturbation
+        return arrays
 
     def estimates(self, samples: Samples) -> dict[str, Estimate]:
         """The means `rho<p>` and `l<p>`, and the share `rho<p>_fooled`."""

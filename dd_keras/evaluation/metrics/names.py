@@ -8,14 +8,17 @@ import numpy as np
 
 from dd_keras import attacks
 from dd_keras.evaluation.metrics.accuracy import Accuracy, AccuracyUnderAttack
+from dd_keras.evaluation.metrics.adaptive import AdaptiveChecks
 from dd_keras.evaluation.metrics.base import Metric
+from dd_keras.evaluation.metrics.best_distance import BestDistance
 from dd_keras.evaluation.metrics.distance import Distance
 from dd_keras.evaluation.metrics.fgsm import EpsSweep, SmallestEps
 from dd_keras.evaluation.metrics.perceptual import PASS
 from dd_keras.utils import validation
 
 _SWEEP = np.arange(1, 21) / 50  # eps of "fgsm", in widths of the valid range
-_PGD_EPS = 0.1  # eps of "pgd", likewise
+_BALL_EPS = 0.1  # eps of "pgd", "autoattack" and "adaptive", likewise
+_NEED_BOUNDS = ("fgsm", "pgd", "autoattack", "adaptive", "pass")
 
 
 def get(
@@ -36,11 +39,17 @@ def get(
             - "fgsm": `EpsSweep` at 20 eps up to 0.4 of the valid range;
             - "pgd": `AccuracyUnderAttack` PGD in l_inf with 40 steps, at eps a
               tenth of the valid range;
+            - "autoattack": `AccuracyUnderAttack` by `AutoAttack` in l_inf, at
+              eps a tenth of the valid range;
+            - "adaptive": `AdaptiveChecks` at the same eps;
             - "cw": `Distance` by `CarliniWagnerL2`, as `cw_rho2`, `cw_l2`;
+            - "rho2_best", "l2_best": `BestDistance.standard`, the shortest of
+              DeepFool, DDN and FAB, and so for other norms, without DDN;
             - "pass": `PASS` of DeepFool's images.
-        bounds: (low, high), the valid range of the inputs. "fgsm", "pgd" and
-            "pass" need it; PGD and C&W keep to it, DeepFool and FGSM, as in
-            the paper, do not.
+        bounds: (low, high), the valid range of the inputs. "fgsm", "pgd",
+            "autoattack", "adaptive" and "pass" need it; PGD, AutoAttack, C&W
+            and the attacks of "rho2_best" keep to it; DeepFool of "rho2" and
+            FGSM, as in the paper, do not.
 
     Returns:
         A `Metric`.
@@ -54,7 +63,7 @@ def get(
         sized = getattr(metric, "eps", None) is not None
         return AccuracyUnderAttack(metric) if sized else Distance(metric)
     bounds = validation.validate_bounds(bounds)
-    if metric in ("fgsm", "pgd", "pass") and bounds is None:
+    if metric in _NEED_BOUNDS and bounds is None:
         raise ValueError(
             f"bounds: the metric {metric!r} needs the valid range of the "
             "inputs, (low, high); received None."
@@ -67,8 +76,12 @@ def get(
         **dict.fromkeys(("fgsm_rho", "fgsm_eps", "eps_ref"), SmallestEps),
         "fgsm": lambda: EpsSweep(width * _SWEEP),
         "pgd": lambda: AccuracyUnderAttack(
-            attacks.PGD(_PGD_EPS * width, bounds=bounds)
+            attacks.PGD(_BALL_EPS * width, bounds=bounds)
         ),
+        "autoattack": lambda: AccuracyUnderAttack(
+            attacks.AutoAttack(_BALL_EPS * width, bounds=bounds)
+        ),
+        "adaptive": lambda: AdaptiveChecks(_BALL_EPS * width, bounds=bounds),
         "cw": lambda: Distance(attacks.CarliniWagnerL2(bounds=bounds), "cw_"),
         "pass": lambda: PASS(bounds=bounds),
     }
@@ -80,11 +93,14 @@ def get(
             "paper's rho_inf: the smallest eps of FGSM over ||x||_inf (its "
             "length is 'fgsm_eps'), or 'rhoinf', DeepFool in l_inf."
         )
-    norm = re.fullmatch(r"(?:rho|l)(inf|\d+(?:\.\d+)?)", str(metric))
+    norm = re.fullmatch(r"(?:rho|l)(inf|\d+(?:\.\d+)?)(_best)?", str(metric))
     if norm and float(norm[1]) >= 1:
+        if norm[2]:
+            return BestDistance.standard(float(norm[1]), bounds)
         return Distance(attacks.DeepFool(float(norm[1])))
     raise ValueError(
-        f"metrics: expected names of {sorted({*known, 'rho<p>', 'l<p>'})} "
+        "metrics: expected names of "
+        f"{sorted({*known, 'rho<p>', 'l<p>', 'rho<p>_best', 'l<p>_best'})} "
         "(rho<p> for a norm p, as rho2 or rhoinf), attacks or Metric objects; "
         f"received {metric!r}."
     )

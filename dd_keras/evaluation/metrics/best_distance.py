@@ -1,0 +1,161 @@
+"""The best known distance: the shortest that any of several attacks finds."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from dd_keras import attacks
+from dd_keras.attacks.rows import choose_rows
+from dd_keras.evaluation.metrics.base import (
+    PERTURBATION,
+    Metric,
+    Samples,
+    not_fooled,
+    validate_attack,
+)
+from dd_keras.evaluation.statistics import Estimate, mean, proportion
+from dd_keras.utils import norms
+
+
+@keras.saving.register_keras_serializable("dd_keras")
+class BestDistance(Metric):
+    """How far the nearest other decision is, by the best of several attacks.
+
+    Each attack is run on all samples; of each sample the shortest perturbation
+    that changes the decision counts. It is an upper bound of the distance to
+    the decision boundary, as any attack gives it, but a closer one: a single
+    attack may be lenient with the very network that was trained against it.
+
+    Arrays and numbers, p the norm of the attacks: `rho<p>_best`, the relative
+    size ||perturbation||_p / ||x||_p (Eq. 7); `l<p>_best`, its length in units
+    of the inputs; the arrays `rho<p>_best_fooled` and `rho<p>_best_found_by`,
+    int: the number of the attack that found it, -1 where none did (such a
+    sample has the distance of the first attack's last try); and the numbers
+    `rho<p>_best_by_<attack>`, the share of the samples each of them is best
+    on, the first of equals.
+
+    Accuracy under any eps follows without a further attack:
+    `RobustnessReport.robust_accuracy`.
+
+    Args:
+        attacks_by_name: dict of str to untargeted attacks with a `norm`, the
+            same of all.
+        prefix: put before all names, as in `Distance`.
+        keep_perturbations: as in `Distance`.
+
+    Raises:
+        ValueError: if an attack is none of this kind, if norms differ, or if
+            there is none.
+    """
+
+    def __init__(
+        self,
+        attacks_by_name: Mapping[str, Any],
+        prefix: str = "",
+        keep_perturbations: bool = False,
+    ):
+        self._attacks: dict[str, Any] = {
+            str(name): validate_attack(attack, "norm")
+            for name, attack in attacks_by_name.items()
+        }
+        orders = {attack.norm for attack in self._attacks.values()}
+        if len(orders) != 1:
+            raise ValueError(
+                "attacks_by_name: expected attacks of one norm; received the "
+                f"norms {sorted(orders)}."
+            )
+        self.norm = orders.pop()
+        self.prefix = str(prefix)
+        self.keep_perturbations = bool(keep_perturbations)
+        self.name = f"{prefix}rho{self.norm:g}_best"
+        self.distance_name = f"{prefix}l{self.norm:g}_best"
+
+    @classmethod
+    def standard(cls, norm: float = 2, bounds: tuple | None = None) -> Any:
+        """DeepFool, DDN (in l_2 only) and targeted FAB, all within bounds.
+
+        Args:
+            norm: the order p, in [1, inf].
+            bounds: (low, high) of valid inputs; None for no bounds.
+        """
+        chosen: dict[str, attacks.Attack] = {
+            "deepfool": attacks.DeepFool(norm, bounds=bounds)
+        }
+        if norm == 2:
+            chosen["ddn"] = attacks.DDN(bounds=bounds)
+        chosen["fab"] = attacks.FAB(norm, bounds=bounds)
+        return cls(chosen)
+
+    @property
+    def all_attacks(self) -> dict[str, attacks.Attack]:
+        """Its attacks by name."""
+        return self._attacks
+
+    def get_config(self) -> dict:
+        """The constructor's arguments, for Keras serialisation."""
+        serialised = {
+            name: keras.saving.serialize_keras_object(attack)
+            for name, attack in self._attacks.items()
+        }
+        return {
+            "attacks_by_name": serialised,
+            "prefix": self.prefix,
+            "keep_perturbations": self.keep_perturbations,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict) -> "BestDistance":
+        """The metric that `get_config` describes."""
+        restored = {
+            name: keras.saving.deserialize_keras_object(attack)
+            for name, attack in config["attacks_by_name"].items()
+        }
+        return cls(**{**config, "attacks_by_name": restored})
+
+    def measure(
+        self, network: keras.Model, x: tf.Tensor, forward: attacks.Forward
+    ) -> dict[str, tf.Tensor]:
+        """Attacks a batch from the predicted classes."""
+        best: tuple = ()
+        for number, attack in enumerate(self._attacks.values()):
+            after = tf.nest.flatten(best)
+            with tf.control_dependencies(after):  # memory of one at a time
+                found = attack.search(network, x, forward=forward)
+            length = norms.sample_norm(found.perturbation, self.norm)
+            length = tf.where(found.fooled, length, math.inf)
+            new = (
+                found.perturbation,
+                length,
+                tf.where(found.fooled, number, -1),
+            )
+            best = choose_rows(new[1] < best[1], new, best) if best else new
+        perturbation, _, found_by = best
+        arrays = {
+            self.name: norms.rho(perturbation, x, self.norm),
+            self.distance_name: norms.sample_norm(perturbation, self.norm),
+            f"{self.name}_fooled": found_by >= 0,
+            f"{self.name}_found_by": found_by,
+        }
+        if self.keep_perturbations:
+            arrays[self.name + PERTURBATION] = perturbation
+        return arrays
+
+    def estimates(self, samples: Samples) -> dict[str, Estimate]:
+        """The means, the share fooled, and the share of each attack."""
+        found_by = samples.values[f"{self.name}_found_by"]
+        return {
+            self.name: mean(samples.distances(self.name)),
+            self.distance_name: mean(samples.distances(self.distance_name)),
+            f"{self.name}_fooled": proportion(found_by >= 0),
+            **{
+                f"{self.name}_by_{name}": proportion(found_by == number)
+                for number, name in enumerate(self._attacks)
+            },
+        }
+
+    def reliability_warnings(self, samples: Samples) -> list[str]:
+        """Tells of samples that no attack fooled."""
+        return not_fooled(self.name, samples)

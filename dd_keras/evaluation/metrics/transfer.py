@@ -1,0 +1,78 @@
+"""Accuracy on adversarial inputs that were made for another classifier."""
+
+import hashlib
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from dd_keras import attacks
+from dd_keras.attacks import decisions
+from dd_keras.classifier import logits
+from dd_keras.evaluation.metrics.base import Metric, Samples, validate_attack
+from dd_keras.evaluation.statistics import Estimate, proportion
+
+
+@keras.saving.register_keras_serializable("dd_keras")
+class AccuracyUnderTransfer(Metric):
+    """Accuracy on adversarial inputs made for another classifier.
+
+    Of a sound evaluation, what was made for the undefended classifier fools
+    the defended one less than what was made for itself. Arrays and number:
+    `<name>_fooled`, `<name>_accuracy`.
+
+    Args:
+        source: the classifier that is attacked, a built `keras.Model` of the
+            same inputs and classes: the one before the defence. A str, the
+            digest of its weights, in a metric read from a file, which cannot
+            measure any more.
+        attack: an attack with an `eps` and a `norm`.
+        name: of the metric.
+
+    Raises:
+        ValueError: if `attack` is none of this kind.
+    """
+
+    def __init__(
+        self,
+        source: keras.Model | str,
+        attack: Any,
+        name: str = "transfer",
+    ):
+        self.attack = validate_attack(attack, "eps", "norm")
+        self.source, self.name = source, name
+        self._digest = source if isinstance(source, str) else _digest(source)
+
+    def get_config(self) -> dict:
+        """The constructor's arguments, the source's weights as a digest."""
+        attack = keras.saving.serialize_keras_object(self.attack)
+        return {"source": self._digest, "attack": attack, "name": self.name}
+
+    def measure(
+        self, network: keras.Model, x: tf.Tensor, forward: attacks.Forward
+    ) -> dict[str, tf.Tensor]:
+        """Attacks the source from the classes that the network predicts."""
+        if isinstance(self.source, str):
+            raise ValueError(
+                "source: expected a classifier to attack; received the digest "
+                "of one. Make the metric anew."
+            )
+        y = decisions.predicted_class(forward.logits)
+        source = logits.logits_model(self.source)
+        found = self.attack.search(source, x, y)
+        fooled = decisions.is_fooled(
+            attacks.inference_form(network)(x + found.perturbation), y
+        )
+        return {f"{self.name}_fooled": fooled}
+
+    def estimates(self, samples: Samples) -> dict[str, Estimate]:
+        """`<name>_accuracy`."""
+        correct = samples.correct_under(f"{self.name}_fooled")
+        return {f"{self.name}_accuracy": proportion(correct)}
+
+
+def _digest(model):
+    digest = hashlib.sha256()
+    for weight in model.weights:
+        digest.update(keras.ops.convert_to_numpy(weight).tobytes())
+    return digest.hexdigest()
