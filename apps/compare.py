@@ -1,14 +1,17 @@
-"""Several classifiers side by side: Table 1 and Table 2 of the paper.
+"""Several classifiers side by side: Tables 1 and 2 of the paper, and a third.
 
     python apps/compare.py --model=reference=FILE.keras --model=defended=FILE.keras --ours=defended --dataset=mnist
 
 eps_ref is that of the model named --ours: the smallest eps at which FGSM fools
-it on half the images. Prints both tables, and writes them to --output_dir as
-text, Markdown and CSV, all numbers with their confidence intervals as
-comparison.json, each model's report as reports/NAME.json, and the figures
-success_rate.png, trade_off.png and rho.png. C&W and PASS take long, and are
-measured on the first --few images. Two LeNets on MNIST take about 10 minutes
-on two CPU cores. Interrupted, the same command resumes where it was.
+it on half the images. The third table has what the strongest attacks leave:
+the best known distances, as gains over the first --model, and AutoAttack.
+Prints the tables, and writes them to --output_dir as text, Markdown and CSV,
+all numbers with their confidence intervals as comparison.json, each model's
+reports as reports/NAME.json and reports/NAME_best.json, and the figures
+success_rate.png, trade_off.png, rho.png and robust_accuracy.png. C&W and PASS
+take long, and are measured on the first --few images; the strongest attacks,
+on the first --best. Two LeNets on MNIST take about 20 minutes on two CPU cores.
+Interrupted, the same command resumes where it was.
 """  # noqa: E501
 
 import os
@@ -18,8 +21,8 @@ import time
 
 from absl import app, flags
 
-from shared import cli, inputs
-from shared.evaluation import evaluate_split
+from shared import best_known, cli, inputs
+from shared.evaluation import attacks_of, evaluate_split
 from shared.flags import define_evaluation_flags
 from shared.provenance import as_rows, provenance, write_json
 
@@ -40,6 +43,12 @@ flags.DEFINE_string(
 define_evaluation_flags(output_dir="runs/compare")
 flags.DEFINE_integer(
     "few", 1000, "Images for C&W and PASS; 0: neither.", lower_bound=0
+)
+flags.DEFINE_integer(
+    "best",
+    200,
+    "Images for the best known distances and AutoAttack; 0: neither.",
+    lower_bound=0,
 )
 flags.register_validator(
     "model",
@@ -93,14 +102,21 @@ def main():
     sweep = metrics.get("fgsm", data.bounds)
     eps = sorted({*sweep.eps, *(share * eps_ref for share in _SHARES)})
     chosen = ["accuracy", "rho2", "fgsm_rho", evaluation.EpsSweep(eps), "pgd"]
-    reports, few = {}, {}
+    reports, few, best = {}, {}, {}
     for name in classifiers:
         reports[name] = evaluate(name, "DeepFool, FGSM and PGD", chosen)
         if FLAGS.few:
             few[name] = evaluate(
                 name, "C&W and PASS", ["cw", "pass"], FLAGS.few
             )
+        if FLAGS.best:
+            best[name] = evaluate(
+                name, "the strongest attacks", best_known.METRICS, FLAGS.best
+            )
     comparison = _comparison(reports, few, eps_ref)
+    if best:
+        comparison["best_known"] = best_known.numbers(best)
+        reports |= {f"{name}_best": report for name, report in best.items()}
     written = _write(comparison, reports, eps_ref, output_dir, started)
     shutil.rmtree(checkpoints)
     for table in _tables(comparison, FLAGS.format).values():
@@ -128,10 +144,9 @@ def _comparison(reports, few, eps_ref):
         "few": min(map(len, few.values()), default=0),
         "models": numbers,
         "attacks": {
-            metric.name: repr(metric.attack)
-            for report in (ours, *(few[name] for name in few))
-            for metric in report.metrics
-            if metric.attack is not None
+            name: shown
+            for report in (ours, *few.values())
+            for name, shown in attacks_of(report).items()
         },
         "misclassified": ours.misclassified,
         "warnings": {
@@ -145,7 +160,7 @@ def _comparison(reports, few, eps_ref):
 
 
 def _tables(comparison, form):
-    """Table 1 and Table 2, rendered: dict of file name to text."""
+    """All tables, rendered: dict of file name to text."""
     eps_ref, few = comparison["eps_ref"], comparison["few"]
     one = {
         "accuracy": "accuracy",
@@ -177,6 +192,8 @@ def _tables(comparison, form):
             f"\n\n{comparison['images']:,} images; C&W and PASS: {few:,}. "
             "l_2 and eps in units of the inputs; rho_inf is eps over ||x||_inf."
         )
+    if "best_known" in comparison:
+        found["table3"] = best_known.table(comparison["best_known"], form)
     return found
 
 
@@ -195,10 +212,12 @@ def _write(comparison, reports, eps_ref, output_dir, started):
         name: as_rows(estimates)
         for name, estimates in comparison["models"].items()
     }
+    best = comparison.get("best_known")
     write_json(
         {
             **comparison,
             "models": numbers,
+            **({"best_known": best_known.as_json(best)} if best else {}),
             "columns": ["value", "low", "high"],
             "paths": dict(text.split("=", 1) for text in FLAGS.model),
             "total_seconds": time.time() - started,
@@ -208,6 +227,11 @@ def _write(comparison, reports, eps_ref, output_dir, started):
     )
     for name, report in reports.items():
         report.to_json(new(os.path.join("reports", f"{name}.json")))
+    best = {n: r for n, r in reports.items() if "l2_best" in r.values}
+    reports = {n: r for n, r in reports.items() if n not in best}
+    if best:
+        with files.atomic_write(new("robust_accuracy.png")) as part:
+            plots.robust_accuracy_curves(best_known.curves(best), part)
     with files.atomic_write(new("success_rate.png")) as part:
         plots.success_rate_curves(
             {name: report.success_rate() for name, report in reports.items()},

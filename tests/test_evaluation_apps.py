@@ -94,11 +94,13 @@ def test_all_files_are_there_and_told_of(evaluated):
     assert {path.name for path in directory.iterdir()} == names
     told = re.findall(r"^  (/.*)$", output, re.MULTILINE)
     assert set(told) == {str(directory / name) for name in names}
+    # But for the seconds, which are not in the file.
     report = RobustnessReport.from_json(directory / "report.json")
-    assert report.table() in output
-    assert (directory / "table.md").read_text() == (
-        report.table("markdown") + "\n"
-    )
+    told = (directory / "table.md").read_text()
+    for name, estimate in report.estimates.items():
+        assert re.search(rf"\| {name} +\| +{estimate.text()} \|", told)
+        assert re.search(rf"^{name} +{estimate.text()} ", output, re.MULTILINE)
+    assert "seconds" in told
     assert "4/4" in output  # batches
 
 
@@ -332,6 +334,7 @@ def compared(model_path, weaker_path, tmp_path_factory):
             f"--model=weaker={weaker_path}",
             "--ours=ours",
             "--few=20",
+            "--best=15",
             f"--output_dir={directory}",
             *FEW,
         )
@@ -361,6 +364,35 @@ def test_comparison_has_all_numbers_of_both_tables(compared):
         >= ours["accuracy@0.5eps_ref"][0]
         > ours["accuracy@1eps_ref"][0]
     )
+
+
+def test_comparison_has_what_the_strongest_attacks_leave(compared):
+    directory, _ = compared
+    best = json.loads((directory / "comparison.json").read_text())["best_known"]
+    assert (best["images"], best["baseline"]) == (15, "ours")
+    lengths = {}
+    for name in ("ours", "weaker"):
+        numbers = best["models"][name]
+        path = directory / "reports" / f"{name}_best.json"
+        report = RobustnessReport.from_json(path)
+        assert len(report) == 15
+        for key, value in report.summary().items():
+            if key != "samples":
+                assert numbers[key][0] == value
+        lengths[name] = report.values["l2_best"]
+    gain, low, high = best["models"]["weaker"]["gain_l2_best"]
+    assert gain == pytest.approx(
+        lengths["weaker"].mean() / lengths["ours"].mean()
+    )
+    assert low < gain < high
+    assert best["models"]["ours"]["gain_l2"] == pytest.approx([1, 1, 1])
+    assert set(best["attacks"]["rho2_best"]) == {"deepfool", "ddn", "fab"}
+    with open(directory / "table3.csv", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    assert header[4:6] == ["l_2, best known", "gain"]
+    assert [row[0] for row in rows] == ["ours", "weaker"]
+    assert rows[1][5].startswith(f"{gain:.3f} (")
+    assert (directory / "table3.txt").read_text() in compared[1] + "\n"
 
 
 def test_both_are_attacked_at_the_eps_ref_of_ours(
@@ -406,7 +438,9 @@ def test_comparison_is_written_in_every_form(compared):
                 assert number == pytest.approx(
                     share * value, rel=5e-4, abs=0.01
                 )
-    for figure in ("success_rate.png", "trade_off.png", "rho.png"):
+    for figure in (
+        "success_rate.png", "trade_off.png", "rho.png", "robust_accuracy.png"
+    ):  # fmt: skip
         assert (directory / figure).read_bytes().startswith(b"\x89PNG")
     assert not (directory / "checkpoints").exists()
 

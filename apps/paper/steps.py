@@ -217,7 +217,11 @@ class Plan:
                 *(f"--model={name}={path}" for name, path in models.items()),
                 "--ours=deep_defense",
                 *self._data(),
-                "--few=2" if self.smoke else "--few=250",
+                *(
+                    ("--few=2", "--best=0")
+                    if self.smoke
+                    else ("--few=250", "--best=1000")
+                ),
             ),
             trained,
             "comparison.json",

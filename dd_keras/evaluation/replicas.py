@@ -71,18 +71,14 @@ def _of_replicas(function, strategy):
             lambda context: inputs[context.replica_id_in_sync_group]
         )
         found = tf.nest.map_structure(lambda t: t.numpy(), on_all(values))
-        numbers, kept = zip(
-            *(
-                tf.nest.map_structure(
-                    operator.itemgetter(slice(len(part))), pair
-                )
-                for part, pair in zip(parts, found, strict=True)
-            ),
-            strict=True,
-        )
+        numbers = [pair[0] for pair in found[: min(count, len(x))]]
+        rows = [
+            tf.nest.map_structure(operator.itemgetter(slice(len(part))), own)
+            for part, (_, own) in zip(parts, found, strict=True)
+        ]
         return (
             tf.nest.map_structure(lambda *values: sum(values), *numbers),
-            tf.nest.map_structure(lambda *rows: np.concatenate(rows), *kept),
+            tf.nest.map_structure(lambda *rows: np.concatenate(rows), *rows),
         )
 
     return run
