@@ -3,7 +3,9 @@
     python apps/compare.py --model=reference=FILE.keras --model=defended=FILE.keras --ours=defended --dataset=mnist
 
 eps_ref is that of the model named --ours: the smallest eps at which FGSM fools
-it on half the images. The third table has what the strongest attacks leave:
+it on half the images. Table 1 has FGSM twice, each with an eps_ref of its own:
+by the gradient as it is, and by the one that float32 rounds, which the paper's
+own columns agree with. The third table has what the strongest attacks leave:
 the best known distances, as gains over the first --model, and AutoAttack.
 Prints the tables, and writes them to --output_dir as text, Markdown and CSV,
 all numbers with their confidence intervals as comparison.json, each model's
@@ -91,8 +93,9 @@ def main():
             limit,
         )
 
-    ours = evaluate(FLAGS.ours, "eps_ref", ["eps_ref"])
+    ours = evaluate(FLAGS.ours, "eps_ref", ["eps_ref", "paper_eps_ref"])
     eps_ref = ours.summary()["eps_ref"]
+    paper_eps_ref = ours.summary()["paper_eps_ref"]
     if not eps_ref:
         cli.fail(
             "--ours: expected a classifier that some eps fools on half of the "
@@ -102,6 +105,9 @@ def main():
     sweep = metrics.get("fgsm", data.bounds)
     eps = sorted({*sweep.eps, *(share * eps_ref for share in _SHARES)})
     chosen = ["accuracy", "rho2", "fgsm_rho", evaluation.EpsSweep(eps), "pgd"]
+    if paper_eps_ref:  # float32 may leave more than half at any eps
+        paper_eps = [share * paper_eps_ref for share in _SHARES]
+        chosen.append(evaluation.EpsSweep(paper_eps, float32_gradient=True))
     reports, few, best = {}, {}, {}
     for name in classifiers:
         reports[name] = evaluate(name, "DeepFool, FGSM and PGD", chosen)
@@ -113,7 +119,7 @@ def main():
             best[name] = evaluate(
                 name, "the strongest attacks", best_known.METRICS, FLAGS.best
             )
-    comparison = _comparison(reports, few, eps_ref)
+    comparison = _comparison(reports, few, eps_ref, paper_eps_ref)
     if best:
         comparison["best_known"] = best_known.numbers(best)
         reports |= {f"{name}_best": report for name, report in best.items()}
@@ -124,7 +130,7 @@ def main():
     cli.print_written(written, started)
 
 
-def _comparison(reports, few, eps_ref):
+def _comparison(reports, few, eps_ref, paper_eps_ref):
     """All numbers: by model, by name, the value and its interval."""
     numbers = {}
     ours = reports[FLAGS.ours]
@@ -136,10 +142,15 @@ def _comparison(reports, few, eps_ref):
             found[f"accuracy@{share:g}eps_ref"] = found[
                 f"fgsm_accuracy@{share * eps_ref:g}"
             ]
+            if paper_eps_ref:
+                found[f"paper_accuracy@{share:g}eps_ref"] = found[
+                    f"paper_fgsm_accuracy@{share * paper_eps_ref:g}"
+                ]
         numbers[name] = found
     return {
         "ours": FLAGS.ours,
         "eps_ref": eps_ref,
+        "paper_eps_ref": paper_eps_ref or None,
         "images": len(next(iter(reports.values()))),
         "few": min(map(len, few.values()), default=0),
         "models": numbers,
@@ -170,6 +181,11 @@ def _tables(comparison, form):
             for share in _SHARES
         },
     }
+    if comparison["paper_eps_ref"]:
+        for share in _SHARES:
+            one[f"paper's FGSM @ {share:g}"] = (
+                f"paper_accuracy@{share:g}eps_ref"
+            )
     two = {
         "l_2, DeepFool": "l2",
         "rho_inf, FGSM (ratio)": "fgsm_rho",
@@ -187,6 +203,11 @@ def _tables(comparison, form):
         found[file] = tables.render(["model", *columns], rows, form)
     if form != "csv":
         note = f"eps_ref = {eps_ref:#.4g}, of {comparison['ours']!r}"
+        if comparison["paper_eps_ref"]:
+            note += (
+                "; of the paper's FGSM, by the gradient that float32 rounds, "
+                f"{comparison['paper_eps_ref']:#.4g}"
+            )
         found["table1"] += f"\n\n{comparison['images']:,} images; {note}."
         found["table2"] += (
             f"\n\n{comparison['images']:,} images; C&W and PASS: {few:,}. "

@@ -450,7 +450,8 @@ for batches in (20, 150):  # 150 batches are 369 MB of pixels
             {"metrics": ["rho2", "roh2"]},
             r"^metrics: expected names of \['accuracy', 'adaptive', "
             r"'autoattack', 'cw', 'eps_ref', 'fgsm', 'fgsm_eps', 'fgsm_rho', "
-            r"'l<p>', 'l<p>_best', 'pass', 'pgd', 'rho<p>', "
+            r"'l<p>', 'l<p>_best', 'paper_eps_ref', 'paper_fgsm', "
+            r"'paper_fgsm_eps', 'paper_fgsm_rho', 'pass', 'pgd', 'rho<p>', "
             r"'rho<p>_best'\] .*; "
             r"received 'roh2'\.$",
         ),

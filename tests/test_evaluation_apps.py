@@ -412,12 +412,38 @@ def test_both_are_attacked_at_the_eps_ref_of_ours(
     )
 
 
+def test_papers_fgsm_stands_beside_ours(compared, weaker_path, digits_data):
+    found = json.loads((compared[0] / "comparison.json").read_text())
+    ours, weaker = (found["models"][name] for name in ("ours", "weaker"))
+    assert ours["paper_accuracy@1eps_ref"][0] == pytest.approx(0.5, abs=0.01)
+    # On small digits the softmax hardly saturates.
+    assert found["paper_eps_ref"] == pytest.approx(found["eps_ref"], rel=0.1)
+    model = keras.saving.load_model(weaker_path)
+    batches = datasets.batches(
+        digits_data.test.take(120), digits_data.preprocessing, 120
+    )
+    x, y = next(iter(batches))
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        loss = tf.nn.sparse_softmax_cross_entropy_with_logits(
+            y, model(x, training=False)
+        )
+    step = 0.5 * found["paper_eps_ref"] * tf.sign(tape.gradient(loss, x))
+    right = model.predict(x, verbose=0).argmax(-1) == y
+    still = model.predict(x + step, verbose=0).argmax(-1) == y
+    assert weaker["paper_accuracy@0.5eps_ref"][0] == pytest.approx(
+        np.mean(right & still), abs=1e-6
+    )
+
+
 def test_comparison_is_written_in_every_form(compared):
     directory, output = compared
     found = json.loads((directory / "comparison.json").read_text())
     for table, columns in (
         ("table1", ["accuracy", "rho2", "accuracy@0.2eps_ref",
-                    "accuracy@0.5eps_ref", "accuracy@1eps_ref"]),
+                    "accuracy@0.5eps_ref", "accuracy@1eps_ref",
+                    "paper_accuracy@0.2eps_ref", "paper_accuracy@0.5eps_ref",
+                    "paper_accuracy@1eps_ref"]),
         ("table2", ["l2", "fgsm_rho", "fgsm_eps", "pgd_accuracy", "cw_l2",
                     "pass"]),
     ):  # fmt: skip

@@ -250,3 +250,35 @@ def test_fgsm_agrees_with_foolbox(trained_network, digits, eps, bounded):
     # Ours does not, and loses none.
     single = attacks.FGSM(eps, bounds=bounds).run(network, x).fooled
     assert abs(np.mean(single) - np.mean(theirs)) < 0.001
+
+
+@pytest.mark.parametrize("scale", [1.0, 40.0])
+def test_float32_gradient_is_that_of_tensorflows_cross_entropy(scale):
+    """Which loses the class itself where the softmax saturates."""
+    rng = np.random.default_rng(0)
+    model = affine_classifier(
+        scale * rng.normal(size=(6, 4)), np.zeros(4), dtype="float32"
+    )
+    x = tf.constant(rng.normal(size=(50, 6)), tf.float32)
+    logits = model(x)
+    y = tf.argmax(logits, axis=1)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        loss = tf.nn.sparse_softmax_cross_entropy_with_logits(y, model(x))
+    direction = np.sign(tape.gradient(loss, x))
+    paper = attacks.FGSM(0.5, float32_gradient=True).perturb(model, x)
+    np.testing.assert_allclose(paper, 0.5 * direction)
+    ours = attacks.FGSM(0.5).perturb(model, x)
+    other = np.any(np.sign(ours) != direction, axis=1)
+    assert np.mean(other) > 0.3 if scale > 1 else not other.any()
+    small = attacks.MinimalFGSM(eps_max=20.0, float32_gradient=True)
+    found = small.run(model, x)
+    lengths = np.max(np.abs(found.perturbation), axis=1)
+    np.testing.assert_allclose(
+        found.perturbation, lengths[:, None] * direction, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_float32_gradient_is_not_targeted():
+    with pytest.raises(ValueError, match=r"^float32_gradient: expected False"):
+        attacks.FGSM(0.1, targeted=True, float32_gradient=True)

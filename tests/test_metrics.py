@@ -583,9 +583,10 @@ def test_metric_passes_through():
 
 KNOWN = (
     "metrics: expected names of ['accuracy', 'adaptive', 'autoattack', 'cw', "
-    "'eps_ref', 'fgsm', 'fgsm_eps', 'fgsm_rho', 'l<p>', 'l<p>_best', 'pass', "
-    "'pgd', 'rho<p>', 'rho<p>_best'] (rho<p> for a norm p, as rho2 or rhoinf), "
-    "attacks or Metric objects; received "
+    "'eps_ref', 'fgsm', 'fgsm_eps', 'fgsm_rho', 'l<p>', 'l<p>_best', "
+    "'paper_eps_ref', 'paper_fgsm', 'paper_fgsm_eps', 'paper_fgsm_rho', "
+    "'pass', 'pgd', 'rho<p>', 'rho<p>_best'] (rho<p> for a norm p, as rho2 or "
+    "rhoinf), attacks or Metric objects; received "
 )
 
 
@@ -602,7 +603,7 @@ def test_unknown_name_lists_the_names(unknown):
 
 
 @pytest.mark.parametrize(
-    "name", ["fgsm", "pgd", "autoattack", "adaptive", "pass"]
+    "name", ["fgsm", "paper_fgsm", "pgd", "autoattack", "adaptive", "pass"]
 )
 def test_missing_bounds_are_named(name):
     with pytest.raises(

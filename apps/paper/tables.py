@@ -30,6 +30,11 @@ _TABLE1 = {
     "accuracy@0.5eps_ref": "acc. @ 0.5 eps_ref",
     "accuracy@1eps_ref": "acc. @ 1.0 eps_ref",
 }
+# The same by the paper's form of FGSM, in comparisons that have it.
+_PAPERS_FGSM = {
+    f"paper_accuracy@{share}eps_ref": f"paper's FGSM @ {share}"
+    for share in ("0.2", "0.5", "1")
+}
 _TABLE2 = {
     "l2": "l_2, DeepFool",
     "fgsm_rho": "rho_inf, FGSM (ratio)",
@@ -73,7 +78,7 @@ def table1(plan: Plan) -> dict:
         numbers[network] = {
             "images": comparison["images"],
             "eps_ref": comparison["eps_ref"],
-            "models": _columns(comparison, _TABLE1),
+            "models": _columns(comparison, _TABLE1 | _papers_fgsm(comparison)),
             "paper": {} if plan.smoke else published()["mnist"][network],
             "seeds": _seeds(plan, network),
         }
@@ -95,12 +100,14 @@ def _beside_paper(found):
     header = ["model"]
     for title in _TABLE1.values():
         header += [title, "paper"]
+    own = [k for k in _PAPERS_FGSM if k in next(iter(found["models"].values()))]
+    header += [_PAPERS_FGSM[key] for key in own]
     rows = []
     for name, values in found["models"].items():
         row, paper = [TITLES[name]], found["paper"].get(name, {})
         for key in _TABLE1:
             row += [_text(key, values[key]), _published(key, paper)]
-        rows.append(row)
+        rows.append([*row, *(_text(key, values[key]) for key in own)])
     return tables.render(header, rows, "markdown")
 
 
@@ -232,6 +239,11 @@ def _columns(comparison, keys):
         name: {key: estimates.get(key, [None])[0] for key in keys}
         for name, estimates in comparison["models"].items()
     }
+
+
+def _papers_fgsm(comparison):
+    """The columns of the paper's form of FGSM, if they were measured."""
+    return _PAPERS_FGSM if comparison.get("paper_eps_ref") else {}
 
 
 def _seeds(plan, network):

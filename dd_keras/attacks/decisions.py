@@ -83,6 +83,22 @@ def cross_entropy_logit_gradient(
     return own - others if targeted else others - own
 
 
+def float32_cross_entropy_logit_gradient(
+    logits: tf.Tensor, y: tf.Tensor
+) -> tf.Tensor:
+    """The cross-entropy's gradient by the logits as float32 rounds it.
+
+    p - onehot(y), which loses its entry of y where the softmax saturates: see
+    `cross_entropy_logit_gradient`. To reproduce what was measured with it.
+
+    Args:
+        logits: (B, n).
+        y: (B,) int32.
+    """
+    p = tf.nn.softmax(tf.cast(logits, tf.float32))
+    return tf.cast(p - tf.one_hot(y, logits.shape[-1]), logits.dtype)
+
+
 def cross_entropy_odds(
     logits: tf.Tensor, y: tf.Tensor, targeted: bool = False
 ) -> tf.Tensor:

@@ -122,7 +122,7 @@ class RobustnessReport:
             ValueError: if the report has no "fgsm".
         """
         for metric in self.metrics:
-            if isinstance(metric, EpsSweep):
+            if isinstance(metric, EpsSweep) and metric.name == "fgsm":
                 break
         else:
             raise ValueError(

@@ -1,6 +1,8 @@
 """The paper's two measures by the fast gradient sign method.
 
 `SmallestEps`: rho_inf and eps_ref of its tables; `EpsSweep`: its Figure 5.
+Both are there twice: by the gradient as it is, and, named `paper_...`, by the
+one that float32 rounds, which the paper's numbers agree with.
 """
 
 import math
@@ -32,17 +34,18 @@ class SmallestEps(Metric):
     `eps_ref`, the smallest eps at which half of all samples are
     misclassified; a sample that is misclassified already counts there from
     eps 0 on, whatever the policy. All are found to the `tolerance` of the
-    attack.
+    attack. With an attack of `float32_gradient=True` all names begin with
+    `paper_`.
 
     Args:
         attack: `attacks.MinimalFGSM()` by default.
     """
 
-    name = "fgsm_rho"
-    distance_name = "fgsm_eps"
-
     def __init__(self, attack: attacks.Attack | None = None):
         self.attack = validate_attack(attack or attacks.MinimalFGSM())
+        self._prefix = _prefix(getattr(self.attack, "float32_gradient", False))
+        self.name = f"{self._prefix}fgsm_rho"
+        self.distance_name = f"{self._prefix}fgsm_eps"
 
     def get_config(self) -> dict:
         """The constructor's arguments, for Keras serialisation."""
@@ -54,22 +57,22 @@ class SmallestEps(Metric):
         """Attacks a batch from the predicted classes."""
         found = self.attack.search(network, x, forward=forward)
         return {
-            "fgsm_rho": norms.rho(found.perturbation, x, math.inf),
-            "fgsm_eps": norms.sample_norm(found.perturbation, math.inf),
-            "fgsm_rho_fooled": found.fooled,
+            self.name: norms.rho(found.perturbation, x, math.inf),
+            self.distance_name: norms.sample_norm(found.perturbation, math.inf),
+            f"{self.name}_fooled": found.fooled,
         }
 
     def estimates(self, samples: Samples) -> dict[str, Estimate]:
         """The means `fgsm_rho` and `fgsm_eps`, and the median `eps_ref`."""
         eps = np.where(
-            samples.values["fgsm_rho_fooled"],
-            samples.values["fgsm_eps"],
+            samples.values[f"{self.name}_fooled"],
+            samples.values[self.distance_name],
             np.inf,
         )
         return {
-            "fgsm_rho": mean(samples.distances("fgsm_rho")),
-            "fgsm_eps": mean(samples.distances("fgsm_eps")),
-            "eps_ref": median(np.where(samples.correct, eps, 0)),
+            self.name: mean(samples.distances(self.name)),
+            self.distance_name: mean(samples.distances(self.distance_name)),
+            f"{self._prefix}eps_ref": median(np.where(samples.correct, eps, 0)),
         }
 
     def reliability_warnings(self, samples: Samples) -> list[str]:
@@ -82,17 +85,20 @@ class EpsSweep(Metric):
     """Accuracy under FGSM at several eps.
 
     All eps share one direction, that of the gradient at the clean input.
-    Array: `fgsm_fooled`, bool (N, E). Numbers: `fgsm_accuracy@<eps>`.
+    Array: `fgsm_fooled`, bool (N, E). Numbers: `fgsm_accuracy@<eps>`. With
+    `float32_gradient` these begin with `paper_`.
 
     Args:
         eps: sequence of numbers above 0, in units of the inputs.
         bounds: as in `attacks.FGSM`; None, as in the paper, for no bounds.
+        float32_gradient: as in `attacks.FGSM`.
     """
 
-    name = "fgsm"
-
     def __init__(
-        self, eps: float | Sequence[float], bounds: tuple | None = None
+        self,
+        eps: float | Sequence[float],
+        bounds: tuple | None = None,
+        float32_gradient: bool = False,
     ):
         given = np.atleast_1d(eps).tolist()
         self.eps = [
@@ -103,29 +109,42 @@ class EpsSweep(Metric):
                 "eps: expected one or more numbers, each once; received "
                 f"{given}."
             )
-        self.attack = attacks.FGSM(1.0, bounds)
+        self.attack = attacks.FGSM(
+            1.0, bounds, float32_gradient=float32_gradient
+        )
+        self.name = f"{_prefix(self.attack.float32_gradient)}fgsm"
 
     def get_config(self) -> dict:
         """The constructor's arguments, for Keras serialisation."""
-        return {"eps": self.eps, "bounds": self.attack.bounds}
+        return {
+            "eps": self.eps,
+            "bounds": self.attack.bounds,
+            "float32_gradient": self.attack.float32_gradient,
+        }
 
     def measure(
         self, network: keras.Model, x: tf.Tensor, forward: attacks.Forward
     ) -> dict[str, tf.Tensor]:
         """Attacks a batch from the predicted classes."""
-        unit_step = attacks.FGSM(1.0).search(network, x, forward=forward)
+        unit_step = attacks.FGSM(
+            1.0, float32_gradient=self.attack.float32_gradient
+        ).search(network, x, forward=forward)
         fooled = []
         for eps in self.eps:
             step = self.attack.within_bounds(x, eps * unit_step.perturbation)
             logits = attacks.inference_form(network)(x + step)
             classes = decisions.predicted_class(logits)
             fooled.append(classes != unit_step.predictions)
-        return {"fgsm_fooled": tf.stack(fooled, axis=1)}  # (B, E)
+        return {f"{self.name}_fooled": tf.stack(fooled, axis=1)}  # (B, E)
 
     def estimates(self, samples: Samples) -> dict[str, Estimate]:
         """`fgsm_accuracy@<eps>` for each eps."""
-        correct = samples.correct_under("fgsm_fooled")  # (M, E)
+        correct = samples.correct_under(f"{self.name}_fooled")  # (M, E)
         return {
-            f"fgsm_accuracy@{eps:g}": proportion(column)
+            f"{self.name}_accuracy@{eps:g}": proportion(column)
             for eps, column in zip(self.eps, correct.T, strict=True)
         }
+
+
+def _prefix(float32_gradient):
+    return "paper_" if float32_gradient else ""

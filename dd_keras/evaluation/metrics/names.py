@@ -18,7 +18,7 @@ from dd_keras.utils import validation
 
 _SWEEP = np.arange(1, 21) / 50  # eps of "fgsm", in widths of the valid range
 _BALL_EPS = 0.1  # eps of "pgd", "autoattack" and "adaptive", likewise
-_NEED_BOUNDS = ("fgsm", "pgd", "autoattack", "adaptive", "pass")
+_NEED_BOUNDS = ("fgsm", "paper_fgsm", "pgd", "autoattack", "adaptive", "pass")
 
 
 def get(
@@ -37,6 +37,9 @@ def get(
             - "fgsm_rho" (the paper's rho_inf), "fgsm_eps", "eps_ref":
               `SmallestEps()`;
             - "fgsm": `EpsSweep` at 20 eps up to 0.4 of the valid range;
+            - "paper_fgsm", and "paper_fgsm_rho", "paper_fgsm_eps" or
+              "paper_eps_ref": the same by the gradient that float32 rounds, as
+              the paper's numbers have it;
             - "pgd": `AccuracyUnderAttack` PGD in l_inf with 40 steps, at eps a
               tenth of the valid range;
             - "autoattack": `AccuracyUnderAttack` by `AutoAttack` in l_inf, at
@@ -75,6 +78,11 @@ def get(
         "accuracy": Accuracy,
         **dict.fromkeys(("fgsm_rho", "fgsm_eps", "eps_ref"), SmallestEps),
         "fgsm": lambda: EpsSweep(width * _SWEEP),
+        **dict.fromkeys(
+            ("paper_fgsm_rho", "paper_fgsm_eps", "paper_eps_ref"),
+            lambda: SmallestEps(attacks.MinimalFGSM(float32_gradient=True)),
+        ),
+        "paper_fgsm": lambda: EpsSweep(width * _SWEEP, float32_gradient=True),
         "pgd": lambda: AccuracyUnderAttack(
             attacks.PGD(_BALL_EPS * width, bounds=bounds)
         ),
