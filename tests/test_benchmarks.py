@@ -232,6 +232,23 @@ def test_attacks(mnist_dir, tmp_path):
             assert ours["l2"] <= 1.05 * theirs["l2"]
 
 
+def test_fgsm_variants(mnist_dir, tmp_path):
+    path = tmp_path / "results.json"
+    run(
+        "fgsm_variants",
+        f"--data_dir={mnist_dir}",
+        "--images=20",
+        f"--output={path}",
+    )
+    rows = rows_of(path)
+    assert len(rows) == 32
+    found = [row for row in rows.values() if row["eps_ref"]]
+    assert len(found) >= 16
+    for row in found:
+        assert row["deep_defense"][-1] <= 0.5
+        assert 0 < row["eps_ref"] <= 150
+
+
 def test_evaluation_worker(mnist_dir):
     output = run(
         "evaluation",

@@ -411,6 +411,37 @@ def test_attack_and_its_norm_are_options(trained_network, images, tmp_path):
     assert json.loads(card)["robustness_attack"] == repr(attack)
 
 
+@pytest.mark.parametrize(
+    "attack",
+    [
+        attacks.SuperDeepFool(),
+        attacks.DDN(steps=20),
+        attacks.FAB(np.inf, steps=3, num_targets=2),
+    ],
+    ids=lambda attack: type(attack).__name__,
+)
+def test_stronger_attacks_may_stand_behind_robustness(
+    trained_network, images, tmp_path, attack
+):
+    path = dd_keras.export(
+        trained_network,
+        tmp_path / "digits",
+        attack=attack,
+        warm_up_requests=False,
+    )
+    answer = tf.saved_model.load(path).signatures["robustness"](
+        images=tf.constant(images)
+    )
+    found = attack.run(trained_network, images)
+    size = norms.sample_norm(found.perturbation, attack.norm)
+    np.testing.assert_allclose(
+        answer[f"l{attack.norm:g}"], size, rtol=1e-3, atol=1e-5
+    )
+    np.testing.assert_array_equal(
+        answer["classes"] != answer["nearest_class"], found.fooled
+    )
+
+
 def binary(activation):
     keras.utils.set_random_seed(3)
     return keras.Sequential(

@@ -137,6 +137,7 @@ def test_finished_file_with_its_numbers_and_settings(
     assert card["defense"]["name"] == "Deep Defense"
     assert card["defense"]["c"] == 30.0
     assert card["training"]["reference_epochs"] == 60
+    assert card["robustness_attack"].startswith("DeepFool(")
     assert "candidates=4" in card["robustness_attack"]
     assert "max_iter=20" in card["robustness_attack"]
     signature = card["signatures"]["serving_default"]

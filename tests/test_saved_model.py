@@ -150,6 +150,8 @@ RESIZING = keras.Sequential([keras.Input((8,)), keras.layers.Dense(5)])
             ["max_request_pixels", "received 2.5"],
         ),
         ({"attack": attacks.FGSM(1.0)}, TypeError, ["attack", "DeepFool"]),
+        ({"attack": attacks.FAB(eps=1.0)}, TypeError, ["without eps", "FAB("]),
+        ({"attack": attacks.DDN(targeted=True)}, TypeError, ["untargeted"]),
         (
             {"attack": attacks.DeepFool(candidates=3)},
             ValueError,

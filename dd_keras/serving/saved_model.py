@@ -26,6 +26,14 @@ _EXTRA = "assets.extra"
 _MAX_PIXELS = 2**24
 _LARGEST_IMAGES = 4  # in a request; a second or so to decode them
 
+# What `robustness` may find its distances by.
+_DISTANCE_ATTACKS = (
+    attacks.DeepFool,
+    attacks.SuperDeepFool,
+    attacks.DDN,
+    attacks.FAB,
+)
+
 
 def export(
     model: keras.Model,
@@ -40,7 +48,7 @@ def export(
     max_images: int = LARGEST_BATCH,
     max_pixels: int = _MAX_PIXELS,
     max_request_pixels: int | None = None,
-    attack: attacks.DeepFool | None = None,
+    attack: attacks.Attack | None = None,
     activation: str | None = None,
     examples: ArrayLike | None = None,
     warm_up_requests: bool | None = None,
@@ -59,10 +67,11 @@ def export(
       classifier with one output has n = 2.
     - `robustness`: `images` to `classes`; `l2`, float32, (B,): the length of
       the smallest perturbation that `attack` finds, in units of the network's
-      inputs; `rho`, float32, (B,): the same over the norm of the input (Eq. 7
-      of the Deep Defense paper); and `nearest_class`, int32, (B,): what the
-      perturbed input is classified as. It equals `classes` where the attack
-      found no boundary. With a norm p other than 2, `l2` is called `l<p>`.
+      inputs, an upper bound of the distance to the decision boundary; `rho`,
+      float32, (B,): the same over the norm of the input (Eq. 7 of the Deep
+      Defense paper); and `nearest_class`, int32, (B,): what the perturbed
+      input is classified as. It equals `classes` where the attack found no
+      boundary. With a norm p other than 2, `l2` is called `l<p>`.
     - `serve_encoded` and `robustness_encoded`: the same from `encoded`,
       strings, (B,), the bytes of PNG or JPEG files, resized to `image_shape`.
       Only where this is (height, width, 1 or 3).
@@ -96,8 +105,10 @@ def export(
             may have together; None: four times `max_pixels`. What is beyond
             one of these limits is refused before anything is decoded. The
             requests that a server runs as one batch count as one.
-        attack: `attacks.DeepFool` behind `robustness`, with its `max_iter`
-            and `candidates`; by default 50 iterations, all classes.
+        attack: behind `robustness`: `attacks.DeepFool`, with its `max_iter`
+            and `candidates` (by default 50 iterations, all classes), or a
+            slower one that finds shorter perturbations, `SuperDeepFool`,
+            `DDN` or `FAB` without `eps`.
         activation: what `model` ends in, see `logits_model`.
         examples: raw images for the warm-up requests, (N, *image_shape), at
             most 64; by default one of noise.
@@ -116,7 +127,7 @@ def export(
 
     Raises:
         TypeError: if `model` is no Keras model, `preprocessing` no layer,
-            `attack` no `DeepFool`, `resize` no function or `report` none.
+            `attack` none of these, `resize` no function or `report` none.
         ValueError: if an argument is not as above, or `path` cannot be
             written to. Nothing has been written then.
         ImportError: if `warm_up_requests` is True without the extra.
@@ -140,9 +151,14 @@ def export(
             f"image_dtype: expected one of {_DTYPES}; received {image_dtype!r}."
         )
     attack = attacks.DeepFool() if attack is None else attack
-    if not isinstance(attack, attacks.DeepFool):
+    if (
+        not isinstance(attack, _DISTANCE_ATTACKS)
+        or attack.targeted
+        or getattr(attack, "eps", None) is not None
+    ):
         raise TypeError(
-            f"attack: expected an attacks.DeepFool; received {attack!r}."
+            "attack: expected an untargeted attacks.DeepFool, SuperDeepFool, "
+            f"DDN or FAB without eps; received {attack!r}."
         )
     _validate_interfaces(resize, report)
     limits = _validate_limits(max_images, max_pixels, max_request_pixels)
