@@ -48,15 +48,15 @@ class DefenseModel(ClassifierWrapper):
             statistics and leaves them as they are, but trains scale and
             offset; `"frozen"` trains neither.
         activation: what `model` ends in, see `logits_model`.
+        needs_second_derivatives: of subclasses: whether training differentiates
+            the gradient by the inputs once more, so that models with layers
+            that lack that are refused.
 
     Raises:
         TypeError: if `model` is not a Keras model.
         ValueError: if an argument is outside of its range, or `model` is not
             a built classifier with one input and one output.
     """
-
-    # Whether training differentiates the gradient by the inputs once more.
-    needs_second_derivatives = False
 
     def __init__(
         self,
@@ -65,6 +65,7 @@ class DefenseModel(ClassifierWrapper):
         evaluation_attack: Attack | None = None,
         batch_norm: str = batch_normalization.TRAINED,
         activation: str | None = None,
+        needs_second_derivatives: bool = False,
         **kwargs: Any,
     ):
         activation = logits.output_activation(model, activation)
@@ -75,7 +76,7 @@ class DefenseModel(ClassifierWrapper):
             )
         network = logits.logits_model(model, activation)
         checks.check_model(
-            model, network, self.needs_second_derivatives, type(self).__name__
+            model, network, needs_second_derivatives, type(self).__name__
         )
         super().__init__(model, network, activation, **kwargs)
         self.evaluation_attack = evaluation_attack or DeepFool()

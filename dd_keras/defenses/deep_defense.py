@@ -8,13 +8,15 @@ import tensorflow as tf
 
 from dd_keras.attacks import Attack, DeepFool, Forward
 from dd_keras.classifier import logits
-from dd_keras.defenses import checks, layerwise, steepness
-from dd_keras.defenses.regularized import RegularizedDefenseModel
-from dd_keras.defenses.split_exponential import SplitExponential
+from dd_keras.defenses import checks, implicit, layerwise
+from dd_keras.defenses.split_exponential_model import SplitExponentialModel
+from dd_keras.utils import norms
+
+GRADIENTS = ("unrolled", "implicit")
 
 
 @keras.saving.register_keras_serializable("dd_keras")
-class DeepDefenseModel(RegularizedDefenseModel):
+class DeepDefenseModel(SplitExponentialModel):
     """Any Keras classifier, trained to resist adversarial perturbations.
 
     Each training step minimises (Eq. 6 of the paper)
@@ -23,8 +25,14 @@ class DeepDefenseModel(RegularizedDefenseModel):
                                     exp(d * rho) otherwise ],
 
     where rho = ||perturbation||_p / ||x||_p is the relative size of the
-    perturbation that DeepFool finds, differentiated through all of its
-    iterations. See `DefenseModel` for what else there is to a defence.
+    perturbation that DeepFool finds. See `DefenseModel` for what else there
+    is to a defence.
+
+    `gradient="unrolled"` differentiates rho through all of DeepFool's
+    iterations, as the paper does. `"implicit"` takes the derivative of the
+    distance to the boundary point that was found (implicit.py): one forward
+    and backward pass more, no second derivatives, so that it takes layers
+    that have none, and any attack that finds short perturbations.
 
     Sample and class weights also weigh the regulariser. The logs hold, beside
     the compiled metrics: `loss`, the objective above; `regularization`, its
@@ -39,9 +47,11 @@ class DeepDefenseModel(RegularizedDefenseModel):
             work on the least robust samples only. `"auto"`: `fit` chooses it
             before the first step that is regularised, see `choose_c`.
         d: steepness for misclassified samples, above 0.
-        attack: the differentiable attack; `DeepFool(max_iter=5)` by default.
-            Any `attacks.Attack` serves whose `search` is differentiable by
-            the network's weights (the paper's footnote 1). Its `norm` is p.
+        attack: `DeepFool(max_iter=5)` by default, or any other whose `search`
+            is differentiable by the network's weights (the paper's footnote
+            1); with the implicit gradient any untargeted one with a `norm`
+            and no `eps`. Its `norm` is p.
+        gradient: `"unrolled"` or `"implicit"`, see above.
         regularized_layers: names of layers of `model`: the regulariser's
             gradient reaches only their weights, all others are trained by
             the loss alone (Figure 4). None for all layers.
@@ -62,8 +72,6 @@ class DeepDefenseModel(RegularizedDefenseModel):
         classifier.save("robust.keras")  # the weights are shared
     """
 
-    needs_second_derivatives = True
-
     def __init__(
         self,
         model: keras.Model,
@@ -72,6 +80,7 @@ class DeepDefenseModel(RegularizedDefenseModel):
         c: float | str = 25.0,
         d: float = 5.0,
         attack: Attack | None = None,
+        gradient: str = "unrolled",
         regularized_layers: Sequence[str | keras.Layer] | None = None,
         evaluation_attack: Attack | None = None,
         **kwargs: Any,
@@ -80,34 +89,25 @@ class DeepDefenseModel(RegularizedDefenseModel):
         norm = getattr(attack, "norm", 2.0)
         evaluation_attack = evaluation_attack or DeepFool(norm)
         checks.require_norm("evaluation_attack", evaluation_attack, norm)
+        if gradient not in GRADIENTS:
+            raise ValueError(
+                f"gradient: expected one of {GRADIENTS}; received {gradient!r}."
+            )
+        self._require_distance(gradient, attack)
         super().__init__(
-            model, lam=lam, evaluation_attack=evaluation_attack, **kwargs
+            model,
+            lam=lam,
+            c=c,
+            d=d,
+            evaluation_attack=evaluation_attack,
+            needs_second_derivatives=gradient == "unrolled",
+            **kwargs,
         )
-        self.penalty = SplitExponential(c, d, dtype=logits.working_dtype(model))
-        self._c_was_auto = False
+        self.gradient = gradient
         self._attack = attack
         self.regularized_layers = layerwise.validate_layers(
             model, regularized_layers
         )
-
-    @property
-    def c(self) -> float | str:
-        """Steepness for correctly classified samples; may be changed."""
-        return self.penalty.c
-
-    @c.setter
-    def c(self, value: float | str) -> None:
-        self._c_was_auto |= self.c == steepness.AUTO
-        self._set_penalty(value, self.d)
-
-    @property
-    def d(self) -> float:
-        """Steepness for misclassified samples; may be changed."""
-        return self.penalty.d
-
-    @d.setter
-    def d(self, value: float) -> None:
-        self._set_penalty(self.c, value)
 
     @property
     def attack(self) -> Attack:
@@ -117,46 +117,22 @@ class DeepDefenseModel(RegularizedDefenseModel):
     @attack.setter
     def attack(self, value: Attack) -> None:
         checks.require_norm("attack", value, self.norm)
+        self._require_distance(self.gradient, value)
         self._attack = value
         self._retrace()
 
-    def choose_c(self, x: object, batch_size: int | None = None) -> float:
-        """Sets `c` to 1 / median rho of the classifier as it is now.
-
-        rho is that of `attack`, from the predicted classes, on the first four
-        batches of a data set, or on as many samples taken evenly from arrays.
-
-        Args:
-            x: inputs, or a data set, as for `fit`.
-            batch_size: samples a batch, of arrays; None: 32, as in `fit`.
-
-        Returns:
-            `c`.
-
-        Raises:
-            TypeError: if `x` can be gone through only once.
-            ValueError: if the median rho is 0 or not finite.
-        """
-        batches = steepness.first_batches(x, batch_size)
-        self.c = steepness.measure(self, batches)
-        return self.c
-
-    @property
-    def chosen(self) -> dict[str, float | str]:
-        """Settings that `fit` chose; a resumed training takes them over."""
-        return {"c": self.c} if self._c_was_auto else {}
-
-    def own_callbacks(
-        self, x: object, batch_size: int | None
-    ) -> list[keras.callbacks.Callback]:
-        """One that chooses `c` where it is `"auto"`, and warns of bad ones."""
-        return [steepness.SteepnessCallback(self, x, batch_size)]
-
-    def _set_penalty(self, c, d):
-        """Replaces the penalty of Eq. 6."""
-        dtype = logits.working_dtype(self.model)
-        self.penalty = SplitExponential(c, d, dtype=dtype)
-        self._retrace()
+    @staticmethod
+    def _require_distance(gradient: str, attack: Any) -> None:
+        """Refuses attacks that look for no distance."""
+        if gradient == "implicit" and (
+            not hasattr(attack, "norm")
+            or getattr(attack, "eps", None) is not None
+            or attack.targeted
+        ):
+            raise ValueError(
+                "attack: expected an untargeted one with a norm and no eps, "
+                f"for the implicit gradient; received {attack!r}."
+            )
 
     def shares_forward_pass(self) -> bool:
         """Whether the attack in training can use the loss' forward pass."""
@@ -180,6 +156,8 @@ class DeepDefenseModel(RegularizedDefenseModel):
         with layerwise.gradient_only_to(self.model, self.regularized_layers):
             # Eq. 7: rho = ||perturbation||_p / ||x||_p, by each sample.
             found, rho = self._attack_batch(self.attack, x, labels, forward)
+            if self.gradient == "implicit":
+                rho = self._implicit_rho(x, labels, found)
         # Eq. 6: exp(-c * rho) if correctly classified, else exp(d * rho).
         correct = found.predictions == labels
         penalty = self.penalty(correct, rho, sample_weight)
@@ -188,12 +166,19 @@ class DeepDefenseModel(RegularizedDefenseModel):
         )
         return self.lam_in_use(penalty.dtype) * penalty, rho
 
+    def _implicit_rho(self, x, labels, found):
+        """Rho of Eq. 7, whose gradient is that of the distance itself."""
+        x = logits.cast_inputs(self.model, x)
+        length = implicit.distance(
+            self.logits_model(), x, labels, found, self.attack
+        )
+        return tf.math.divide_no_nan(length, norms.sample_norm(x, self.norm))
+
     def get_config(self) -> dict:
         """The constructor's arguments."""
         return {
             **super().get_config(),
-            "c": self.c,
-            "d": self.d,
+            "gradient": self.gradient,
             "attack": keras.saving.serialize_keras_object(self.attack),
             "regularized_layers": self.regularized_layers,
         }

@@ -20,7 +20,7 @@ from dd_keras.defenses.adversarial_training import (
 )
 from dd_keras.defenses.base import DefenseModel
 from dd_keras.defenses.batch_norm import MODES as BATCH_NORM_MODES
-from dd_keras.defenses.deep_defense import DeepDefenseModel
+from dd_keras.defenses.deep_defense import GRADIENTS, DeepDefenseModel
 from dd_keras.defenses.parseval import add_parseval_constraints
 from dd_keras.defenses.steepness import AUTO
 
@@ -48,7 +48,7 @@ class Settings:
     Attributes:
         norm, evaluation_candidates: of the DeepFool behind `val_rho2`.
         batch_norm: see `DefenseModel`.
-        lam, c, d, regularized_layers: see `DeepDefenseModel`.
+        lam, c, d, gradient, regularized_layers: see `DeepDefenseModel`.
         max_iter, candidates: of the DeepFool in training, see
             `attacks.DeepFool`.
         eps: of the FGSM in training, in units of the inputs.
@@ -85,6 +85,12 @@ class Settings:
     )
     regularized_layers: Sequence[str] | None = _setting(
         None, "Layers that the regulariser's gradient reaches; all by default."
+    )
+    gradient: str = _setting(
+        "unrolled",
+        "Of Deep Defense: through DeepFool's iterations, as in the paper, or "
+        "of the distance to the boundary point that it finds.",
+        choices=GRADIENTS,
     )
     max_iter: int = _setting(5, "DeepFool iterations in training.", minimum=1)
     candidates: int | None = _setting(
@@ -138,6 +144,7 @@ class Settings:
             "attack": DeepFool(
                 self.norm, self.max_iter, candidates=self.candidates
             ),
+            "gradient": self.gradient,
             "regularized_layers": self.regularized_layers,
         }
 
@@ -259,6 +266,7 @@ class Method(NamedTuple):
 
 _DEEP_DEFENSE = (
     *("lam", "c", "d", "norm", "max_iter", "candidates"),
+    "gradient",
     "regularized_layers",
 )
 _ADV_TRAIN_2 = ("eps", "alpha")

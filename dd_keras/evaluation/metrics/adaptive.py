@@ -1,8 +1,8 @@
 """Whether attacks were tried as hard as a defence demands.
 
 The checks of Carlini et al., "On Evaluating Adversarial Robustness" (2019), and
-of Tramer et al., "On Adaptive Attacks to Adversarial Example Defenses"
-(NeurIPS 2020), that can be made without knowing the defence.
+of Tramer et al., "On Adaptive Attacks" (NeurIPS 2020), that can be made without
+knowing the defence.
 """
 
 import math
