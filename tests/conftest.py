@@ -64,14 +64,13 @@ LONGEST_FILES = (
 CORE = {
     "adversarial_training", "apgd", "attack", "autoattack", "batch_norm",
     "best_known", "box", "carlini_wagner", "compiled", "deep_defense",
-    "deepfool", "defense", "encoded_images", "evaluate", "every_attack", "fgsm", "files",
-    "image_headers", "implicit_gradient", "kernels", "logits", "losses",
-    "methods", "metrics",
-    "minimal_attacks", "model_card", "noise", "norms", "optimizers",
-    "parseval", "pgd", "regularization_warmup", "report", "resumable_batches",
-    "saved_model", "server_config", "shards", "split_exponential", "square",
-    "steepness",
-    "tables", "text", "training", "warm_up",
+    "deepfool", "defense", "encoded_images", "evaluate", "every_attack", "fgsm",
+    "files", "image_headers", "implicit_gradient", "kernels", "logits",
+    "losses", "methods", "metrics", "minimal_attacks", "model_card", "noise",
+    "norms", "optimizers", "parseval", "pgd", "regularization_warmup", "report",
+    "resumable_batches", "saved_model", "server_config", "shards",
+    "split_exponential", "square", "steepness", "tables", "text", "training",
+    "warm_up",
 }  # fmt: skip
 NOT_CORE = {
     "any_classifier", "applications", "apps", "barely_trained", "benchmarks",

@@ -25,7 +25,7 @@ def merge_reports(reports: Iterable[RobustnessReport]) -> RobustnessReport:
     Example:
         parts = [
             dd_keras.evaluate_robustness(
-                classifier, x_test, y_test, shard=(index, 2)
+                classifier, x_test, y_test, batch_size=4, shard=(index, 2)
             )
             for index in (1, 2)
         ]
