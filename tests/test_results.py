@@ -353,3 +353,31 @@ def test_published_classifiers_came_through():
     assert tells(str(len(rows)))
     for ratio in (ratios[0], ratios[-1], np.median(ratios)):
         assert tells(f"{ratio:.1f}")
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_best_known_distances_equal_results(network):
+    """README's and the guide's rows are those of what compare.py measured."""
+    folder = ROOT / "results" / "best_known" / network
+    best = loaded(f"best_known/{network}/comparison.json")["best_known"]
+    table = (folder / "table3.md").read_text(encoding="utf-8").strip()
+    assert table in GUIDE
+    for name, estimates in best["models"].items():
+        row = next(
+            line for line in table.splitlines() if line.startswith(f"| {name} ")
+        )
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        for key, cell in zip(
+            ("accuracy", "l2", "gain_l2", "l2_best", "gain_l2_best",
+             "autoattack_accuracy"),
+            cells[1:],
+            strict=True,
+        ):  # fmt: skip
+            number = float(cell.split()[0])
+            share = 100 if cell.endswith("%") else 1
+            assert number == pytest.approx(
+                share * estimates[key][0], rel=2e-3
+            )
+    ours = best["models"]["deep_defense"]
+    gains = [f"{ours[key][0]:.2f}" for key in ("gain_l2", "gain_l2_best")]
+    assert tells(*gains, f"{best['images']:,}")
