@@ -20,7 +20,6 @@ constants, and seconds an image, to come as far as ours: that is on the first
 from typing import NamedTuple
 
 import harness
-import keras
 import numpy as np
 import tensorflow as tf
 from absl import app, flags
@@ -62,28 +61,6 @@ WIDE = (-10.0, 11.0)  # none, as in the paper; Foolbox must have some
 FGSM_EPS = (0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.16, 0.2)
 PGD_STEPS = 40
 STEP = 2.5 / PGD_STEPS  # of PGD, relative to eps
-
-
-def pixel_model(dtype="float32"):
-    """The classifier of pixels in [0, 1], with its weights in `dtype`."""
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(dtype)
-    parts = [keras.layers.Rescaling(255.0)]
-    for path in (FLAGS.preprocessing, FLAGS.model):
-        single = keras.saving.load_model(path, compile=False)
-        double = keras.models.clone_model(
-            single, clone_function=lambda layer: recast(layer, dtype)
-        )
-        double.set_weights(single.get_weights())
-        parts.append(double)
-    model = keras.Sequential([keras.Input((28, 28, 1)), *parts])
-    keras.config.set_dtype_policy(policy)
-    return model
-
-
-def recast(layer, dtype):
-    """A copy of a layer that computes in another precision."""
-    return type(layer).from_config({**layer.get_config(), "dtype": dtype})
 
 
 def accuracy(model, batches, found):
@@ -213,7 +190,7 @@ def in_double_precision(batches):
     """What Foolbox' FGSM leaves right on the network in float64."""
     import foolbox
 
-    model = pixel_model("float64")
+    model = harness.pixel_model(FLAGS.model, FLAGS.preprocessing, "float64")
     judge = foolbox.TensorFlowModel(model, BOUNDS)
     attack = foolbox.attacks.LinfFastGradientAttack()
     rows = {}
@@ -241,7 +218,7 @@ def main(argv):
     data = datasets.load("mnist", FLAGS.data_dir)
     images = data.test.take(FLAGS.images).batch(FLAGS.batch_size)
     batches = [(x.numpy() / 255, y.numpy()) for x, y in images]
-    model = pixel_model()
+    model = harness.pixel_model(FLAGS.model, FLAGS.preprocessing)
     columns = {
         "ms_per_image": "{:.2f} ms an image",
         "ratio": "{:.2f} x ours",

@@ -62,7 +62,7 @@ def foolbox_pytorch(network):
     import foolbox
     import torch
 
-    model = foolbox.PyTorchModel(in_pytorch(network), BOUNDS, device="cpu")
+    model = foolbox.PyTorchModel(pytorch_network(network), BOUNDS, device="cpu")
     attack = foolbox.attacks.L2DeepFoolAttack(steps=STEPS, overshoot=OVERSHOOT)
 
     def run(x, y):
@@ -83,7 +83,7 @@ def art_pytorch(network):
     from art.estimators.classification import PyTorchClassifier
 
     classifier = PyTorchClassifier(
-        in_pytorch(network),
+        pytorch_network(network),
         loss=torch.nn.CrossEntropyLoss(),
         input_shape=(1, 28, 28),
         nb_classes=10,
@@ -107,41 +107,14 @@ def art_pytorch(network):
 
 
 @functools.cache
-def in_pytorch(network):
-    """A LeNet in PyTorch, with the weights of a Keras one."""
-    import torch
+def pytorch_network(network):
+    """The network in PyTorch, with the same weights."""
+    import in_pytorch
 
-    conv1, conv2, fc1, fc2 = (
-        network.get_layer(name).get_weights()
-        for name in ("conv1", "conv2", "fc1", "fc2")
-    )
-    # Keras flattens (4, 4, 50), PyTorch (50, 4, 4).
-    flat = fc1[0].reshape(4, 4, 50, -1).transpose(2, 0, 1, 3)
-    fc1[0] = flat.reshape(fc1[0].shape)
-    nn = torch.nn
-    layers = nn.Sequential(
-        nn.Conv2d(1, 20, 5),
-        nn.MaxPool2d(2),
-        nn.Conv2d(20, 50, 5),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(800, 500),
-        nn.ReLU(),
-        nn.Linear(500, 10),
-    )
-    weights = [w.transpose(3, 2, 0, 1) for w in (conv1[0], conv2[0])]
-    weights += [w.T for w in (fc1[0], fc2[0])]
-    biases = [pair[1] for pair in (conv1, conv2, fc1, fc2)]
-    with torch.no_grad():
-        for i, layer in enumerate((0, 2, 5, 7)):
-            layers[layer].weight.copy_(torch.from_numpy(weights[i].copy()))
-            layers[layer].bias.copy_(torch.from_numpy(biases[i]))
-    x = np.random.default_rng(0).normal(0, 50, (8, 28, 28, 1))
-    x = x.astype(np.float32)
-    with torch.no_grad():
-        converted = layers(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
-    np.testing.assert_allclose(converted, network(x), rtol=1e-3, atol=1e-3)
-    return layers.eval()
+    module = in_pytorch.converted(network)
+    x = np.random.default_rng(0).normal(0, 50, (8, *network.input_shape[1:]))
+    in_pytorch.checked_difference(network, module, x.astype(np.float32))
+    return module
 
 
 def judge(network, batches, found):

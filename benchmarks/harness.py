@@ -149,6 +149,7 @@ def versions():
         "tensorflow",
         "keras",
         "numpy",
+        "adv-lib",
         "foolbox",
         "torch",
         "adversarial-robustness-toolbox",
@@ -264,6 +265,36 @@ def resident_mib():
     with open("/proc/self/statm", encoding="ascii") as file:
         pages = int(file.read().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def pixel_model(model, preprocessing, dtype="float32"):
+    """A trained classifier of pixels in [0, 1], with weights in `dtype`.
+
+    Args:
+        model: a .keras file.
+        preprocessing: what stands before it, a .keras file; of pixels 0 to
+            255.
+        dtype: of all layers.
+    """
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)
+    parts = [keras.layers.Rescaling(255.0)]
+    for path in (preprocessing, model):
+        single = keras.saving.load_model(path, compile=False)
+        copy = keras.models.clone_model(
+            single, clone_function=lambda layer: _recast(layer, dtype)
+        )
+        copy.set_weights(single.get_weights())
+        parts.append(copy)
+    shape = parts[1].input_shape[1:]
+    whole = keras.Sequential([keras.Input(shape), *parts])
+    keras.config.set_dtype_policy(policy)
+    return whole
+
+
+def _recast(layer, dtype):
+    """A copy of a layer that computes in another precision."""
+    return type(layer).from_config({**layer.get_config(), "dtype": dtype})
 
 
 _mnist = functools.cache(functools.partial(datasets.load, "mnist"))

@@ -4,6 +4,8 @@ import json
 import os
 import time
 
+import autoattack_report
+import autoattack_sides
 import harness
 import keras
 import numpy as np
@@ -247,6 +249,154 @@ def test_fgsm_variants(mnist_dir, tmp_path):
     for row in found:
         assert row["deep_defense"][-1] <= 0.5
         assert 0 < row["eps_ref"] <= 150
+
+
+def autoattack(mnist_dir, folder, *given):
+    """Runs benchmarks/autoattack.py on a few images; returns its results."""
+    path = folder / "results.json"
+    run(
+        "autoattack",
+        f"--data_dir={mnist_dir}",
+        "--models=mlp_reference",
+        "--balls=l2",
+        "--images=6",
+        "--part=4",
+        f"--parts_dir={folder / 'parts'}",
+        f"--output={path}",
+        *given,
+    )
+    rows_of(path)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_autoattack_of_ours_goes_on_where_it_was(mnist_dir, tmp_path):
+    given = (
+        "--sides=ours", "--attacks=apgd-ce", "--batch_size=2", "--batch_size=4"
+    )  # fmt: skip
+    results = autoattack(mnist_dir, tmp_path, *given)
+    (row,) = results["rows"].values()
+    assert row["images"] == 6
+    assert row["robust_accuracy"] <= row["accuracy"] == 1
+    assert 1.4 < row["longest"] <= 1.5001
+    assert row["batch_size"] in (2, 4)
+    assert results["missing"] == []
+    parts = sorted((tmp_path / "parts").iterdir())
+    assert len(parts) == 3  # two parts, and the search for the batch size
+    parts[1].unlink()
+    left = [file.stat().st_mtime_ns for file in (parts[0], parts[2])]
+    told = autoattack(mnist_dir, tmp_path, *given, "--report_only")
+    assert told["rows"] == {}
+    assert told["missing"] == [
+        "mlp_reference, apgd-ce, l_2 1.5: dd_keras (1 of 2 parts)"
+    ]
+    (again,) = autoattack(mnist_dir, tmp_path, *given)["rows"].values()
+    assert left == [file.stat().st_mtime_ns for file in (parts[0], parts[2])]
+    assert again["robust_accuracy"] == row["robust_accuracy"]
+
+
+def test_autoattack_of_both(mnist_dir, tmp_path):
+    pytest.importorskip("torch")
+    pytest.importorskip("adv_lib")
+    if autoattack_sides.find_original() is None:
+        pytest.skip("the authors' package autoattack is not installed.")
+    results = autoattack(
+        mnist_dir, tmp_path, "--batch_size=4", "--attacks=apgd-ce,ddn,fab-l2"
+    )
+    assert results["missing"] == []
+    compared = results["comparisons"]
+    assert len(compared) == 3
+    for name in ("ddn", "fab-l2"):
+        ratio = compared[f"mlp_reference, {name}"]["l2_ratio"]
+        assert ratio == pytest.approx(1, rel=0.02)
+    assert len(results["rows"]) == 6
+    assert all(row["cpu_s_per_image"] > 0 for row in results["rows"].values())
+
+
+def test_autoattack_counts_what_only_one_side_fools(tmp_path):
+    tasks = [
+        autoattack_sides.Task("mlp_reference", "autoattack", "linf"),
+        autoattack_sides.Task("mlp_reference", "ddn", "shortest"),
+    ]
+    part = {
+        "batch_size": 3,
+        "threads": 1,
+        "load": 0.5,
+        "right": "1110",
+        "robust_there": None,
+        "out_of_bounds": 0.0,
+        "trace_seconds": None,
+        "warnings": [],
+    }
+    made = {  # by task and side: robust, lengths, seconds
+        (0, "ours"): ("1000", [0.0, 0.1, 0.1, 0.0], 1.0),
+        (0, "original"): ("0100", [0.1, 0.0, 0.1, 0.0], 3.0),
+        (1, "ours"): ("0000", [1.0, 2.0, 3.0, 0.0], 2.0),
+        (1, "original"): ("0010", [1.0, 1.0, 0.0, 0.0], 2.0),
+    }
+    for (number, side), (robust, lengths, seconds) in made.items():
+        path = autoattack_report.part_path(tmp_path, tasks[number], side, 0, 4)
+        times = {"seconds": seconds, "cpu_seconds": seconds / 2}
+        autoattack_report.write(
+            part | times | {"robust": robust, "lengths": lengths}, path
+        )
+
+    def summary(chunks):
+        sides = autoattack_sides.OURS, autoattack_sides.ORIGINAL
+        return autoattack_report.summary(tmp_path, tasks, sides, chunks)
+
+    rows, compared, agreement, missing = summary([(0, 4)])
+    assert missing == []
+    within, shortest = compared.values()
+    assert within["only_ours_fools"] == [1]
+    assert within["only_the_original_fools"] == [0]
+    assert within["difference_in_points"] == 0
+    assert within["cpu_speedup"] == 3
+    assert shortest["l2"] == [1.5, 1.0]  # of images that both fool
+    assert shortest["images"] == 2
+    assert shortest["ours_longer_by_1_percent"] == 1
+    assert agreement["weaker"] == ["mlp_reference, ddn"]
+    title = "mlp_reference, autoattack, l_inf 0.1: original, PyTorch"
+    assert rows[title]["ratio"] == 3
+    assert rows[title]["robust_accuracy"] == 0.25
+    assert rows["mlp_reference, ddn: dd_keras"]["l2"] == 2
+    rows, _, _, missing = summary([(0, 4), (4, 8)])
+    assert rows == {}
+    assert len(missing) == 4
+
+
+def test_keras_networks_are_the_same_in_pytorch():
+    pytest.importorskip("torch")
+    import in_pytorch
+
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((9, 8, 2)),
+            layers.Rescaling(3.0, offset=-1.0),
+            layers.Normalization(mean=0.5, variance=4.0),
+            keras.Sequential(
+                [
+                    layers.Conv2D(4, 3, 2, activation="relu"),
+                    layers.Conv2D(6, 3, padding="same", use_bias=False),
+                    layers.MaxPooling2D(2),
+                ]
+            ),
+            layers.Flatten(),
+            layers.ReLU(),
+            layers.Dense(7, activation="relu"),
+            layers.Dense(3),
+        ]
+    )
+    module = in_pytorch.converted(model)
+    x = np.random.default_rng(0).normal(size=(5, 9, 8, 2)).astype("float32")
+    difference, largest = in_pytorch.checked_difference(model, module, x)
+    assert 0 <= difference < 1e-5 < largest
+    back = in_pytorch.channels_last(in_pytorch.channels_first(x))
+    np.testing.assert_array_equal(back, x)
+    odd = keras.Sequential([keras.Input((3,)), layers.Dense(2, "softmax")])
+    with pytest.raises(ValueError, match="activation 'softmax'"):
+        in_pytorch.converted(odd)
 
 
 def test_evaluation_worker(mnist_dir):

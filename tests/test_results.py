@@ -375,9 +375,7 @@ def test_best_known_distances_equal_results(network):
         ):  # fmt: skip
             number = float(cell.split()[0])
             share = 100 if cell.endswith("%") else 1
-            assert number == pytest.approx(
-                share * estimates[key][0], rel=2e-3
-            )
+            assert number == pytest.approx(share * estimates[key][0], rel=2e-3)
     ours = best["models"]["deep_defense"]
     gains = [f"{ours[key][0]:.2f}" for key in ("gain_l2", "gain_l2_best")]
     assert tells(*gains, f"{best['images']:,}")
