@@ -379,3 +379,25 @@ def test_best_known_distances_equal_results(network):
     ours = best["models"]["deep_defense"]
     gains = [f"{ours[key][0]:.2f}" for key in ("gain_l2", "gain_l2_best")]
     assert tells(*gains, f"{best['images']:,}")
+
+
+def test_autoattack_beside_its_authors_code_equals_results():
+    """And nowhere is ours weaker by half a point."""
+    found = loaded("benchmarks/autoattack.json")
+    assert found["comparisons"]
+    for name, row in found["comparisons"].items():
+        model, attack, ball = name.split(", ")
+        assert not row["weaker"]
+        if attack != "autoattack":
+            continue
+        network, _, kind = model.partition("_")
+        title = {"mlp": "MLP", "lenet": "LeNet"}[network]
+        ours = found["rows"][f"{name}: dd_keras"]
+        assert tells(
+            f"| {title}, {TITLES[kind]}, {ball} |",
+            *(f"{100 * accuracy:.1f} %" for accuracy in row["robust_accuracy"]),
+            f"{len(row['only_ours_fools'])}, "
+            f"{len(row['only_the_original_fools'])}",
+            f"{ours['cpu_s_per_image']:.3f}",
+            f"{row['cpu_speedup']:.1f} |",
+        )
