@@ -217,11 +217,7 @@ class Plan:
                 *(f"--model={name}={path}" for name, path in models.items()),
                 "--ours=deep_defense",
                 *self._data(),
-                *(
-                    ("--few=2", "--best=0")
-                    if self.smoke
-                    else ("--few=250", "--best=1000")
-                ),
+                *(("--few=2", "--best=0") if self.smoke else ("--few=250",)),
             ),
             trained,
             "comparison.json",
