@@ -209,6 +209,7 @@ def test_results_say_what_made_them(trained, results):
         "lam": 15.0,
         "c": 25.0,
         "d": 5.0,
+        "gradient": "unrolled",
         "norm": 2.0,
         "max_iter": 5,
         "candidates": None,

@@ -71,6 +71,7 @@ def test_training_app_exports_all_its_models(trained, raw, name):
             "lam": 15.0,
             "c": 30.0,
             "d": 5.0,
+            "gradient": "unrolled",
             "norm": 2.0,
             "max_iter": 5,
             "candidates": None,

@@ -119,6 +119,7 @@ def test_defense_is_read_off_its_wrapper(tmp_path):
     assert card["defense"] == {
         "name": "DeepDefenseModel",
         "batch_norm": "trained",
+        "gradient": "unrolled",
         "lam": 4.0,
         "c": 30.0,
         "d": 5.0,
