@@ -122,8 +122,7 @@ def main():
     comparison = _comparison(reports, few, eps_ref, paper_eps_ref)
     if best:
         comparison["best_known"] = best_known.numbers(best)
-        reports |= {f"{name}_best": report for name, report in best.items()}
-    written = _write(comparison, reports, eps_ref, output_dir, started)
+    written = _write(comparison, reports, best, output_dir, started)
     shutil.rmtree(checkpoints)
     for table in _tables(comparison, FLAGS.format).values():
         print(f"\n{table}")
@@ -218,7 +217,7 @@ def _tables(comparison, form):
     return found
 
 
-def _write(comparison, reports, eps_ref, output_dir, started):
+def _write(comparison, reports, best, output_dir, started):
     """Writes all files; returns their paths."""
     written = []
 
@@ -233,12 +232,16 @@ def _write(comparison, reports, eps_ref, output_dir, started):
         name: as_rows(estimates)
         for name, estimates in comparison["models"].items()
     }
-    best = comparison.get("best_known")
+    best_known_numbers = (
+        {"best_known": best_known.as_json(comparison["best_known"])}
+        if best
+        else {}
+    )
     write_json(
         {
             **comparison,
             "models": numbers,
-            **({"best_known": best_known.as_json(best)} if best else {}),
+            **best_known_numbers,
             "columns": ["value", "low", "high"],
             "paths": dict(text.split("=", 1) for text in FLAGS.model),
             "total_seconds": time.time() - started,
@@ -248,8 +251,8 @@ def _write(comparison, reports, eps_ref, output_dir, started):
     )
     for name, report in reports.items():
         report.to_json(new(os.path.join("reports", f"{name}.json")))
-    best = {n: r for n, r in reports.items() if "l2_best" in r.values}
-    reports = {n: r for n, r in reports.items() if n not in best}
+    for name, report in best.items():
+        report.to_json(new(os.path.join("reports", f"{name}_best.json")))
     if best:
         with files.atomic_write(new("robust_accuracy.png")) as part:
             plots.robust_accuracy_curves(best_known.curves(best), part)
@@ -257,7 +260,7 @@ def _write(comparison, reports, eps_ref, output_dir, started):
         plots.success_rate_curves(
             {name: report.success_rate() for name, report in reports.items()},
             part,
-            eps_ref=eps_ref,
+            eps_ref=comparison["eps_ref"],
         )
     with files.atomic_write(new("trade_off.png")) as part:
         plots.trade_off(

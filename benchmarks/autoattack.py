@@ -17,7 +17,7 @@ that others use as well they are the fairer ones. PyTorch runs the network
 eagerly, as its attacks do; tracing ours is timed apart (`trace_s`).
 
 This takes hours on one core. What is done lies in --parts_dir: the same
-command goes on where it was stopped, and --report_only writes what there is.
+command resumes it, and --report_only writes what there is.
 """
 
 import gc

@@ -43,7 +43,7 @@ def read(path):
 
 
 def write(part, path):
-    """Writes a part, whole or not at all."""
+    """Writes a part atomically."""
     files.write_text(json.dumps(part) + "\n", path)
 
 

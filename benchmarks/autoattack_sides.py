@@ -245,7 +245,8 @@ class Original:
         best, shortest = x, torch.full((len(x),), math.inf)
         with torch.no_grad():
             for target in range(TARGETS):
-                attack.target_class = target + 2  # the first is the likeliest
+                # The first is the most probable, y itself.
+                attack.target_class = target + 2
                 found = attack.attack_single_run(x, y, is_targeted=True)
                 length = (found - x).flatten(1).norm(dim=1)
                 fooled = self.module(found).argmax(1) != y

@@ -106,7 +106,7 @@ def test_its_steps_are_the_plain_formulations(loss):
     found = attack.run(model, x)
     np.testing.assert_array_equal(found.fooled, False)
     y = found.predictions
-    targets = decisions.likeliest_others(model(x), y, 1)[:, 0]
+    targets = decisions.most_probable_others(model(x), y, 1)[:, 0]
     starts = attack.start(x, 0).numpy()
     total = 0
     for i in range(few):

@@ -92,6 +92,17 @@ NETWORKS = {
 }
 
 
+def labelled(model, x):
+    """The predictions, and labels of which a third are others."""
+    logits = model(x)
+    predictions = decisions.predicted_class(logits)
+    return predictions, tf.where(
+        tf.range(SAMPLES) % 3 > 0,
+        predictions,
+        decisions.runner_up(logits, predictions),
+    )
+
+
 def differentiated(model, x, y, attack, weigh):
     """The sum of weigh * distance, and its gradient by all weights."""
     with tf.GradientTape() as tape:
@@ -106,15 +117,10 @@ def test_is_the_central_difference_of_the_distance(name):
     model = smooth(*NETWORKS[name]())
     rng = np.random.default_rng(2)
     x = tf.constant(rng.normal(size=(SAMPLES, DIMENSIONS)))
-    logits = model(x)
-    predictions = decisions.predicted_class(logits)
-    # A third of the samples is misclassified.
-    y = tf.where(
-        tf.range(SAMPLES) % 3 > 0,
-        predictions,
-        decisions.runner_up(logits, predictions),
-    )
-    attack = Nearest(decisions.runner_up(logits, y))  # the same after a change
+    predictions, y = labelled(model, x)
+    attack = Nearest(
+        decisions.runner_up(model(x), y)
+    )  # the same after a change
     found = attack.search(model, x, y)
     at = model(x + found.perturbation)
     margin = decisions.margin(at, y)
@@ -155,13 +161,7 @@ def test_on_affine_models_is_the_unrolled_gradient(norm, bounds):
         rng.normal(size=(DIMENSIONS, CLASSES)), rng.normal(size=CLASSES)
     )
     x = tf.constant(rng.uniform(-0.9, 0.9, size=(SAMPLES, DIMENSIONS)))
-    logits = model(x)
-    predictions = decisions.predicted_class(logits)
-    y = tf.where(
-        tf.range(SAMPLES) % 3 > 0,
-        predictions,
-        decisions.runner_up(logits, predictions),
-    )
+    predictions, y = labelled(model, x)
     attack = attacks.DeepFool(norm, max_iter=1, overshoot=1e-6, bounds=bounds)
     found = attack.run(model, x, y)
     end = x + found.perturbation

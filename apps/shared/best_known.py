@@ -93,6 +93,5 @@ def curves(reports: Mapping[str, RobustnessReport]) -> dict:
     longest = max(np.max(r.values["l2_best"]) for r in reports.values())
     eps = np.linspace(0, 1.02 * longest, 51)
     return {
-        name.removesuffix("_best"): report.robust_accuracy(eps)
-        for name, report in reports.items()
+        name: report.robust_accuracy(eps) for name, report in reports.items()
     }

@@ -63,7 +63,7 @@ class APGD(pgd.ProjectedGradient):
       `decisions.cross_entropy_odds`, which orders points as the cross-entropy
       does; neither saturates.
     - `"dlr"`, the difference of logits ratio, for three classes or more.
-    - `"targeted_dlr"`, towards each of the likeliest other classes in turn,
+    - `"targeted_dlr"`, towards each of the most probable other classes in turn,
       for four classes or more; the strongest.
 
     A sample stops as soon as it is fooled; one that is misclassified already
@@ -118,10 +118,10 @@ class APGD(pgd.ProjectedGradient):
         self.seed = validation.validate_integer("seed", seed, at_least=0)
 
     def targets(self, logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-        """The likeliest other classes, (B, m), if the loss is targeted."""
+        """The most probable other classes, (B, m), if the loss is targeted."""
         if self.loss != "targeted_dlr":
             return super().targets(logits, y)
-        return decisions.likeliest_others(logits, y, self.num_targets)
+        return decisions.most_probable_others(logits, y, self.num_targets)
 
     def loss_value(
         self, logits: tf.Tensor, y: tf.Tensor, target: tf.Tensor

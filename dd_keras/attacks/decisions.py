@@ -156,8 +156,8 @@ def targeted_difference_of_logits_ratio(
     return difference / (spread + _LEAST_SPREAD)
 
 
-def likeliest_others(logits: tf.Tensor, y: tf.Tensor, m: int) -> tf.Tensor:
-    """The m classes likeliest of all but y, likeliest first: (B, m) int32.
+def most_probable_others(logits: tf.Tensor, y: tf.Tensor, m: int) -> tf.Tensor:
+    """The m classes most probable of all but y, in this order: (B, m) int32.
 
     All others, n - 1, if m is larger.
     """

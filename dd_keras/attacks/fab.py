@@ -35,8 +35,9 @@ class FAB(base.Attack):
 
     clipped to `bounds`. If that fools the network, it is kept if it is closer
     than what was found before, and pulled back: x_(k+1) becomes x + 0.9
-    (x_(k+1) - x). This goes through the `num_targets` likeliest other classes,
-    or, without them, each step goes to the nearest of all boundaries at x_k.
+    (x_(k+1) - x). This goes through the `num_targets` most probable other
+    classes, or, without them, each step goes to the nearest of all boundaries
+    at x_k.
 
     With `eps`, only perturbations up to this length count, and a sample stops
     once it has one; without, all steps are taken. A sample that is not fooled
@@ -97,7 +98,7 @@ class FAB(base.Attack):
         """As `run`, in the current graph, for a network that gives logits."""
         clean = CleanInputs.of(network, x, y, forward)
         others = clean.logits.shape[-1] - 1
-        targets = decisions.likeliest_others(
+        targets = decisions.most_probable_others(
             clean.logits, clean.y, self.num_targets or others
         )
         fooled = decisions.is_fooled(clean.logits, clean.y)

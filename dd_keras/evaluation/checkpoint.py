@@ -1,6 +1,5 @@
 """What an interrupted evaluation is resumed from: one file a batch."""
 
-import hashlib
 import json
 import os
 import warnings
@@ -11,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from dd_keras.evaluation.metrics import Metric
-from dd_keras.utils import files
+from dd_keras.utils import config, files
 
 _FINGERPRINT = "evaluation.json"
 _NOTES = "checkpoint_notes"  # in the file of a batch, beside its arrays
@@ -149,18 +148,10 @@ def fingerprint(
     part = {} if shard is None else {"shard": "{} of {}".format(*shard)}
     return {
         **part,
-        "weights": _digest(model.weights),
+        "weights": config.digest_of_arrays(model.weights),
         "metrics": ", ".join(
             f"{type(m).__name__}({m.get_config()})" for m in metrics
         ),
         "misclassified": misclassified,
-        "first batch": _digest(batch),
+        "first batch": config.digest_of_arrays(batch),
     }
-
-
-def _digest(tensors):
-    digest = hashlib.sha256()
-    for array in map(keras.ops.convert_to_numpy, tensors):
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()

@@ -140,9 +140,15 @@ def _contradiction(one, other):
 def _could_have_found(one, other):
     """Whether what one attack finds is among what the other looks through."""
     bounds = _bounds(one)
-    return next(iter(one.all_attacks.values())).norm == next(
-        iter(other.all_attacks.values())
-    ).norm and (bounds is None or bounds == _bounds(other))
+    return _norm(one) == _norm(other) and (
+        bounds is None or bounds == _bounds(other)
+    )
+
+
+def _norm(metric):
+    """The norm of its attacks, which is one."""
+    first, *_ = metric.all_attacks.values()
+    return first.norm
 
 
 def _bounds(metric):
@@ -177,7 +183,7 @@ def _transfers(metrics, samples):
             if missed > SUSPICIOUS:
                 found.append(
                     f"{direct.name}: it misses {missed:.1%} of the samples "
-                    f"that inputs made for another classifier fool "
+                    "that inputs made for another classifier fool "
                     f"({transfer.name}). The gradients mislead it: report the "
                     "lower of both, or the metric 'autoattack'."
                 )

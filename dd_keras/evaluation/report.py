@@ -82,9 +82,15 @@ class RobustnessReport:
     def estimates(self) -> dict[str, Estimate]:
         """The numbers with their intervals, by name."""
         found = {}
-        for metric in self.metrics:
-            found.update(metric.estimates(self.samples()))
+        for estimates in self._estimates_of_each:
+            found.update(estimates)
         return found
+
+    @functools.cached_property
+    def _estimates_of_each(self):
+        """The estimates of each metric: a list of dicts."""
+        samples = self.samples()
+        return [metric.estimates(samples) for metric in self.metrics]
 
     def summary(self) -> dict[str, float | None]:
         """The numbers alone.
@@ -235,8 +241,9 @@ class RobustnessReport:
     def _cost_texts(self):
         """By the first number of each metric: passes a sample, seconds."""
         texts = {}
-        for metric in self.metrics:
-            first = next(iter(metric.estimates(self.samples())))
+        for metric, (first, *_) in zip(
+            self.metrics, self._estimates_of_each, strict=True
+        ):
             cost = self.costs.get(metric.name, Cost(0, 0))
             seconds = self.seconds.get(metric.name)
             texts[first] = (

@@ -1,8 +1,11 @@
-"""Settings: a default that packages share, and equality by configuration."""
+"""Settings: a default that packages share, equality by configuration."""
 
 import functools
 import hashlib
+from collections.abc import Iterable
+from typing import Any
 
+import keras
 import numpy as np
 
 DEFAULT_BATCH_SIZE = 32  # of arrays, as in Keras
@@ -27,6 +30,20 @@ class EqualByConfig:
 
     def __hash__(self) -> int:
         return hash(self._identity)
+
+
+def digest_of_arrays(arrays: Iterable[Any]) -> str:
+    """A short stand-in for arrays, tensors or weights: their SHA-256.
+
+    Args:
+        arrays: what `keras.ops.convert_to_numpy` takes, each; their dtypes,
+            shapes, entries and order count.
+    """
+    digest = hashlib.sha256()
+    for array in map(keras.ops.convert_to_numpy, arrays):
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def _digest(config):

@@ -87,12 +87,9 @@ class AdaptiveChecks(Metric):
             network, x, forward=forward
         )
         y = decisions.predicted_class(forward.logits)
-        with tf.GradientTape() as tape:
-            tape.watch(forward.logits)
-            loss = tf.nn.sparse_softmax_cross_entropy_with_logits(
-                y, tf.cast(forward.logits, tf.float32)
-            )
-        slope = forward.gradient(tape.gradient(loss, forward.logits))
+        slope = forward.gradient(
+            decisions.float32_cross_entropy_logit_gradient(forward.logits, y)
+        )
         return {
             "adaptive_pgd_fooled": once.fooled,
             "adaptive_restarts_fooled": more.fooled,

@@ -1,6 +1,5 @@
 """Accuracy on adversarial inputs that were made for another classifier."""
 
-import hashlib
 from typing import Any
 
 import keras
@@ -11,6 +10,7 @@ from dd_keras.attacks import decisions
 from dd_keras.classifier import logits
 from dd_keras.evaluation.metrics.base import Metric, Samples, validate_attack
 from dd_keras.evaluation.statistics import Estimate, proportion
+from dd_keras.utils import config
 
 
 @keras.saving.register_keras_serializable("dd_keras")
@@ -41,7 +41,11 @@ class AccuracyUnderTransfer(Metric):
     ):
         self.attack = validate_attack(attack, "eps", "norm")
         self.source, self.name = source, name
-        self._digest = source if isinstance(source, str) else _digest(source)
+        self._digest = (
+            source
+            if isinstance(source, str)
+            else config.digest_of_arrays(source.weights)
+        )
 
     def get_config(self) -> dict:
         """The constructor's arguments, the source's weights as a digest."""
@@ -69,10 +73,3 @@ class AccuracyUnderTransfer(Metric):
         """`<name>_accuracy`."""
         correct = samples.correct_under(f"{self.name}_fooled")
         return {f"{self.name}_accuracy": proportion(correct)}
-
-
-def _digest(model):
-    digest = hashlib.sha256()
-    for weight in model.weights:
-        digest.update(keras.ops.convert_to_numpy(weight).tobytes())
-    return digest.hexdigest()
