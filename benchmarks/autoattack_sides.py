@@ -245,7 +245,7 @@ class Original:
         best, shortest = x, torch.full((len(x),), math.inf)
         with torch.no_grad():
             for target in range(TARGETS):
-                # The first is the most probable, y itself.
+                # The first is the most probable class.
                 attack.target_class = target + 2
                 found = attack.attack_single_run(x, y, is_targeted=True)
                 length = (found - x).flatten(1).norm(dim=1)
