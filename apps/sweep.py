@@ -129,6 +129,7 @@ def _sweep(started):
                 test,
                 progress.checkpoints("training"),
                 first["accuracy"],
+                data.bounds,
             ),
             **provenance(),
         }
@@ -149,7 +150,7 @@ def _progress(output_dir, name, identity):
     return RunDirectory(os.path.join(output_dir, "checkpoints", name), identity)
 
 
-def _result(run, classifier, train, test, checkpoints, accuracy):
+def _result(run, classifier, train, test, checkpoints, accuracy, bounds):
     """Fine-tunes a classifier: its curve, None if it diverged, and seconds."""
     started = time.time()
     try:
@@ -160,6 +161,7 @@ def _result(run, classifier, train, test, checkpoints, accuracy):
             test,
             checkpoints,
             run.settings,
+            bounds,
             # Figure 4 draws every epoch, Figure 3 the last.
             validation_freq=1 if run.figure == "4" else FLAGS.epochs,
             log_as=run.name,

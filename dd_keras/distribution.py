@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from dd_keras.utils import keras_internals
+from dd_keras.utils import keras_internals, validation
 
 NAMES = ("none", "mirrored", "multi_worker")
 
@@ -64,8 +64,7 @@ def strategy(
             model.compile("sgd", "sparse_categorical_crossentropy")
         model.fit(train, epochs=5)
     """
-    if name not in NAMES:
-        raise ValueError(f"name: expected one of {NAMES}; received {name!r}.")
+    validation.validate_choice("name", name, NAMES)
     if replicas is not None and (
         name != "mirrored" or type(replicas) is not int or replicas < 1
     ):

@@ -65,11 +65,14 @@ CORE = {
     "adversarial_training", "apgd", "attack", "autoattack", "batch_norm",
     "best_known", "box", "carlini_wagner", "compiled", "deep_defense",
     "deepfool", "defense", "encoded_images", "evaluate", "every_attack", "fgsm",
-    "files", "image_headers", "implicit_gradient", "kernels", "logits",
-    "losses", "methods", "metrics", "minimal_attacks", "model_card", "noise",
+    "files", "image_headers", "implicit_gradient", "input_gradient", "kernels",
+    "logits",
+    "losses", "methods", "metrics", "minimal_attacks", "mma", "model_card",
+    "noise",
     "norms", "optimizers", "parseval", "pgd", "regularization_warmup", "report",
     "resumable_batches", "saved_model", "server_config", "shards",
-    "split_exponential", "square", "steepness", "tables", "text", "training",
+    "split_penalty", "square", "steepness", "tables", "text", "trades",
+    "training",
     "warm_up",
 }  # fmt: skip
 NOT_CORE = {
@@ -225,6 +228,14 @@ def float64():
     keras.config.set_dtype_policy("float64")
     yield
     keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture
+def double(float64):
+    """Data and losses are in float64, too."""
+    keras.config.set_floatx("float64")
+    yield
+    keras.config.set_floatx("float32")
 
 
 def tfds_dir(name, title):

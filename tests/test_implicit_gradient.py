@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import affine_classifier
+from one_step import without_second_derivative
 
 import dd_keras
 from dd_keras import attacks
@@ -216,29 +217,6 @@ def digits_like():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 8)).astype("float32")
     return x, rng.integers(3, size=60)
-
-
-class NoSecondDerivative(keras.layers.Layer):
-    """Local response normalisation, which TensorFlow differentiates once."""
-
-    def call(self, x):
-        return tf.nn.local_response_normalization(x, depth_radius=1)
-
-    def compute_output_shape(self, shape):
-        return shape
-
-
-def without_second_derivative():
-    keras.utils.set_random_seed(0)
-    return keras.Sequential(
-        [
-            keras.Input((8,)),
-            keras.layers.Reshape((2, 2, 2)),
-            NoSecondDerivative(),
-            keras.layers.Flatten(),
-            keras.layers.Dense(3),
-        ]
-    )
 
 
 def test_layers_without_a_second_derivative_train(digits_like):

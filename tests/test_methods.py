@@ -23,7 +23,17 @@ SETTINGS = Settings(
     regularized_layers=["top"],
     max_iter=4,
     candidates=1,
+    shrinkage="hinge",
+    aggregation="min",
+    bounded=True,
+    bounds=(-9.0, 9.0),
     eps=0.3,
+    ball="l2",
+    attack_steps=3,
+    trades_beta=2.0,
+    d_max=0.5,
+    clean_share=0.2,
+    gradient_lam=0.7,
     alpha=0.25,
     beta=1e-3,
     fraction=0.5,
@@ -37,6 +47,19 @@ CLASSES = {
     "adv_train_2": dd_keras.AdversarialTrainingModel,
     "combined": dd_keras.CombinedModel,
     "parseval": dd_keras.DefenseModel,
+    "pgd": dd_keras.AdversarialTrainingModel,
+    "trades": dd_keras.TRADESModel,
+    "mma": dd_keras.MMAModel,
+    "input_gradient": dd_keras.InputGradientModel,
+}
+DEEPFOOL = attacks.DeepFool(np.inf, 4, candidates=1, bounds=(-9.0, 9.0))
+PGD = attacks.PGD(0.3, 2, 3, bounds=(-9.0, 9.0), seed=3, early_stop=False)
+# The perturbations to train on, and the share of the clean loss.
+ADVERSARIES = {
+    "adv_train_2": (attacks.FGSM(0.3, (-9.0, 9.0)), 0.25),
+    "combined": (attacks.FGSM(0.3, (-9.0, 9.0)), 0.25),
+    "pgd": (PGD, 0.0),
+    "mma": (DEEPFOOL, 0.2),
 }
 
 
@@ -72,11 +95,19 @@ def test_settings_reach_the_model(name):
     if isinstance(prepared, dd_keras.DeepDefenseModel):
         assert prepared.lam == 3.0
         assert (prepared.penalty.c, prepared.penalty.d) == (7.0, 2.0)
-        assert prepared.attack == attacks.DeepFool(np.inf, 4, candidates=1)
+        assert type(prepared.penalty) is defenses.SplitHinge
+        assert prepared.aggregation == "min"
+        assert prepared.attack == DEEPFOOL
         assert prepared.regularized_layers == ["top"]
     if isinstance(prepared, dd_keras.AdversarialTrainingModel):
-        assert prepared.adversary == attacks.FGSM(0.3)
-        assert prepared.alpha == 0.25
+        found = (prepared.adversary, prepared.alpha)
+        assert found == ADVERSARIES[name]
+    if name == "trades":
+        assert (prepared.adversary, prepared.beta) == (PGD, 2.0)
+    if name == "mma":
+        assert prepared.d_max == 0.5
+    if name == "input_gradient":
+        assert prepared.lam == 0.7
     constraints = [layer.kernel_constraint for layer in model.layers]
     if name == "parseval":
         assert all(
@@ -147,7 +178,16 @@ BAD = {
     "max_iter": 0,
     "candidates": 0,
     "regularized_layers": ["missing"],
+    "shrinkage": "none",
+    "aggregation": "none",
+    "attack": "none",
     "eps": 0.0,
+    "ball": "l3",
+    "attack_steps": 0,
+    "trades_beta": -1.0,
+    "d_max": 0.0,
+    "clean_share": 2.0,
+    "gradient_lam": -1.0,
     "alpha": 2.0,
     "beta": 0.0,
     "fraction": 2.0,

@@ -308,8 +308,62 @@ def test_pgd_is_as_strong_as_foolboxs(trained_network, digits, norm, eps):
 def test_repr_names_the_arguments():
     assert repr(attacks.PGD(0.5, norm=2, steps=5, restarts=3)) == (
         "PGD(eps=0.5, norm=2.0, steps=5, step_size=0.25, random_start=True, "
-        "restarts=3, bounds=None, targeted=False, seed=0)"
+        "restarts=3, bounds=None, targeted=False, seed=0, early_stop=True)"
     )
+
+
+def test_without_early_stop_all_steps_are_taken_to_the_smallest_margin():
+    """Also by what is misclassified already; success is told as before."""
+    rng = np.random.default_rng(0)
+    w, b = rng.normal(size=(4, 3)), rng.normal(size=3)
+    x = rng.normal(size=(20, 4))
+    y = rng.integers(3, size=20)
+    model = affine_classifier(w, b)
+    arguments = {"eps": 0.5, "steps": 10, "random_start": False}
+    full = attacks.PGD(**arguments, early_stop=False).run(model, x, y)
+    quick = attacks.PGD(**arguments).run(model, x, y)
+    np.testing.assert_array_equal(full.iterations, 10)
+    np.testing.assert_array_equal(full.fooled, quick.fooled)
+    assert 0 < np.sum(full.fooled) < 20
+
+    def margin(moved):
+        z = (x + moved) @ w + b
+        own = z[np.arange(20), y]
+        z[np.arange(20), y] = -np.inf
+        return own - z.max(axis=1)
+
+    full, quick = (
+        margin(found.perturbation.numpy()) for found in (full, quick)
+    )
+    assert np.all(full <= quick + 1e-12)
+    assert np.all(full < margin(0 * x))
+    # With two classes the signs never change: the corner of the ball.
+    model = affine_classifier(w[:, :2], b[:2])
+    labels = np.argmax(x @ w[:, :2] + b[:2], axis=1)
+    moved = attacks.PGD(**arguments, early_stop=False).run(model, x, labels)
+    towards = np.where(labels[:, None] == 0, 1, -1) * (w[:, 1] - w[:, 0])
+    np.testing.assert_allclose(moved.perturbation, 0.5 * np.sign(towards))
+
+
+@pytest.mark.parametrize("attack", [attacks.PGD, attacks.RandomNoise])
+@pytest.mark.parametrize("norm", [2, np.inf])
+def test_each_training_step_has_random_numbers_of_its_own(attack, norm):
+    model = affine_classifier(np.eye(4)[:, :3], np.zeros(3))
+    x = tf.random.stateless_normal((6, 4), (0, 1), dtype=tf.float64)
+    kwargs = {"steps": 1, "step_size": 1e-9} if attack is attacks.PGD else {}
+    one = attack(0.1, norm, **kwargs)
+
+    @tf.function
+    def found(step):
+        return one.at_step(step).search(model, x).perturbation
+
+    first, second, again = (
+        found(tf.constant(step, tf.int64)).numpy() for step in (0, 1, 1)
+    )
+    np.testing.assert_array_equal(second, again)
+    np.testing.assert_array_equal(first, one.perturb(model, x))
+    assert np.mean(first == second) < 0.8
+    assert one.at_step(tf.constant(3)) == one  # a setting it is not
 
 
 # The hooks: a new attack of the family is a new loss and a new step rule

@@ -22,7 +22,7 @@ from hypothesis.extra import numpy as hnp
 from dd_keras import attacks, defenses, evaluation
 from dd_keras.classifier import logits
 from dd_keras.classifier.labels import sparse_labels
-from dd_keras.defenses import split_exponential
+from dd_keras.defenses import split_penalty
 from dd_keras.evaluation import metrics, statistics
 from dd_keras.utils import norms, validation
 
@@ -264,9 +264,9 @@ RHO = extremes("float32", low=0.0)
 @examples(50)
 @given(STEEPNESS, STEEPNESS, st.lists(RHO, min_size=2, max_size=6))
 def test_the_penalty_is_finite_in_range_and_monotone(c, d, rho):
-    penalty = split_exponential.SplitExponential(c, d, reduction=None)
+    penalty = split_penalty.SplitExponential(c, d, reduction=None)
     rho = tf.constant(sorted(rho), tf.float32)
-    ceiling = math.exp(split_exponential.MAX_EXPONENT)
+    ceiling = math.exp(split_penalty.MAX_EXPONENT)
     for correct in (1.0, 0.0):
         with tf.GradientTape() as tape:
             tape.watch(rho)
@@ -285,7 +285,7 @@ def test_the_penalty_is_finite_in_range_and_monotone(c, d, rho):
             assert np.all(np.diff(found) >= 0)
             assert np.all(slope >= 0)
             exact = d * rho.numpy().astype(np.float64)
-        exact = np.exp(np.clip(exact, -200, split_exponential.MAX_EXPONENT))
+        exact = np.exp(np.clip(exact, -200, split_penalty.MAX_EXPONENT))
         np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-37)
 
 
@@ -295,7 +295,7 @@ def test_the_penalty_is_finite_in_range_and_monotone(c, d, rho):
     st.randoms(use_true_random=False),
 )
 def test_the_penalty_of_a_batch_is_the_mean_in_any_order(samples, random):
-    penalty = split_exponential.SplitExponential()
+    penalty = split_penalty.SplitExponential()
 
     def value(pairs):
         correct, rho = zip(*pairs, strict=True)
@@ -315,11 +315,11 @@ def test_the_penalty_of_a_batch_is_the_mean_in_any_order(samples, random):
 def test_a_steepness_is_valid_or_a_clear_error(value, name):
     valid = isinstance(value, float) and math.isfinite(value) and value > 0
     if valid:
-        penalty = split_exponential.SplitExponential(**{name: value})
+        penalty = split_penalty.SplitExponential(**{name: value})
         assert penalty.get_config()[name] == value
     else:
         with pytest.raises(ValueError, match=f"^{name}: expected"):
-            split_exponential.SplitExponential(**{name: value})
+            split_penalty.SplitExponential(**{name: value})
 
 
 # Labels

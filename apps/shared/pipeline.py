@@ -166,6 +166,7 @@ def _train(data, directory, paths):
             train,
             validation,
             directory.checkpoints(name),
+            bounds=data.bounds,
             reference_accuracy=accuracy,
         )
         training.save(classifier, paths[name])

@@ -107,6 +107,7 @@ def defend(
     validation: tf.data.Dataset,
     checkpoints: str,
     chosen: Settings | None = None,
+    bounds: tuple | None = None,
     validation_freq: int = 1,
     log_as: str | None = None,
     reference_accuracy: float | None = None,
@@ -120,6 +121,7 @@ def defend(
         validation: batches to validate on.
         checkpoints: directory of its checkpoints.
         chosen: `Settings`; those of the flags by default.
+        bounds: (low, high) of valid inputs, for --bounded.
         validation_freq: epochs from one validation to the next.
         log_as: name of its logs; that of the defence by default.
         reference_accuracy: of the classifier, for the error where it diverges.
@@ -134,9 +136,8 @@ def defend(
         DivergenceError: if loss or weights are no longer finite.
     """
     keras.utils.set_random_seed(FLAGS.seed)
-    model, train = METHODS[name].prepare(
-        classifier, train, chosen or settings()
-    )
+    chosen = dataclasses.replace(chosen or settings(), bounds=bounds)
+    model, train = METHODS[name].prepare(classifier, train, chosen)
     try:
         curve, seconds = _fit(
             log_as or name,

@@ -45,7 +45,7 @@ def define(archs: list[str], **defaults: object) -> None:
 
 def settings(**changes: object) -> Settings:
     """The `Settings` of the flags, but for some."""
-    names = [field.name for field in dataclasses.fields(Settings)]
+    names = [field.name for field in _flagged()]
     return Settings(**{n: FLAGS[n].value for n in names} | changes)
 
 
@@ -77,8 +77,14 @@ def _define_network_flags(archs):
 def _define_settings_flags():
     """A flag for each field of `Settings`, by its type and metadata."""
     hints = typing.get_type_hints(Settings)
-    for field in dataclasses.fields(Settings):
+    for field in _flagged():
         _define_setting(field, _without_none(hints[field.name]))
+
+
+def _flagged():
+    """The fields of `Settings` that are flags."""
+    fields = dataclasses.fields(Settings)
+    return [field for field in fields if field.metadata.get("flag", True)]
 
 
 def _without_none(hint):
@@ -143,7 +149,7 @@ def _define_setting(field, kind):
     elif kind == Sequence[str]:
         flags.DEFINE_list(*common, text)
     else:
-        flags.DEFINE_enum(*common, limits["choices"], text)
+        flags.DEFINE_enum(*common, list(limits["choices"]), text)
 
 
 def _define_schedule_flags():

@@ -146,9 +146,8 @@ class APGD(pgd.ProjectedGradient):
 
     def start(self, x: tf.Tensor, restart: tf.Tensor) -> tf.Tensor:
         """A random direction, of length eps: (A, ...)."""
-        stream = lp_ball.STREAMS_OF_A_POINT * restart
         return self.eps * lp_ball.random_direction(
-            x, self.norm, self.seed, stream
+            x, self.norm, self.seed, self.stream_of(restart)
         )
 
     def initial_memory(self, x: tf.Tensor) -> Any:

@@ -5,6 +5,7 @@ What a `search` is made of is in forward.py (the network and its gradients),
 decisions.py (margins and losses of logits) and rows.py (the active samples).
 """
 
+import copy
 import inspect
 import reprlib
 from typing import Any, NamedTuple, Self
@@ -13,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dd_keras.attacks import derivatives
+from dd_keras.attacks import derivatives, stateless_random
 from dd_keras.attacks.forward import Forward
 from dd_keras.classifier import compiled, logits
 from dd_keras.classifier.labels import sparse_labels
@@ -60,6 +61,8 @@ class Attack(EqualByConfig):
 
     bounds: tuple | None = None
     targeted: bool = False
+    # The first stream of its random numbers, see `at_step`.
+    _first_stream: int | tf.Tensor = 0
 
     def __call__(
         self, model: keras.Model, x: Any, y: Any = None, **kwargs: Any
@@ -149,6 +152,16 @@ class Attack(EqualByConfig):
         return type(parts[0])(
             *(tf.concat(column, 0) for column in zip(*parts, strict=True))
         )
+
+    def at_step(self, step: tf.Tensor) -> Self:
+        """The same attack, with other random numbers at each training step.
+
+        Args:
+            step: an integer tensor of shape (): the number of the step.
+        """
+        other = copy.copy(self)
+        other._first_stream = stateless_random.first_stream(step)
+        return other
 
     def check_bounds(self, x: tf.Tensor) -> None:
         """Checks that inputs are within `bounds`, but for rounding.

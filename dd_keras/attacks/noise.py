@@ -57,10 +57,12 @@ class RandomNoise(base.Attack):
         predictions = decisions.predicted_class(logits)
         y = source_classes(y, predictions, logits)
         if self.norm == math.inf:
-            u = stateless_random.uniform(x, self.seed, 0)
+            u = stateless_random.uniform(x, self.seed, self._first_stream)
             direction = tf.sign(u - 0.5)  # u is never 0.5
         else:
-            direction = stateless_random.normal(x, self.seed, 0)
+            direction = stateless_random.normal(
+                x, self.seed, self._first_stream
+            )
             length = norms.sample_norm(direction)
             direction /= norms.expand_like(length, direction)
         perturbation = self.within_bounds(x, self.eps * direction)

@@ -53,7 +53,8 @@ class ProjectedGradient(base.Attack):
 
     A sample leaves the batch once it is fooled; one that is misclassified
     already gets a zero perturbation. Of a sample that is never fooled, the
-    result is the perturbation with the smallest margin.
+    result is the perturbation with the smallest margin. Without `early_stop`
+    that is the result for every sample, and all steps are taken.
 
     A subclass sets the attributes below, and overrides what differs:
     `targets`, `loss_gradient`, `start`, `initial_memory`, `step` or `project`.
@@ -66,6 +67,7 @@ class ProjectedGradient(base.Attack):
         random_start: whether a restart begins at random.
         restarts: at least 1, for each of the `targets`.
         seed: of the random starts.
+        early_stop: whether a sample is done once it is fooled.
         bounds: None, or the (low, high) that adversarial inputs keep to.
         targeted: whether `y` holds the classes to reach, not to leave.
     """
@@ -77,6 +79,7 @@ class ProjectedGradient(base.Attack):
     random_start: bool = False
     restarts: int = 1
     seed: int = 0
+    early_stop: bool = True
 
     def targets(self, logits: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         """The classes, (B, m) int32, that the loss aims at, one by one.
@@ -101,8 +104,13 @@ class ProjectedGradient(base.Attack):
         """The perturbation, (A, ...), that a restart begins with."""
         if not self.random_start:
             return tf.zeros_like(x)
-        stream = lp_ball.STREAMS_OF_A_POINT * restart
+        stream = self.stream_of(restart)
         return lp_ball.uniform_point(x, self.eps, self.norm, self.seed, stream)
+
+    def stream_of(self, restart: tf.Tensor) -> tf.Tensor:
+        """The first stream of random numbers of a restart: int64, ()."""
+        restart = tf.cast(restart, tf.int64)
+        return self._first_stream + lp_ball.STREAMS_OF_A_POINT * restart
 
     def initial_memory(self, x: tf.Tensor) -> Any:
         """What `step` remembers, at the start of each restart.
@@ -136,8 +144,10 @@ class ProjectedGradient(base.Attack):
         """As `run`, in the current graph, for a network that gives logits."""
         clean = CleanInputs.of(network, x, y, forward)
         samples = _Samples(x, clean.y, self.targets(clean.logits, clean.y))
+        fooled = decisions.is_fooled(clean.logits, clean.y, self.targeted)
         state = _State(
-            active=~decisions.is_fooled(clean.logits, clean.y, self.targeted),
+            active=self._goes_on(fooled),
+            fooled=fooled,
             iterations=tf.zeros_like(clean.y),
             perturbation=tf.zeros_like(x),
             memory=self.initial_memory(x),
@@ -186,17 +196,22 @@ class ProjectedGradient(base.Attack):
             samples.targets.shape[1] * self.restarts * evaluations,
         )
         return base.AttackResult(
-            state.best, clean.predictions, ~state.active, state.iterations
+            state.best, clean.predictions, state.fooled, state.iterations
         )
+
+    def _goes_on(self, fooled):
+        """Which samples are attacked further: (B,) bool."""
+        return ~fooled if self.early_stop else tf.ones_like(fooled)
 
     def _keep_best(self, now, here):
         """The state with what the evaluation of an iterate has shown."""
         margin = decisions.margin(here.logits, here.y, self.targeted)
         fooled = decisions.is_fooled(here.logits, here.y, self.targeted)
         # Where classes tie, a decision may change at the same margin.
-        better = fooled | (margin < now.margin)
+        better = (fooled & ~now.fooled) | (margin < now.margin)
         return now._replace(
-            active=~fooled,
+            active=self._goes_on(fooled),
+            fooled=now.fooled | fooled,
             iterations=now.iterations + tf.cast(here.step > 0, tf.int32),
             best=tf.where(
                 norms.expand_like(better, here.x),
@@ -218,7 +233,8 @@ class _Samples(NamedTuple):
 class _State(NamedTuple):
     """The samples of a batch, between two iterations."""
 
-    active: tf.Tensor  # (B,) bool: not fooled yet
+    active: tf.Tensor  # (B,) bool: to be attacked further
+    fooled: tf.Tensor  # (B,) bool
     iterations: tf.Tensor  # (B,) int32: steps taken
     perturbation: tf.Tensor  # (B, ...): to be evaluated next
     memory: Any  # of the step rule
@@ -293,7 +309,12 @@ class PGD(ProjectedGradient):
         targeted: whether `y` holds the classes to reach, not to leave.
         seed: of the random starts, an integer of at least 0. A sample's
             starts follow from it and from the sample itself, not from the
-            batch that it is in; equal samples have equal starts.
+            batch that it is in; equal samples have equal starts. (In
+            adversarial training they are others at each step.)
+        early_stop: whether a sample stops as soon as it is fooled. Without,
+            every sample takes all steps, also a misclassified one, and the
+            result is the perturbation with the smallest margin: what Madry
+            et al. train on.
 
     Raises:
         ValueError: if an argument is outside of its range.
@@ -310,6 +331,7 @@ class PGD(ProjectedGradient):
         bounds: tuple | None = None,
         targeted: bool = False,
         seed: int = 0,
+        early_stop: bool = True,
     ):
         self.eps = validation.validate_number("eps", eps, above=0)
         self.norm = lp_ball.validate_order(norm)
@@ -327,6 +349,7 @@ class PGD(ProjectedGradient):
         self.bounds = validation.validate_bounds(bounds)
         self.targeted = bool(targeted)
         self.seed = validation.validate_integer("seed", seed, at_least=0)
+        self.early_stop = bool(early_stop)
 
 
 def _step_size(step_size, eps, steps):

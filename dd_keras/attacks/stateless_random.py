@@ -33,6 +33,15 @@ def uniform(x: tf.Tensor, seed: int, stream: int | tf.Tensor) -> tf.Tensor:
     return _to_unit_interval(_entry_hashes(x, seed, stream), x.dtype)
 
 
+def first_stream(step: tf.Tensor) -> tf.Tensor:
+    """Where the streams of a training step begin: int64, ().
+
+    Args:
+        step: an integer tensor of shape (). The streams of step 0 begin at 0.
+    """
+    return (tf.cast(step, tf.int64) * _GOLDEN_RATIO) & _MASK_32
+
+
 def uniform_per_sample(
     x: tf.Tensor, seed: int, stream: int | tf.Tensor
 ) -> tf.Tensor:

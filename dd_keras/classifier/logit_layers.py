@@ -76,15 +76,19 @@ class ProbabilitiesToLogits(keras.layers.Layer):
         self.activation = activation
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Maps p, (B, n), to log p (softmax) or log p - log(1 - p)."""
-        p = inputs
-        if p.dtype != tf.float64:
-            p = tf.cast(p, tf.float32)
-        log_p = tf.math.log(tf.maximum(p, _SMALLEST_PROBABILITY))
-        if self.activation == "softmax":
-            return log_p
-        return log_p - tf.math.log(tf.maximum(1.0 - p, _SIGMOID_MARGIN))
+        """Maps p, (B, n), to its logits."""
+        return probabilities_to_logits(inputs, self.activation)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "activation": self.activation}
+
+
+def probabilities_to_logits(p: tf.Tensor, activation: str) -> tf.Tensor:
+    """Log p (softmax) or log p - log(1 - p) (sigmoid): (B, n), as p."""
+    if p.dtype != tf.float64:
+        p = tf.cast(p, tf.float32)
+    log_p = tf.math.log(tf.maximum(p, _SMALLEST_PROBABILITY))
+    if activation == "softmax":
+        return log_p
+    return log_p - tf.math.log(tf.maximum(1.0 - p, _SIGMOID_MARGIN))

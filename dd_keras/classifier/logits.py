@@ -14,6 +14,7 @@ from dd_keras.classifier.logit_layers import (
     Logits,
     ProbabilitiesToLogits,
     WithoutActivation,
+    probabilities_to_logits,
 )
 from dd_keras.utils import keras_internals
 
@@ -185,6 +186,21 @@ def class_logits(logits: tf.Tensor) -> tf.Tensor:
     if logits.shape[-1] == 1:
         logits = tf.concat([tf.zeros_like(logits), logits], axis=-1)
     return logits
+
+
+def log_probabilities(outputs: tf.Tensor, activation: str) -> tf.Tensor:
+    """The logarithms of the classes' probabilities, by a model's outputs.
+
+    Args:
+        outputs: (B, n) or (B, 1), of a classifier.
+        activation: what it ends in, `"softmax"`, `"sigmoid"` or `"linear"`.
+
+    Returns:
+        (B, n), or (B, 2) of one output, in float32 or float64.
+    """
+    if activation != "linear":
+        outputs = probabilities_to_logits(outputs, activation)
+    return tf.nn.log_softmax(class_logits(outputs))
 
 
 def _check_outputs(model):

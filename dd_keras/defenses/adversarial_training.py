@@ -152,15 +152,24 @@ class AdversarialTrainingModel(DefenseModel):
         training: bool,
     ) -> tf.Tensor:
         """The adversarial objective, a scalar."""
-        clean = super().task_loss(
-            x, y, labels, y_pred, forward, sample_weight, training
-        )
-        found, _ = self._attack_batch(self.adversary, x, labels, forward)
-        x = logits.cast_inputs(self.model, x)
-        x = tf.stop_gradient(x + found.perturbation)
+        if self.alpha > 0:  # a gradient of zero is not free
+            clean = self.alpha * super().task_loss(
+                x, y, labels, y_pred, forward, sample_weight, training
+            )
+        else:
+            clean = 0.0
+        perturbation, weight = self._adversarial(x, labels, forward, training)
+        x = tf.stop_gradient(logits.cast_inputs(self.model, x) + perturbation)
         y_pred = self(x, training=training)
-        adversarial = self.compute_loss(x, y, y_pred, sample_weight, training)
-        return self.alpha * clean + (1.0 - self.alpha) * adversarial
+        weight = _product(weight, sample_weight)
+        adversarial = self.compute_loss(x, y, y_pred, weight, training)
+        return clean + (1.0 - self.alpha) * adversarial
+
+    def _adversarial(self, x, labels, forward, training):
+        """What moves a batch, (B, ...), and the samples' weights, or None."""
+        adversary = self._adversary_of_step(self.adversary, training)
+        found, _ = self._attack_batch(adversary, x, labels, forward)
+        return found.perturbation, None
 
     def get_config(self) -> dict:
         """The constructor's arguments."""
@@ -189,6 +198,13 @@ class CombinedModel(AdversarialTrainingModel, DeepDefenseModel):
         model.compile("sgd", "sparse_categorical_crossentropy")
         model.fit(x_train, y_train)
     """
+
+
+def _product(weight, other):
+    """Of weights of samples, (B,), which may be None."""
+    if weight is None or other is None:
+        return other if weight is None else weight
+    return weight * tf.cast(other, weight.dtype)
 
 
 def _length(dataset):

@@ -21,7 +21,7 @@ from dd_keras.defenses import batch_norm as batch_normalization
 from dd_keras.defenses import checks
 from dd_keras.defenses.objective import Objective, all_computed
 from dd_keras.defenses.wrapper import ClassifierWrapper
-from dd_keras.utils import norms, terminal
+from dd_keras.utils import norms, terminal, validation
 
 
 @keras.saving.register_keras_serializable("dd_keras")
@@ -69,11 +69,9 @@ class DefenseModel(ClassifierWrapper):
         **kwargs: Any,
     ):
         activation = logits.output_activation(model, activation)
-        if batch_norm not in batch_normalization.MODES:
-            raise ValueError(
-                f"batch_norm: expected one of {batch_normalization.MODES}; "
-                f"received {batch_norm!r}."
-            )
+        validation.validate_choice(
+            "batch_norm", batch_norm, batch_normalization.MODES
+        )
         network = logits.logits_model(model, activation)
         checks.check_model(
             model, network, needs_second_derivatives, type(self).__name__
@@ -294,6 +292,10 @@ class DefenseModel(ClassifierWrapper):
         """The outputs for a batch, prepared as the classifier does it."""
         x, _, _ = self._batch(data)
         return self(x, training=False)
+
+    def _adversary_of_step(self, attack, training):
+        """An attack to train on: with new random numbers at each step."""
+        return attack.at_step(self.optimizer.iterations) if training else attack
 
     def _retrace(self):
         """Has the compiled steps traced again, with the settings of now."""

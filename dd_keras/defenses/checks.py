@@ -81,6 +81,24 @@ def require_norm(argument: str, attack: Any, norm: float) -> None:
         )
 
 
+def require_distance(argument: str, attack: Any) -> float:
+    """Checks that an attack looks for a distance; returns the norm of it.
+
+    Raises:
+        ValueError: if it is targeted, has an eps, or has no norm.
+    """
+    if (
+        not hasattr(attack, "norm")
+        or getattr(attack, "eps", None) is not None
+        or attack.targeted
+    ):
+        raise ValueError(
+            f"{argument}: expected an untargeted attack with a norm and no "
+            f"eps, which looks for a distance; received {attack!r}."
+        )
+    return attack.norm
+
+
 def check_arrays(
     model: keras.Model, x: object = None, y: object = None, *_: Any
 ) -> None:

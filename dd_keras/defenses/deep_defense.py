@@ -9,14 +9,14 @@ import tensorflow as tf
 from dd_keras.attacks import Attack, DeepFool, Forward
 from dd_keras.classifier import logits
 from dd_keras.defenses import checks, implicit, layerwise
-from dd_keras.defenses.split_exponential_model import SplitExponentialModel
-from dd_keras.utils import norms
+from dd_keras.defenses.split_penalty_model import SplitPenaltyModel
+from dd_keras.utils import norms, validation
 
 GRADIENTS = ("unrolled", "implicit")
 
 
 @keras.saving.register_keras_serializable("dd_keras")
-class DeepDefenseModel(SplitExponentialModel):
+class DeepDefenseModel(SplitPenaltyModel):
     """Any Keras classifier, trained to resist adversarial perturbations.
 
     Each training step minimises (Eq. 6 of the paper)
@@ -47,6 +47,8 @@ class DeepDefenseModel(SplitExponentialModel):
             work on the least robust samples only. `"auto"`: `fit` chooses it
             before the first step that is regularised, see `choose_c`.
         d: steepness for misclassified samples, above 0.
+        shrinkage, aggregation: the penalty's form, and which samples it is
+            of, see `SplitPenaltyModel`; by default the paper's.
         attack: `DeepFool(max_iter=5)` by default, or any other whose `search`
             is differentiable by the network's weights (the paper's footnote
             1); with the implicit gradient any untargeted one with a `norm`
@@ -89,11 +91,9 @@ class DeepDefenseModel(SplitExponentialModel):
         norm = getattr(attack, "norm", 2.0)
         evaluation_attack = evaluation_attack or DeepFool(norm)
         checks.require_norm("evaluation_attack", evaluation_attack, norm)
-        if gradient not in GRADIENTS:
-            raise ValueError(
-                f"gradient: expected one of {GRADIENTS}; received {gradient!r}."
-            )
-        self._require_distance(gradient, attack)
+        validation.validate_choice("gradient", gradient, GRADIENTS)
+        if gradient == "implicit":
+            checks.require_distance("attack", attack)
         super().__init__(
             model,
             lam=lam,
@@ -117,40 +117,24 @@ class DeepDefenseModel(SplitExponentialModel):
     @attack.setter
     def attack(self, value: Attack) -> None:
         checks.require_norm("attack", value, self.norm)
-        self._require_distance(self.gradient, value)
+        if self.gradient == "implicit":
+            checks.require_distance("attack", value)
         self._attack = value
         self._retrace()
-
-    @staticmethod
-    def _require_distance(gradient: str, attack: Any) -> None:
-        """Refuses attacks that look for no distance."""
-        if gradient == "implicit" and (
-            not hasattr(attack, "norm")
-            or getattr(attack, "eps", None) is not None
-            or attack.targeted
-        ):
-            raise ValueError(
-                "attack: expected an untargeted one with a norm and no eps, "
-                f"for the implicit gradient; received {attack!r}."
-            )
 
     def shares_forward_pass(self) -> bool:
         """Whether the attack in training can use the loss' forward pass."""
         # On some layers alone, all others must get the loss' own gradient.
         return self.regularizes and self.regularized_layers is None
 
-    def regularizer(
+    def mean_penalty(
         self,
         x: tf.Tensor,
         labels: tf.Tensor,
         forward: Forward | None,
         sample_weight: tf.Tensor | None,
-    ) -> tuple[tf.Tensor | None, tf.Tensor | None]:
-        """The second term of Eq. 6, a scalar; and rho of Eq. 7, (B,)."""
-        samples = tf.size(labels)
-        if not self.regularizes:
-            self.regularization_tracker.update_state(0.0, samples)
-            return None, None
+    ) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """The mean of Eq. 6, before lam, a scalar; and rho of Eq. 7, (B,)."""
         if self.regularized_layers is not None:
             forward = None  # the loss' pass is open to all weights
         with layerwise.gradient_only_to(self.model, self.regularized_layers):
@@ -160,11 +144,7 @@ class DeepDefenseModel(SplitExponentialModel):
                 rho = self._implicit_rho(x, labels, found)
         # Eq. 6: exp(-c * rho) if correctly classified, else exp(d * rho).
         correct = found.predictions == labels
-        penalty = self.penalty(correct, rho, sample_weight)
-        self.regularization_tracker.update_state(
-            self.unscaled(penalty), samples
-        )
-        return self.lam_in_use(penalty.dtype) * penalty, rho
+        return self.penalize(correct, rho, labels, sample_weight), rho
 
     def _implicit_rho(self, x, labels, found):
         """Rho of Eq. 7, whose gradient is that of the distance itself."""

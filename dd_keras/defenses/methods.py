@@ -5,154 +5,25 @@ the model to `fit` and the batches to fit it on; that trains the classifier. To
 add one, write it in a file of its own, and give it a line in `METHODS`.
 """
 
-import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import keras
 
 from dd_keras import datasets
-from dd_keras.attacks import FGSM, DeepFool
 from dd_keras.defenses.adversarial_training import (
     AdversarialTrainingModel,
     CombinedModel,
     deepfool_dataset,
 )
 from dd_keras.defenses.base import DefenseModel
-from dd_keras.defenses.batch_norm import MODES as BATCH_NORM_MODES
-from dd_keras.defenses.deep_defense import GRADIENTS, DeepDefenseModel
+from dd_keras.defenses.deep_defense import DeepDefenseModel
+from dd_keras.defenses.input_gradient import InputGradientModel
+from dd_keras.defenses.mma import MMAModel
 from dd_keras.defenses.parseval import add_parseval_constraints
-from dd_keras.defenses.steepness import AUTO
-
-
-def _setting(default: Any, help: str, **limits: Any) -> Any:
-    """A field of `Settings`, with what a program's flag of it needs.
-
-    Args:
-        default: its value.
-        help: what it is, in a line of `--help`.
-        **limits: `minimum` and `maximum`, the ends of its range; `positive`,
-            a number above 0; `finite=False`, a number that may be infinite;
-            `choices`, all values there are; `word`, what there is beside
-            numbers.
-    """
-    return dataclasses.field(default=default, metadata={"help": help, **limits})
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What the methods can be told; each takes what concerns it.
-
-    Programs make a flag of each field, by what its metadata says.
-
-    Attributes:
-        norm, evaluation_candidates: of the DeepFool behind `val_rho2`.
-        batch_norm: see `DefenseModel`.
-        lam, c, d, gradient, regularized_layers: see `DeepDefenseModel`.
-        max_iter, candidates: of the DeepFool in training, see
-            `attacks.DeepFool`.
-        eps: of the FGSM in training, in units of the inputs.
-        alpha: see `AdversarialTrainingModel`.
-        include_clean: see `deepfool_dataset`.
-        beta, fraction: see `ParsevalConstraint`.
-        batch_size, seed: of training sets made anew.
-    """
-
-    norm: float = _setting(
-        2.0, "Order p of the norm, 1 to inf.", minimum=1, finite=False
-    )
-    evaluation_candidates: int | None = _setting(
-        None,
-        "The same, of the DeepFool behind rho in validation and evaluation.",
-        minimum=1,
-    )
-    batch_norm: str = _setting(
-        "trained",
-        "What fine-tuning does to batch normalisation: trains it; trains its "
-        "scale, and holds the statistics; or holds all.",
-        choices=BATCH_NORM_MODES,
-    )
-    lam: float = _setting(15.0, "Weight of the regulariser.", minimum=0)
-    c: float | str = _setting(
-        25.0,
-        "Steepness of the penalty on correct samples; auto: 1 / median rho of "
-        "the reference.",
-        positive=True,
-        word=AUTO,
-    )
-    d: float = _setting(
-        5.0, "Steepness of the penalty on misclassified samples.", positive=True
-    )
-    regularized_layers: Sequence[str] | None = _setting(
-        None, "Layers that the regulariser's gradient reaches; all by default."
-    )
-    gradient: str = _setting(
-        "unrolled",
-        "Of Deep Defense: through DeepFool's iterations, as in the paper, or "
-        "of the distance to the boundary point that it finds.",
-        choices=GRADIENTS,
-    )
-    max_iter: int = _setting(5, "DeepFool iterations in training.", minimum=1)
-    candidates: int | None = _setting(
-        None,
-        "Most probable classes that DeepFool considers in training; all by "
-        "default.",
-        minimum=1,
-    )
-    eps: float = _setting(
-        25.5,
-        "Of FGSM in Adv. Train II, in units of the inputs.",
-        positive=True,
-    )
-    alpha: float = _setting(
-        0.5, "Share of the clean loss in Adv. Train II.", minimum=0, maximum=1
-    )
-    include_clean: bool = _setting(
-        False, "Adv. Train I: on the clean images as well."
-    )
-    beta: float = _setting(
-        1e-4, "Parseval: the step.", positive=True, maximum=1
-    )
-    fraction: float = _setting(
-        0.3, "Parseval: share of rows.", positive=True, maximum=1
-    )
-    batch_size: int = _setting(100, "Batch size.", minimum=1)
-    seed: int = _setting(
-        0, "Of weights, order and all else.", minimum=0, maximum=2**32 - 1
-    )
-
-    @property
-    def evaluation_attack(self) -> DeepFool:
-        """The DeepFool behind `val_rho2` and the numbers of the tables."""
-        return DeepFool(self.norm, candidates=self.evaluation_candidates)
-
-    @property
-    def of_defense(self) -> dict:
-        """The arguments of every `DefenseModel`."""
-        return {
-            "evaluation_attack": self.evaluation_attack,
-            "batch_norm": self.batch_norm,
-        }
-
-    @property
-    def of_deep_defense(self) -> dict:
-        """The further arguments of `DeepDefenseModel`."""
-        return {
-            "lam": self.lam,
-            "c": self.c,
-            "d": self.d,
-            "attack": DeepFool(
-                self.norm, self.max_iter, candidates=self.candidates
-            ),
-            "gradient": self.gradient,
-            "regularized_layers": self.regularized_layers,
-        }
-
-    @property
-    def of_adversarial_training(self) -> dict:
-        """The further arguments of `AdversarialTrainingModel`."""
-        return {"adversary": FGSM(self.eps), "alpha": self.alpha}
-
+from dd_keras.defenses.settings import Settings
+from dd_keras.defenses.trades import TRADESModel
+from dd_keras.utils import validation
 
 Prepared = tuple[DefenseModel, datasets.ResumableBatches]
 
@@ -235,6 +106,66 @@ def parseval(
     return clean(classifier, train, settings)
 
 
+def pgd(
+    classifier: keras.Model,
+    train: datasets.ResumableBatches,
+    settings: Settings,
+) -> Prepared:
+    """On the images of PGD alone (Madry et al., ICLR 2018)."""
+    model = AdversarialTrainingModel(
+        classifier, adversary=settings.pgd, alpha=0.0, **settings.of_defense
+    )
+    return model, train
+
+
+def trades(
+    classifier: keras.Model,
+    train: datasets.ResumableBatches,
+    settings: Settings,
+) -> Prepared:
+    """TRADES (Zhang et al., ICML 2019)."""
+    model = TRADESModel(
+        classifier,
+        adversary=settings.pgd,
+        beta=validation.validate_number(
+            "trades_beta", settings.trades_beta, at_least=0
+        ),
+        **settings.of_defense,
+    )
+    return model, train
+
+
+def mma(
+    classifier: keras.Model,
+    train: datasets.ResumableBatches,
+    settings: Settings,
+) -> Prepared:
+    """Max-margin adversarial training (Ding et al., ICLR 2020)."""
+    model = MMAModel(
+        classifier,
+        d_max=settings.d_max,
+        adversary=settings.distance_attack,
+        alpha=validation.validate_number(
+            "clean_share", settings.clean_share, at_least=0, at_most=1
+        ),
+        **settings.of_defense,
+    )
+    return model, train
+
+
+def input_gradient(
+    classifier: keras.Model,
+    train: datasets.ResumableBatches,
+    settings: Settings,
+) -> Prepared:
+    """Input-gradient regularisation (Ross and Doshi-Velez, AAAI 2018)."""
+    lam = validation.validate_number(
+        "gradient_lam", settings.gradient_lam, at_least=0
+    )
+    model = InputGradientModel(classifier, lam=lam, **settings.of_defense)
+    return model, train
+
+
 class Method(NamedTuple):
     """A defence.
 
@@ -264,12 +195,14 @@ class Method(NamedTuple):
         return {"name": self.title, **known}
 
 
+_DISTANCE = ("attack", "norm", "max_iter", "candidates", "bounded")
 _DEEP_DEFENSE = (
-    *("lam", "c", "d", "norm", "max_iter", "candidates"),
-    "gradient",
-    "regularized_layers",
+    *("lam", "c", "d", "shrinkage", "aggregation"),
+    *_DISTANCE,
+    *("gradient", "regularized_layers"),
 )
-_ADV_TRAIN_2 = ("eps", "alpha")
+_ADV_TRAIN_2 = ("eps", "alpha", "bounded")
+_PGD = ("eps", "ball", "attack_steps", "bounded")
 
 METHODS = {
     "clean": Method("fine-tuned, no regulariser", clean),
@@ -283,7 +216,13 @@ METHODS = {
     "combined": Method(
         "Deep Defense + Adv. Train II",
         combined,
-        (*_DEEP_DEFENSE, *_ADV_TRAIN_2),
+        tuple(dict.fromkeys((*_DEEP_DEFENSE, *_ADV_TRAIN_2))),
     ),
     "parseval": Method("Parseval", parseval, ("beta", "fraction")),
+    "pgd": Method("PGD adversarial training", pgd, _PGD),
+    "trades": Method("TRADES", trades, (*_PGD, "trades_beta")),
+    "mma": Method("MMA", mma, (*_DISTANCE, "d_max", "clean_share")),
+    "input_gradient": Method(
+        "input-gradient regularisation", input_gradient, ("gradient_lam",)
+    ),
 }

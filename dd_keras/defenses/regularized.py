@@ -6,6 +6,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from dd_keras.attacks import Forward, inference_form
+from dd_keras.classifier import logits
 from dd_keras.defenses.base import DefenseModel
 from dd_keras.utils import validation
 
@@ -13,9 +15,10 @@ from dd_keras.utils import validation
 class RegularizedDefenseModel(DefenseModel):
     """A defence whose regulariser has a weight, lam, that may change.
 
-    A subclass gives `regularizer`. It multiplies its penalty by `lam_in_use`
-    and computes none where `regularizes` is False. The logs hold its mean as
-    `regularization`.
+    Each training step minimises mean loss + lam * mean penalty. A subclass
+    gives `penalties`, of the samples of a batch. The logs hold their mean,
+    before lam, as `regularization`. See `DefenseModel` for what else there is
+    to a defence.
 
     Args:
         model: a built Keras classifier, see `logits_model`.
@@ -24,11 +27,21 @@ class RegularizedDefenseModel(DefenseModel):
 
     Raises:
         TypeError, ValueError: as `DefenseModel`, or if `lam` is below 0.
+
+    Example:
+        class SmallLogits(dd_keras.RegularizedDefenseModel):
+            def penalties(self, x, labels, forward):
+                return keras.ops.sum(forward.logits**2, axis=-1)
+
+        model = SmallLogits(classifier, lam=0.01)
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        model.fit(x_train, y_train, verbose=0)
     """
 
     def __init__(self, model: keras.Model, *, lam: float, **kwargs: Any):
         super().__init__(model, **kwargs)
         self.regularization_tracker = keras.metrics.Mean("regularization")
+        self._mean = _Mean("mean", dtype=logits.working_dtype(model))
         self._lam = validation.validate_number("lam", lam, at_least=0)
         self._lam_share = 1.0
         # No Keras weight: models saved without it load, too.
@@ -78,6 +91,58 @@ class RegularizedDefenseModel(DefenseModel):
         """Whether `lam` in use is above 0."""
         return self._regularizes
 
+    def shares_forward_pass(self) -> bool:
+        """Whether the penalty in training can use the loss' forward pass."""
+        return self.regularizes
+
+    def regularizer(
+        self,
+        x: tf.Tensor,
+        labels: tf.Tensor,
+        forward: Forward | None,
+        sample_weight: tf.Tensor | None,
+    ) -> tuple[tf.Tensor | None, tf.Tensor | None]:
+        """Lam times the penalty, a scalar; and rho, (B,), if there is one."""
+        samples = tf.size(labels)
+        if not self.regularizes:
+            self.regularization_tracker.update_state(0.0, samples)
+            return None, None
+        penalty, rho = self.mean_penalty(x, labels, forward, sample_weight)
+        self.regularization_tracker.update_state(
+            self.unscaled(penalty), samples
+        )
+        return self.lam_in_use(penalty.dtype) * penalty, rho
+
+    def mean_penalty(
+        self,
+        x: tf.Tensor,
+        labels: tf.Tensor,
+        forward: Forward | None,
+        sample_weight: tf.Tensor | None,
+    ) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """The weighted mean of the penalties, a scalar; and rho, or None.
+
+        Args: see `DefenseModel.task_loss`.
+        """
+        if forward is None:
+            x = logits.cast_inputs(self.model, x)
+            forward = Forward.of(inference_form(self.logits_model()), x)
+        penalties = self.penalties(forward.x, labels, forward)
+        return self._mean(penalties, penalties, sample_weight), None
+
+    def penalties(
+        self, x: tf.Tensor, labels: tf.Tensor, forward: Forward
+    ) -> tf.Tensor:
+        """The penalty of each sample, (B,), floating.
+
+        Args:
+            x: floating, (B, ...), the inputs.
+            labels: int32, (B,).
+            forward: the `attacks.Forward` at `x`, in inference mode: the
+                logits, and their gradients by the inputs.
+        """
+        raise NotImplementedError
+
     @functools.wraps(keras.Model.fit, assigned=())  # the same signature
     def fit(  # type: ignore[override]
         self, *args: Any, **kwargs: Any
@@ -96,3 +161,12 @@ class RegularizedDefenseModel(DefenseModel):
     def get_config(self) -> dict:
         """The constructor's arguments."""
         return {**super().get_config(), "lam": self.lam}
+
+
+class _Mean(keras.losses.Loss):
+    """The weighted mean, as Keras takes it of losses, of what is given."""
+
+    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        """What is given, (B,)."""
+        del y_true
+        return y_pred

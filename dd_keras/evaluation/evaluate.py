@@ -26,7 +26,7 @@ from dd_keras.evaluation import (
 )
 from dd_keras.evaluation import metrics as metrics_module
 from dd_keras.evaluation.report import Cost, RobustnessReport
-from dd_keras.utils import norms, terminal
+from dd_keras.utils import norms, terminal, validation
 
 AnyMetric = str | attacks.Attack | metrics_module.Metric
 
@@ -115,11 +115,9 @@ def evaluate_robustness(
             strategy in scope has several workers.
     """
     chosen = _chosen(metrics, bounds)
-    if misclassified not in metrics_module.POLICIES:
-        raise ValueError(
-            f"misclassified: expected one of {metrics_module.POLICIES}; "
-            f"received {misclassified!r}."
-        )
+    validation.validate_choice(
+        "misclassified", misclassified, metrics_module.POLICIES
+    )
     replicas.number()  # refuses several workers
     stream = streams.of(data, y, batch_size)
     if shard is not None:

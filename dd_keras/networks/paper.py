@@ -12,6 +12,7 @@ import keras
 from keras import layers
 
 from dd_keras.networks.layers import GroupedConv2D, LocalResponseNormalization
+from dd_keras.utils import validation
 
 # The networks of the paper's experiments, in its order.
 NAMES = ("mlp", "lenet", "convnet", "nin", "alexnet", "resnet18")
@@ -187,8 +188,7 @@ def resnet18(
     Raises:
         ValueError: if `stem` is another.
     """
-    if stem not in STEMS:
-        raise ValueError(f"stem: expected one of {STEMS}; received {stem!r}.")
+    validation.validate_choice("stem", stem, STEMS)
     inputs = keras.Input(input_shape)
     if stem == "imagenet":
         x = _residual_conv(inputs, 64, 7, 2, "conv1")

@@ -146,10 +146,7 @@ def export(
     network = logits.logits_model(model, activation)
     preprocessing = raw_images.preprocessing_of(preprocessing, model)
     image_shape = raw_images.shape_of(image_shape, preprocessing, network)
-    if image_dtype not in _DTYPES:
-        raise ValueError(
-            f"image_dtype: expected one of {_DTYPES}; received {image_dtype!r}."
-        )
+    validation.validate_choice("image_dtype", image_dtype, _DTYPES)
     attack = attacks.DeepFool() if attack is None else attack
     if (
         not isinstance(attack, _DISTANCE_ATTACKS)

@@ -4,6 +4,8 @@ import csv
 import io
 from collections.abc import Sequence
 
+from dd_keras.utils import validation
+
 FORMS = ("text", "markdown", "csv")
 
 
@@ -23,8 +25,7 @@ def render(
     Raises:
         ValueError: if `form` is not known.
     """
-    if form not in FORMS:
-        raise ValueError(f"form: expected one of {FORMS}; received {form!r}.")
+    validation.validate_choice("form", form, FORMS)
     table = [list(header), *map(list, rows)]
     if form == "csv":
         text = io.StringIO()

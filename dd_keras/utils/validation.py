@@ -3,9 +3,28 @@
 import math
 import numbers
 import reprlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+
+
+def validate_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Checks that a value is one of a few.
+
+    Args:
+        name: of the argument, for the error.
+        value: what was received.
+        choices: what there is.
+
+    Raises:
+        ValueError: if it is none of them.
+    """
+    choices = tuple(choices)
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(
+            f"{name}: expected one of {choices}; received {value!r}."
+        )
 
 
 def validate_number(

@@ -1,0 +1,151 @@
+"""Base of defences that penalise distances, as Eq. 6 of the paper does."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from dd_keras.classifier import logits
+from dd_keras.defenses import aggregation as aggregations
+from dd_keras.defenses import steepness
+from dd_keras.defenses.regularized import RegularizedDefenseModel
+from dd_keras.defenses.split_penalty import SHRINKAGES
+from dd_keras.utils import validation
+
+
+class SplitPenaltyModel(RegularizedDefenseModel):
+    """A defence with a penalty of distances, whose c and d may change.
+
+    A subclass gives `regularizer`, which calls `penalize`, and has an
+    `attack`, by whose rho `choose_c` goes.
+
+    Args:
+        model: a built Keras classifier, see `logits_model`.
+        c: steepness for correctly classified samples, above 0, or `"auto"`.
+        d: steepness for misclassified samples, above 0.
+        shrinkage: the penalty, `"exponential"` (Eq. 6), `"inverse"`,
+            `"hinge"` or `"linear"`, see split_penalty.py.
+        aggregation: `"mean"` over all samples, or `"min"`: of each class in
+            the batch, or a replica's part of it, only the sample nearest to
+            the boundary, see aggregation.py. Either is a sum over the number
+            of samples in the batch.
+        kwargs: see `RegularizedDefenseModel`.
+
+    Raises:
+        TypeError, ValueError: as `RegularizedDefenseModel`, or if an argument
+            is outside of its range.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        *,
+        c: float | str,
+        d: float,
+        shrinkage: str = "exponential",
+        aggregation: str = "mean",
+        **kwargs: Any,
+    ):
+        validation.validate_choice("shrinkage", shrinkage, SHRINKAGES)
+        validation.validate_choice(
+            "aggregation", aggregation, aggregations.AGGREGATIONS
+        )
+        super().__init__(model, **kwargs)
+        self.shrinkage = shrinkage
+        self.aggregation = aggregation
+        self._c_was_auto = False
+        self._set_penalty(c, d)
+
+    @property
+    def c(self) -> float | str:
+        """Steepness for correctly classified samples; may be changed."""
+        return self.penalty.c
+
+    @c.setter
+    def c(self, value: float | str) -> None:
+        self._c_was_auto |= self.c == steepness.AUTO
+        self._set_penalty(value, self.d)
+
+    @property
+    def d(self) -> float:
+        """Steepness for misclassified samples; may be changed."""
+        return self.penalty.d
+
+    @d.setter
+    def d(self, value: float) -> None:
+        self._set_penalty(self.c, value)
+
+    def choose_c(self, x: object, batch_size: int | None = None) -> float:
+        """Sets `c` to 1 / median rho of the classifier as it is now.
+
+        rho is that of `attack`, from the predicted classes, on the first four
+        batches of a data set, or on as many samples taken evenly from arrays.
+
+        Args:
+            x: inputs, or a data set, as for `fit`.
+            batch_size: samples a batch, of arrays; None: 32, as in `fit`.
+
+        Returns:
+            `c`.
+
+        Raises:
+            TypeError: if `x` can be gone through only once.
+            ValueError: if the median rho is 0 or not finite.
+        """
+        batches = steepness.first_batches(x, batch_size)
+        self.c = steepness.measure(self, batches)
+        return self.c
+
+    @property
+    def chosen(self) -> dict[str, float | str]:
+        """Settings that `fit` chose; a resumed training takes them over."""
+        return {"c": self.c} if self._c_was_auto else {}
+
+    def own_callbacks(
+        self, x: object, batch_size: int | None
+    ) -> list[keras.callbacks.Callback]:
+        """One that chooses `c` where it is `"auto"`, and warns of bad ones."""
+        return [steepness.SteepnessCallback(self, x, batch_size)]
+
+    def penalize(
+        self,
+        correct: tf.Tensor,
+        rho: tf.Tensor,
+        labels: tf.Tensor,
+        sample_weight: tf.Tensor | None,
+    ) -> tf.Tensor:
+        """The penalty of a batch, a scalar.
+
+        Args:
+            correct: bool, (B,): whether samples are correctly classified.
+            rho: (B,): their distances.
+            labels: int32, (B,).
+            sample_weight: (B,), or None.
+        """
+        if self.aggregation == "min":
+            weakest = aggregations.weakest_of_each_class(
+                rho, labels, correct, logits.num_classes(self.model)
+            )
+            sample_weight = (
+                weakest
+                if sample_weight is None
+                else weakest * tf.cast(sample_weight, weakest.dtype)
+            )
+        return self.penalty(correct, rho, sample_weight)
+
+    def _set_penalty(self, c, d):
+        """Replaces the penalty."""
+        self.penalty = SHRINKAGES[self.shrinkage](
+            c, d, dtype=logits.working_dtype(self.model)
+        )
+        self._retrace()
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return {
+            **super().get_config(),
+            "c": self.c,
+            "d": self.d,
+            "shrinkage": self.shrinkage,
+            "aggregation": self.aggregation,
+        }
