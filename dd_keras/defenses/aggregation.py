@@ -26,13 +26,11 @@ def weakest_of_each_class(
         classes: how many there are.
 
     Returns:
-        (B,), of the dtype of `rho`: 1 for these samples, 0 for all others.
+        bool, (B,).
     """
-    rho = tf.stop_gradient(rho)
-    found = _smallest(rho, labels, correct, classes) | _smallest(
+    return _smallest(rho, labels, correct, classes) | _smallest(
         -rho, labels, ~correct, classes
     )
-    return tf.cast(found, rho.dtype)
 
 
 def _smallest(values, labels, considered, classes):

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from dd_keras.attacks import Attack, DeepFool, Forward
+from dd_keras.attacks import Attack, DeepFool, Forward, rows
 from dd_keras.classifier import logits
 from dd_keras.defenses import checks, implicit, layerwise
 from dd_keras.defenses.split_penalty_model import SplitPenaltyModel
@@ -140,19 +140,28 @@ class DeepDefenseModel(SplitPenaltyModel):
         with layerwise.gradient_only_to(self.model, self.regularized_layers):
             # Eq. 7: rho = ||perturbation||_p / ||x||_p, by each sample.
             found, rho = self._attack_batch(self.attack, x, labels, forward)
+            # Eq. 6: exp(-c * rho) if correctly classified, else exp(d * rho).
+            correct = found.predictions == labels
             if self.gradient == "implicit":
-                rho = self._implicit_rho(x, labels, found)
-        # Eq. 6: exp(-c * rho) if correctly classified, else exp(d * rho).
-        correct = found.predictions == labels
+                counts = self.counted(correct, rho, labels)
+                rho = self._implicit_rho(x, labels, found, rho, counts)
         return self.penalize(correct, rho, labels, sample_weight), rho
 
-    def _implicit_rho(self, x, labels, found):
-        """Rho of Eq. 7, whose gradient is that of the distance itself."""
+    def _implicit_rho(self, x, labels, found, rho, counts):
+        """Rho of Eq. 7, whose gradient is that of the distance itself.
+
+        Of samples that do not count it has none, and costs nothing.
+        """
         x = logits.cast_inputs(self.model, x)
+        chosen = rows.active_rows(counts)
+        x, labels, found = rows.gather_rows((x, labels, found), chosen)
         length = implicit.distance(
             self.logits_model(), x, labels, found, self.attack
         )
-        return tf.math.divide_no_nan(length, norms.sample_norm(x, self.norm))
+        of_chosen = tf.math.divide_no_nan(
+            length, norms.sample_norm(x, self.norm)
+        )
+        return rows.scatter_rows(tf.stop_gradient(rho), chosen, of_chosen)
 
     def get_config(self) -> dict:
         """The constructor's arguments."""

@@ -123,15 +123,21 @@ class SplitPenaltyModel(RegularizedDefenseModel):
             sample_weight: (B,), or None.
         """
         if self.aggregation == "min":
-            weakest = aggregations.weakest_of_each_class(
-                rho, labels, correct, logits.num_classes(self.model)
-            )
-            sample_weight = (
-                weakest
-                if sample_weight is None
-                else weakest * tf.cast(sample_weight, weakest.dtype)
-            )
+            weight = tf.cast(self.counted(correct, rho, labels), rho.dtype)
+            if sample_weight is not None:
+                weight *= tf.cast(sample_weight, rho.dtype)
+            sample_weight = weight
         return self.penalty(correct, rho, sample_weight)
+
+    def counted(
+        self, correct: tf.Tensor, rho: tf.Tensor, labels: tf.Tensor
+    ) -> tf.Tensor:
+        """Which samples the penalty is of, (B,) bool. See `penalize`."""
+        if self.aggregation == "mean":
+            return tf.ones_like(correct)
+        return aggregations.weakest_of_each_class(
+            rho, labels, correct, logits.num_classes(self.model)
+        )
 
     def _set_penalty(self, c, d):
         """Replaces the penalty."""
