@@ -14,8 +14,6 @@ fifth of that.
 """
 
 import contextlib
-import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -25,16 +23,21 @@ from absl import app, flags
 
 from paper import sweep_files
 from paper.sweep_files import ALL_LAYERS, FineTuning
-from shared import barely_trained, cli, inputs, training, training_flags
+from shared import (
+    barely_trained,
+    cli,
+    fine_tunings,
+    inputs,
+    training,
+    training_flags,
+)
 from shared.flags import define_dataset_flag
 from shared.provenance import (
-    as_json,
     named_flag_values,
     provenance,
     write_json,
 )
 from shared.run import Run, test_batches, training_batches
-from shared.run_directory import RunDirectory
 from shared.training_flags import settings
 
 from dd_keras.training import DivergenceError
@@ -78,14 +81,6 @@ flags.register_validator(
     message="--keep must be last: the figures are of the last epoch.",
 )
 
-# What trained the reference.
-_OF_REFERENCE = [
-    "arch", "weights", "augment", "batch_size", "momentum",
-    "weight_decay", "reference_epochs", "reference_learning_rate",
-    "reference_weight_decay", "reference_last_epochs",
-    "reference_last_rate", "seed",
-]  # fmt: skip
-
 
 @cli.main
 def main():
@@ -101,14 +96,16 @@ def _sweep(started):
     data = Run.of_flags(__name__, FLAGS.dataset, FLAGS.recipe).load_data()
     train = training_batches(data)
     test = test_batches(data)
-    path = _reference(data, train, output_dir)
+    path = fine_tunings.reference_path(data, train, output_dir)
     reference = inputs.load_classifier(path, data).model
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = fine_tunings.digest_of(path)
     first = _evaluated(reference, digest, test, output_dir)
     runs = _runs(reference)
     finished = {
-        run.name: _read(_path(output_dir, run.name), _identity(run, digest))
+        run.name: fine_tunings.read(
+            fine_tunings.result_path(output_dir, run.name),
+            _identity(run, digest),
+        )
         for run in runs
     }
     missing = [run for run in runs if finished[run.name] is None]
@@ -119,7 +116,7 @@ def _sweep(started):
     for run in missing[: FLAGS.max_runs]:
         print(f"\nFine-tuning: {run.name}")
         identity = _identity(run, digest)
-        progress = _progress(output_dir, run.name, identity)
+        progress = fine_tunings.progress_of(output_dir, run.name, identity)
         finished[run.name] = {
             **identity,
             **_result(
@@ -133,7 +130,9 @@ def _sweep(started):
             ),
             **provenance(),
         }
-        write_json(finished[run.name], _path(output_dir, run.name))
+        write_json(
+            finished[run.name], fine_tunings.result_path(output_dir, run.name)
+        )
         progress.finish()
         sweep_files.write(runs, finished, first, output_dir)
     written = sweep_files.write(runs, finished, first, output_dir)
@@ -143,11 +142,6 @@ def _sweep(started):
         f"\n{sum(map(bool, finished.values()))} of {len(runs)} runs are done."
     )
     cli.print_written(written, started)
-
-
-def _progress(output_dir, name, identity):
-    """The `RunDirectory` of one fine-tuning."""
-    return RunDirectory(os.path.join(output_dir, "checkpoints", name), identity)
 
 
 def _result(run, classifier, train, test, checkpoints, accuracy, bounds):
@@ -171,23 +165,6 @@ def _result(run, classifier, train, test, checkpoints, accuracy, bounds):
         print(error)
         seconds, curve = time.time() - started, None
     return {"curve": curve, "seconds": seconds}
-
-
-def _reference(data, train, output_dir):
-    """The path of the classifier that all runs start from."""
-    if FLAGS.reference:
-        return FLAGS.reference
-    path = os.path.join(output_dir, f"{training.REFERENCE}.keras")
-    if not os.path.exists(path):
-        progress = _progress(
-            output_dir, training.REFERENCE, named_flag_values(_OF_REFERENCE)
-        )
-        reference, _ = training.train_reference(
-            data, train, progress.checkpoints("training")
-        )
-        training.save(reference, path)
-        progress.finish()
-    return path
 
 
 def _runs(reference):
@@ -234,72 +211,18 @@ def _numbers(name):
 
 
 def _identity(run, digest):
-    """What a run's numbers depend on; as JSON gives it back."""
-    names = (
-        "dataset", "recipe", "limit", "image_size", "augment", "epochs",
-        "halved_epochs", "last_rate", "learning_rate", "momentum",
-        "weight_decay", "lam_start", "regularization_warmup",
-    )  # fmt: skip
-    return {
-        "run": run.name,
-        "reference_sha256": digest,
-        "flags": named_flag_values(names),
-        "settings": as_json(dataclasses.asdict(run.settings)),
-    }
-
-
-def _path(output_dir, name):
-    return os.path.join(output_dir, "runs", f"{name}.json")
-
-
-def _read(path, wanted):
-    """A result that is there already, or None.
-
-    Args:
-        path: of its file.
-        wanted: what it must hold, among others.
-
-    Raises:
-        SystemExit: with a message, if it was made by other settings, or is
-            damaged.
-    """
-    if not os.path.exists(path):
-        return None
-    try:
-        with open(path, encoding="utf-8") as file:
-            result = dict(json.load(file))
-    except (TypeError, ValueError) as error:
-        cli.fail(
-            f"{path}: expected the JSON of a run; it cannot be read: {error}. "
-            "Remove it, and the same command runs it again."
-        )
-    found = _flat(result)
-    for key, value in _flat(wanted).items():
-        if found.get(key) != value:
-            cli.fail(
-                f"{path}: expected a run with {key} {value}; it is one with "
-                f"{found.get(key)}. Choose another --output_dir."
-            )
-    return result
-
-
-def _flat(values):
-    """A dict with the entries of the dicts in it as its own."""
-    flat = {}
-    for key, value in values.items():
-        flat |= value if isinstance(value, dict) else {key: value}
-    return flat
+    return fine_tunings.identity_of(run.name, run.settings, digest)
 
 
 def _evaluated(reference, digest, test, output_dir):
     """Accuracy and rho of the reference, measured once."""
-    path = _path(output_dir, training.REFERENCE)
+    path = fine_tunings.result_path(output_dir, training.REFERENCE)
     names = ["dataset", "recipe", "limit", "image_size"]
     names += ["norm", "evaluation_candidates"]
     if not FLAGS.reference:  # what trained it
-        names += _OF_REFERENCE
+        names += fine_tunings.OF_REFERENCE
     identity = {"reference_sha256": digest, **named_flag_values(names)}
-    found = _read(path, identity)
+    found = fine_tunings.read(path, identity)
     if found is not None:
         return found
     print("\nEvaluating: reference")

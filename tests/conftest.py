@@ -78,7 +78,8 @@ CORE = {
 NOT_CORE = {
     "any_classifier", "applications", "apps", "barely_trained", "benchmarks",
     "client", "corrupt_inputs", "datasets", "distribution", "docstrings",
-    "endpoints", "evaluation_apps", "export_app", "figures", "kerashub",
+    "endpoints", "evaluation_apps", "export_app", "figures", "frontier",
+    "kerashub",
     "layers", "model_server", "mutations", "networks", "packaging",
     "planted_links", "progress", "properties", "public_names", "published",
     "readme", "reproduce", "results", "resume", "saved_before",

@@ -336,6 +336,61 @@ def test_trade_off_draws_accuracy_against_rho(saved, tmp_path):
     assert legend_of(saved[0]) == [*given, "reference"]
 
 
+MEASURES = {"l2": "Mean $l_2$", "withstood": "AutoAttack (%)"}
+
+
+def frontiers():
+    """Two series of points, and where they come from."""
+    points = {
+        name: {
+            "accuracy": 0.99 - 0.01 * (i + 1) * np.arange(3),
+            "l2": 300.0 + 100 * np.arange(3) + 10 * i,
+            "withstood": 0.3 + 0.2 * np.arange(3),
+            "labels": ["5", "10", "20"],
+        }
+        for i, name in enumerate(("Deep Defense", "PGD"))
+    }
+    return points, {"accuracy": 0.991, "l2": 250.0, "withstood": 0.1}
+
+
+def test_frontier_draws_accuracy_against_each_measure(saved, tmp_path):
+    points, star = frontiers()
+    plots.frontier(points, MEASURES, tmp_path / "frontier.png", star)
+    panels = saved[0].axes
+    for axes, (key, title) in zip(panels, MEASURES.items(), strict=True):
+        assert axes.get_xlabel() == title
+        scale = 100 if key == "withstood" else 1
+        for line, entry in zip(axes.lines[:2], points.values(), strict=True):
+            np.testing.assert_allclose(line.get_xdata(), scale * entry[key])
+            np.testing.assert_allclose(
+                line.get_ydata(), 100 * entry["accuracy"]
+            )
+        np.testing.assert_allclose(
+            axes.lines[2].get_xydata(), [[scale * star[key], 99.1]]
+        )
+    assert [text.get_text() for text in panels[0].texts] == [
+        "5",
+        "10",
+        "20",
+    ] * 2
+    assert not panels[1].texts
+    assert panels[0].get_ylabel() == "Test accuracy (%)"
+    assert legend_of(saved[0]) == [*points, "reference"]
+    assert saved[0].get_supxlabel() == ""
+
+
+def test_frontier_leaves_out_what_lost_its_accuracy(saved, tmp_path):
+    points, star = frontiers()
+    plots.frontier(points, MEASURES, tmp_path / "frontier.png", star, 0.975)
+    first, second, _ = saved[0].axes[0].lines
+    np.testing.assert_allclose(first.get_ydata(), [99, 98])
+    np.testing.assert_allclose(second.get_ydata(), [99])
+    assert saved[0].get_supxlabel() == "3 points below 97.5 % are left out."
+    assert [text.get_text() for text in saved[0].axes[0].texts] == [
+        "5", "10", "5",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(("series", "width"), [(1, 3.3), (3, 7.0)])
 def test_trade_off_writes_labels_where_there_is_room(
     saved, tmp_path, series, width
@@ -499,6 +554,9 @@ DRAW = {
     ),
     "trade-off": lambda path: plots.trade_off(
         sweep(), path, reference=(0.2, 0.99)
+    ),
+    "frontier": lambda path: plots.frontier(
+        frontiers()[0], MEASURES, path, frontiers()[1]
     ),
     "many classes": lambda path: plots.rho_histogram(
         *spread(2, 30, 5),
@@ -691,6 +749,18 @@ RHOS = {"m": [0.1, 0.2]}
             (changed(POINT, rho=[0.1, math.inf]),),
             "points['s']['rho']: expected finite numbers in [0, inf]; received "
             "inf.",
+        ),
+        (
+            "frontier",
+            (changed(frontiers()[0], l2=[1.0]), MEASURES),
+            "points['Deep Defense']: expected the same length of all; received "
+            "{'accuracy': 3, 'l2': 1, 'labels': 3}.",
+        ),
+        (
+            "frontier",
+            (changed(frontiers()[0], withstood=[2.0] * 3), MEASURES),
+            "points['Deep Defense']['withstood']: expected finite numbers in "
+            "[0, 1]; received 2.",
         ),
         (
             "trade_off",

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from paper import figures, steps, tables
+from paper import figures, frontiers, steps, tables
 from paper.steps import Plan
 
 
@@ -12,14 +12,16 @@ class Experiment(NamedTuple):
 
     Attributes:
         make: a `Plan` to its numbers, as JSON holds them; draws its figures.
-        steps: names of the steps it needs; "*" stands for each network, and
-            "%" for each seed.
+        steps: names of the steps it needs; "*" stands for each network, "%"
+            for each seed, and "@" for each series of the frontier.
         text: its numbers to Markdown; None for figures.
+        of_paper: whether the paper has it, so that "all" means it, too.
     """
 
     make: Callable
     steps: tuple[str, ...]
     text: Callable | None = None
+    of_paper: bool = True
 
 
 _TRAINED = ("*_seed0", "*_others")
@@ -49,6 +51,12 @@ EXPERIMENTS = {
         tuple(f"*_tuning_{trial}" for trial in steps.TRIALS),
         tables.tuning_text,
     ),
+    "frontier_mnist": Experiment(
+        frontiers.frontier,
+        ("*_frontier_@",),
+        frontiers.frontier_text,
+        of_paper=False,
+    ),
 }
 
 
@@ -56,9 +64,12 @@ def steps_of(name: str, plan: Plan) -> list[str]:
     """Names of the steps that an experiment needs."""
     return list(
         dict.fromkeys(
-            pattern.replace("*", network).replace("%", str(seed))
+            pattern.replace("*", network)
+            .replace("%", str(seed))
+            .replace("@", series)
             for pattern in EXPERIMENTS[name].steps
             for network in plan.networks
             for seed in plan.seeds
+            for series in plan.frontier
         )
     )

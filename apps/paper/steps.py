@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from paper import frontier
+
 NETWORKS = {"mlp": "MLP", "lenet": "LeNet"}
 SEEDS = (0, 1, 2)
 
@@ -36,6 +38,9 @@ TUNED = {
     "mlp": {"eps": "12.75", "beta": "1e-4", "include_clean": False},
     "lenet": {"eps": "25.5", "beta": "1e-4", "include_clean": True},
 }
+
+# All that --smoke has of the frontier.
+_SMOKE_SERIES = ("implicit", "pgd_l2")
 
 # "longer": two more epochs of Deep Defense, at a rate that is not the paper's.
 LONGER = (
@@ -77,6 +82,7 @@ class Plan:
     Attributes:
         networks: names of the networks.
         smoke: as above.
+        frontier: the series of the frontier, by their steps' last names.
         seeds: of reference and Deep Defense; all else has the first.
         steps: dict of names to `Step`s.
     """
@@ -92,11 +98,15 @@ class Plan:
         self.smoke = smoke
         self.networks = ("mlp",) if smoke else tuple(NETWORKS)
         self.seeds = SEEDS[:1] if smoke else SEEDS
+        self.frontier = {**frontier.OURS, **frontier.OTHERS}
+        if smoke:
+            self.frontier = {key: self.frontier[key] for key in _SMOKE_SERIES}
         self.steps = {}
         for network in self.networks:
             self._add_trainings(network)
             self._add_trials(network)
             self._add_evaluations(network)
+            self._add_frontier(network)
         self._add_sweeps()
 
     def command(self, step: Step) -> list[str]:
@@ -264,6 +274,33 @@ class Plan:
                 (*flags, f"--figure={number}", *more),
                 (f"{network}_seed0",),
                 "sweep.json",
+            )
+
+    def _add_frontier(self, network):
+        """All series of the frontier, from the reference of seed 0."""
+        flags = (
+            f"--arch={network}",
+            *self._data(),
+            f"--reference={self.models(network)['reference']}",
+        )
+        if self.smoke:
+            flags += (
+                *("--batch_size=50", "--epochs=1", "--learning_rate=1e-5"),
+                *("--attack_images=20", "--max_runs=1"),
+            )
+        first = next(iter(self.frontier))
+        for name, text in self.frontier.items():
+            self._add(
+                f"{network}_frontier_{name}",
+                "frontier",
+                (
+                    *flags,
+                    f"--series={text}",
+                    # Once is enough.
+                    *(() if name == first else ("--noevaluate_reference",)),
+                ),
+                (f"{network}_seed0",),
+                "frontier.json",
             )
 
 

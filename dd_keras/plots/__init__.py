@@ -12,6 +12,7 @@ try:
         success_rate_curves,
         trade_off,
     )
+    from dd_keras.plots.frontier import frontier
     from dd_keras.plots.histogram import rho_histogram
     from dd_keras.plots.images import adversarial_images
 except ModuleNotFoundError as error:
@@ -23,6 +24,7 @@ except ModuleNotFoundError as error:
 __all__ = [
     "adversarial_images",
     "convergence_curves",
+    "frontier",
     "rho_histogram",
     "robust_accuracy_curves",
     "success_rate_curves",

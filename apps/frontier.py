@@ -1,0 +1,268 @@
+"""Clean accuracy against robustness, of any defences over their own settings.
+
+    python apps/frontier.py --dataset=digits --arch=digits_cnn --reference=runs/digits/reference.keras --batch_size=50 --epochs=20 --learning_rate=1e-3 --l2_eps=300 --linf_eps=50 --series="Deep Defense=deep_defense gradient=implicit c=5,10,20" --series="PGD, l_2=pgd ball=l2 eps=75,150,300"
+
+Which defence to take, and how strong? Each --series is a defence with one of
+its settings swept, `NAME=DEFENCE SETTING=VALUE,VALUE,... SETTING=VALUE`; all
+else is as the flags have it. Each point fine-tunes the same --reference for the
+same --epochs. Accuracy is of all test images; on the first --attack_images of
+them, within the valid pixels, the best known l_2 distance (the shortest of
+DeepFool, DDN and FAB), and the accuracy under AutoAttack without Square, in
+l_2 up to --l2_eps and in l_inf up to --linf_eps.
+
+Each point ends in runs/NAME.json, and its model in models/, in --output_dir;
+frontier.json, table.md and frontier.png are brought up to date after each.
+Interrupted, or stopped by --max_runs, the same command runs what is missing.
+Figures of several --output_dir from the same reference: apps/reproduce.py.
+"""  # noqa: E501
+
+import os
+import time
+
+from absl import app, flags
+
+from paper import frontier
+from shared import (
+    barely_trained,
+    cli,
+    fine_tunings,
+    inputs,
+    training,
+    training_flags,
+)
+from shared.flags import define_dataset_flag
+from shared.provenance import as_rows, provenance, write_json
+from shared.run import Run, test_batches, training_batches
+from shared.series import parse
+
+import dd_keras
+from dd_keras import attacks, evaluation
+from dd_keras.evaluation import metrics
+from dd_keras.training import DivergenceError
+
+FLAGS = flags.FLAGS
+define_dataset_flag()
+training_flags.define(
+    ["lenet", "mlp", "digits_cnn", "convnet", "nin"],
+    output_dir="runs/frontier",
+    epochs=3,
+)
+flags.DEFINE_multi_string(
+    "series",
+    None,
+    "NAME=DEFENCE SETTING=VALUE,VALUE,... SETTING=VALUE; may be repeated.",
+    required=True,
+)
+flags.DEFINE_integer(
+    "attack_images", 1000, "Test images that are attacked.", lower_bound=1
+)
+flags.DEFINE_float(
+    "l2_eps", 382.5, "Of AutoAttack in l_2, in units of the inputs."
+)
+flags.DEFINE_float(
+    "linf_eps", 25.5, "Of AutoAttack in l_inf, in units of the inputs."
+)
+flags.DEFINE_bool("evaluate_reference", True, "Attack the reference as well.")
+for name in ("l2_eps", "linf_eps"):
+    flags.register_validator(
+        name, lambda eps: eps > 0, message=f"--{name} must be above 0."
+    )
+flags.DEFINE_integer(
+    "max_runs", None, "Stop after so many new points.", lower_bound=0
+)
+flags.register_validator(
+    "distribution",
+    lambda name: name != "multi_worker",
+    message="--distribution must be none or mirrored: several workers do more "
+    "with a part of the series each.",
+)
+flags.register_validator(
+    "keep",
+    lambda epoch: epoch == "last",
+    message="--keep must be last: test images must not choose.",
+)
+
+_OF_ATTACKS = ("attack_images", "l2_eps", "linf_eps")
+
+
+@cli.main
+def main():
+    """Measures a frontier, from flags to files."""
+    started = time.time()
+    series = parse(FLAGS.series)
+    with training.start().scope():
+        _measure(series, started)
+
+
+def _measure(series, started):
+    output_dir = cli.own_directory(FLAGS.output_dir)
+    for folder in ("runs", "models"):
+        os.makedirs(os.path.join(output_dir, folder), exist_ok=True)
+    data = Run.of_flags(__name__, FLAGS.dataset, FLAGS.recipe).load_data()
+    train = training_batches(data)
+    path = fine_tunings.reference_path(data, train, output_dir)
+    digest = fine_tunings.digest_of(path)
+    points = [point for points in series.values() for point in points]
+    finished = {
+        point.name: fine_tunings.read(
+            fine_tunings.result_path(output_dir, point.name),
+            _identity(point, digest),
+        )
+        for point in points
+    }
+    reference = None
+    if FLAGS.evaluate_reference:
+        reference = _reference(path, digest, data, output_dir)
+        accuracy, *_ = reference["numbers"]["accuracy"]
+        poor = barely_trained.note(accuracy, data.num_classes)
+        if poor:
+            print(f"warning: {poor}")
+    missing = [point for point in points if finished[point.name] is None]
+    print(f"{len(points)} points, {len(missing)} of them to do.")
+    for point in missing[: FLAGS.max_runs]:
+        print(f"\nFine-tuning: {point.name}")
+        classifier = training.load_reference(path, data)
+        identity = _identity(point, digest)
+        progress = fine_tunings.progress_of(output_dir, point.name, identity)
+        finished[point.name] = {
+            **identity,
+            "series": point.series,
+            "defense": point.defense,
+            "label": point.label,
+            **_result(point, classifier, data, train, progress, output_dir),
+            **provenance(),
+        }
+        write_json(
+            finished[point.name],
+            fine_tunings.result_path(output_dir, point.name),
+        )
+        progress.finish()
+        frontier.write(_found(series, finished), reference, output_dir)
+    found = _found(series, finished)
+    written = frontier.write(found, reference, output_dir)
+    write_json(
+        {"reference": reference, "series": found, **provenance()}, written[0]
+    )
+    print(f"\n{frontier.table(found, reference)}")
+    print(
+        f"\n{sum(map(bool, finished.values()))} of {len(points)} points are "
+        "done."
+    )
+    cli.print_written(written, started)
+
+
+def _identity(point, digest):
+    return fine_tunings.identity_of(
+        point.name, point.settings, digest, *_OF_ATTACKS
+    ) | {"defense": point.defense}
+
+
+def _found(series, finished):
+    """The results that are there: dict of series to list of dicts."""
+    found = {
+        name: [finished[point.name] for point in points]
+        for name, points in series.items()
+    }
+    return {
+        name: [result for result in results if result is not None]
+        for name, results in found.items()
+    }
+
+
+def _reference(path, digest, data, output_dir):
+    """What `_result` is of a point, of the reference."""
+    where = fine_tunings.result_path(output_dir, training.REFERENCE)
+    identity = {
+        "reference_sha256": digest,
+        "attacks": {name: FLAGS[name].value for name in _OF_ATTACKS},
+    }
+    found = fine_tunings.read(where, identity)
+    if found is None:
+        print("\nEvaluating: reference")
+        classifier = inputs.load_classifier(path, data).model
+        progress = fine_tunings.progress_of(
+            output_dir, training.REFERENCE, identity
+        )
+        found = {
+            **identity,
+            **_evaluated(
+                training.REFERENCE, classifier, data, progress, output_dir
+            ),
+            **provenance(),
+        }
+        write_json(found, where)
+        progress.finish()
+    return found
+
+
+def _result(point, classifier, data, train, progress, output_dir):
+    """Fine-tunes and attacks a classifier; its numbers, None if it diverged."""
+    started = time.time()
+    try:
+        seconds, _ = training.defend(
+            point.defense,
+            classifier,
+            train,
+            test_batches(data),
+            progress.checkpoints("training"),
+            point.settings,
+            data.bounds,
+            validation_freq=FLAGS.epochs + 1,  # the attacks are stronger
+            log_as=point.name,
+        )
+    except DivergenceError as error:  # a result, too
+        print(error)
+        return {"numbers": None, "training_seconds": time.time() - started}
+    training.save(
+        classifier, os.path.join(output_dir, "models", f"{point.name}.keras")
+    )
+    return {
+        "training_seconds": seconds,
+        **_evaluated(point.name, classifier, data, progress, output_dir),
+    }
+
+
+def _evaluated(name, classifier, data, progress, output_dir):
+    """The numbers of a classifier; its distances go to runs/NAME.npz."""
+    started = time.time()
+    whole = dd_keras.evaluate_robustness(
+        classifier, test_batches(data), metrics=["accuracy"]
+    )
+    few = data._replace(test=data.test.take(FLAGS.attack_images))
+    report = dd_keras.evaluate_robustness(
+        classifier,
+        test_batches(few),
+        metrics=[
+            "l2",
+            metrics.get("l2_best", data.bounds),
+            _autoattack("autoattack_l2", FLAGS.l2_eps, 2.0, data.bounds),
+            _autoattack(
+                "autoattack", FLAGS.linf_eps, float("inf"), data.bounds
+            ),
+        ],
+        checkpoint_dir=progress.checkpoints("evaluation"),
+    )
+    report.to_npz(os.path.join(output_dir, "runs", f"{name}.npz"))
+    kept = {
+        key: estimate
+        for key, estimate in report.estimates.items()
+        if key in frontier.MEASURES or key in ("l2", "rho2")
+    }
+    return {
+        "numbers": as_rows({"accuracy": whole.estimates["accuracy"], **kept}),
+        "images": [len(whole), len(report)],
+        "warnings": report.warnings,
+        "evaluation_seconds": time.time() - started,
+    }
+
+
+def _autoattack(name, eps, norm, bounds):
+    """Accuracy under AutoAttack without Square."""
+    attack = attacks.AutoAttack(
+        eps, norm, ["apgd-ce", "apgd-t", "fab-t"], bounds=bounds
+    )
+    return evaluation.AccuracyUnderAttack(attack, name)
+
+
+if __name__ == "__main__":
+    app.run(main)
