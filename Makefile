@@ -14,7 +14,7 @@ PYTEST := -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 CORE := -m core
 
 .PHONY: demo test test-fast check-scale check-mutations
-.PHONY: matrix matrix-lowest matrix-middle wheel lint clean
+.PHONY: matrix matrix-lowest matrix-middle wheel docs lint clean
 
 demo: $(READY)
 	$(VENV)/bin/python apps/digits.py --output_dir=$(DEMO_DIR) --export_dir=savedmodels/digits --overwrite
@@ -49,6 +49,10 @@ matrix-middle: $(MIDDLE)
 wheel: $(READY)
 	$(VENV)/bin/python .ci/check_wheel.py
 
+# The site, docs/_build/index.html; warnings are errors, and guides are run.
+docs: $(READY)
+	$(VENV)/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build
+
 lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -56,7 +60,7 @@ lint: $(READY)
 	$(VENV)/bin/mypy
 
 clean:
-	rm -rf $(VENV) $(MATRIX) $(DEMO_DIR) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(MATRIX) $(DEMO_DIR) build dist docs/_build docs/jupyter_execute *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # `.ready` comes last: an environment half made is made again.

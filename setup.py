@@ -17,6 +17,14 @@ APPS = [
     "tensorboard>=2.18",
 ]
 EVALUATION = ["opencv-python-headless>=4.10", "scikit-image>=0.24"]
+# `make docs`.
+DOCS = [
+    "furo>=2024.8",
+    "jupytext>=1.16",
+    "latex2mathml>=3.77",
+    "myst-nb>=1.1",
+    "sphinx>=8",
+]
 SERVING = ["tensorflow-serving-api>=2.18"]
 
 setuptools.setup(
@@ -78,8 +86,10 @@ setuptools.setup(
             "foolbox>=3.3.4",
             "torch>=2.6",
         ],
+        "docs": [*APPS, *DOCS],
         "test": [
             *APPS,
+            *DOCS,
             *EVALUATION,
             *SERVING,
             "build>=1.2",

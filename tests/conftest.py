@@ -77,11 +77,10 @@ CORE = {
 }  # fmt: skip
 NOT_CORE = {
     "any_classifier", "applications", "apps", "barely_trained", "benchmarks",
-    "client", "corrupt_inputs", "datasets", "distribution", "docstrings",
-    "endpoints", "evaluation_apps", "export_app", "figures", "frontier",
-    "kerashub",
-    "layers", "model_server", "mutations", "networks", "packaging",
-    "planted_links", "progress", "properties", "public_names", "published",
+    "client", "corrupt_inputs", "datasets", "distribution", "docs",
+    "docstrings", "endpoints", "evaluation_apps", "export_app", "figures",
+    "frontier", "kerashub", "layers", "model_server", "mutations",
+    "networks", "packaging", "planted_links", "progress", "properties", "public_names", "published",
     "readme", "reproduce", "results", "resume", "saved_before",
     "serving_benchmark", "similarity", "soak", "sweep", "training_apps",
     "training_as_keras",

@@ -1,4 +1,4 @@
-"""What README.md and the others print: its script, its commands, its files."""
+"""What README.md, docs/ and others print: scripts, commands, files."""
 
 import pathlib
 import re
@@ -34,7 +34,15 @@ def test_the_first_script_runs_as_printed_and_gains(
 
 # --- Commands ---------------------------------------------------------------
 
-READMES = ("README.md", "results/README.md", "savedmodels/README.md")
+READMES = (
+    "README.md", "CONTRIBUTING.md", "results/README.md",
+    "savedmodels/README.md",
+    *sorted(
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "docs").rglob("*.md")
+        if "_build" not in path.parts
+    ),
+)  # fmt: skip
 # What a flag's value is, where it names something the reader has.
 OWN = re.compile(r"[A-Z][A-Z0-9_]+(\.keras|\.h5)?")
 FILES = ("model", "reference", "preprocessing", "results", "flagfile")
@@ -86,7 +94,7 @@ def test_every_command_parses_and_finds_its_files(monkeypatch, name, words):
 
 
 def test_commands_name_no_folder_that_a_clone_does_not_have():
-    for name in ("README.md", "results/README.md", "benchmarks/README.md"):
+    for name in {*READMES, "benchmarks/README.md"} - {"savedmodels/README.md"}:
         text = (ROOT / name).read_text("utf-8")
         assert "--data_dir=tensorflow_datasets" not in text
 

@@ -1,4 +1,4 @@
-"""The numbers in README and results/README.md are those of the results."""
+"""The numbers in README, docs/ and the guide to results/ are the results'."""
 
 import json
 import pathlib
@@ -17,7 +17,13 @@ from paper.tables import seeds_text
 from dd_keras.serving import weights_hash
 
 ROOT = pathlib.Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / "docs").glob("*.md"),
+    *(ROOT / "docs/how_to").glob("*.md"),
+    *(ROOT / "docs/results").glob("*.md"),
+]
+README = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 GUIDE = (ROOT / "results/README.md").read_text(encoding="utf-8")
 MNIST = ROOT / "results/mnist"
 NETWORKS = ("mlp", "lenet")
@@ -33,7 +39,7 @@ def loaded(path):
 
 
 def tells(*numbers):
-    """Whether a line of README, a row of a table, has all these numbers."""
+    """Whether a line of README or docs/, of a table, has all these numbers."""
     return any(
         all(number in line for number in numbers)
         for line in README.replace("**", "").splitlines()
@@ -41,7 +47,7 @@ def tells(*numbers):
 
 
 def numbers(results, name):
-    """The cells of a model's row, as README has them."""
+    """The cells of a model's row, as the pages have them."""
     values = results["models"][name]
     return (
         f"{100 * values['accuracy']:.2f} %",
