@@ -175,6 +175,15 @@ def test_step_costs_equal_benchmark():
     assert tells(f"{list(wide['ratios'].values())[1]:.2f} x")
 
 
+def test_costs_of_the_defences_equal_benchmark():
+    for name, row in benchmark("defenses").items():
+        assert name.startswith("lenet: ")
+        if not name.endswith(": clean"):
+            assert tells(f"{row['median_ms']:.1f} ms", f"{row['ratio']:.1f}")
+        if "implicit" in name and "memory" in row:
+            assert tells(f"{100 * row['memory'] - 100:.0f} % more memory")
+
+
 def test_deepfool_table_equals_benchmark():
     rows = benchmark("deepfool")
     for library in {row["library"] for row in rows.values()}:
