@@ -120,6 +120,8 @@ def test_defense_is_read_off_its_wrapper(tmp_path):
         "name": "DeepDefenseModel",
         "batch_norm": "trained",
         "gradient": "unrolled",
+        "shrinkage": "exponential",
+        "aggregation": "mean",
         "lam": 4.0,
         "c": 30.0,
         "d": 5.0,
