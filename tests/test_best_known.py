@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 
 import keras
 import numpy as np
@@ -240,6 +241,9 @@ def test_reports_of_strong_attacks_come_back(affine, attacked, tmp_path):
 # What a metric takes
 
 
+_COUNTS = threading.Lock()
+
+
 class Counting(keras.layers.Layer):
     """Counts the samples that really pass, forward and backward."""
 
@@ -267,11 +271,13 @@ class Counting(keras.layers.Layer):
         return tf.ensure_shape(y, x.shape)
 
     def _note_forward(self, x):
-        self.forward += len(x)
+        with _COUNTS:  # TensorFlow calls this from several threads
+            self.forward += len(x)
         return len(x)
 
     def _note_backward(self, x):
-        self.backward += len(x)
+        with _COUNTS:
+            self.backward += len(x)
         return len(x)
 
     def compute_output_shape(self, shape):
