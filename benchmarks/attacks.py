@@ -7,14 +7,13 @@ Both attack the first test images, in the same batches, through one Keras model
 of pixels in [0, 1]; FGSM and PGD from the labels, the others from the
 decision. Quality stands beside time: the accuracy that is left under FGSM and
 PGD (the mean over the turns, in which random starts differ), and the mean l_2
-of DeepFool's and of Carlini and Wagner's perturbations.
+of DeepFool's perturbations. Carlini and Wagner's attack has a benchmark of its
+own, carlini_wagner.py.
 
 Foolbox is also run on the same network in float64, for what FGSM finds: in
 float32 the gradient of its loss vanishes on images that the network is very
 sure of (1 - p of the softmax rounds to 0), and there it takes no step, or a
-wrong one. Carlini and Wagner's attack takes it 500 steps for each of 9
-constants, and seconds an image, to come as far as ours: that is on the first
-50 images. About 7 minutes.
+wrong one. About 3 minutes.
 """  # noqa: E501
 
 from typing import NamedTuple
@@ -38,24 +37,12 @@ flags.DEFINE_string("data_dir", None, "Where TFDS keeps its data.")
 flags.DEFINE_integer("images", 1000, "Test images.", lower_bound=1)
 flags.DEFINE_integer("batch_size", 500, "Images a batch.", lower_bound=1)
 flags.DEFINE_integer("turns", 3, "Timed runs of each.", lower_bound=2)
-flags.DEFINE_integer(
-    "cw_turns", 2, "Timed runs of Carlini and Wagner's attack.", lower_bound=2
-)
-flags.DEFINE_integer(
-    "cw_steps",
-    500,
-    "Foolbox' steps for each constant; fewer find longer perturbations.",
-    lower_bound=1,
-)
-flags.DEFINE_integer(
-    "cw_images", 50, "Test images for Carlini and Wagner.", lower_bound=1
-)
 flags.DEFINE_string(
     "output", "results/benchmarks/attacks.json", "Where the JSON goes."
 )
 
 OURS, FOOLBOX = "dd_keras", "Foolbox, TensorFlow"
-DEEPFOOL, CARLINI_WAGNER = "DeepFool", "Carlini and Wagner"
+DEEPFOOL = "DeepFool"
 BOUNDS = (0.0, 1.0)
 WIDE = (-10.0, 11.0)  # none, as in the paper; Foolbox must have some
 FGSM_EPS = (0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.16, 0.2)
@@ -131,10 +118,6 @@ def pairs():
     found[f"{DEEPFOOL} within bounds"] = Pair(
         [attacks.DeepFool(bounds=BOUNDS)], deepfool
     )
-    found[CARLINI_WAGNER] = Pair(
-        [attacks.CarliniWagnerL2(bounds=BOUNDS)],
-        theirs.L2CarliniWagnerAttack(steps=FLAGS.cw_steps),
-    )
     return found
 
 
@@ -164,7 +147,7 @@ def compare(name, pair, model, batches):
             OURS: harness.Variant(ours, baselines=(OURS,)),
             FOOLBOX: harness.Variant(theirs, baselines=(OURS,)),
         },
-        FLAGS.cw_turns if name == CARLINI_WAGNER else FLAGS.turns,
+        FLAGS.turns,
         warm_up=0,
     )
     for (library, _), adversarial in found.items():
@@ -229,13 +212,8 @@ def main(argv):
     harness.print_table(rows, columns)
     # Those that look for the nearest decision start from the one there is.
     decided = [(x, model.predict_on_batch(x).argmax(-1)) for x, _ in batches]
-    few = [tuple(part[: FLAGS.cw_images] for part in decided[0])]
     for name, pair in pairs().items():
-        chosen = batches
-        if name.startswith(DEEPFOOL):
-            chosen = decided
-        elif name == CARLINI_WAGNER:
-            chosen = few
+        chosen = decided if name.startswith(DEEPFOOL) else batches
         found = compare(name, pair, model, chosen)
         harness.print_table(found, columns)
         rows.update(found)
@@ -246,8 +224,6 @@ def main(argv):
         images=FLAGS.images,
         batch_size=FLAGS.batch_size,
         turns=FLAGS.turns,
-        cw_turns=FLAGS.cw_turns,
-        cw_steps=FLAGS.cw_steps,
     )
 
 

@@ -81,7 +81,9 @@ flags.DEFINE_integer(
     "threads", None, "Threads. Default: cores it may run on.", lower_bound=1
 )
 flags.DEFINE_string(
-    "parts_dir", "runs/autoattack", "Where finished parts are kept."
+    "parts_dir",
+    "results/benchmarks/autoattack",
+    "Where finished parts are kept.",
 )
 flags.DEFINE_bool("report_only", False, "Attack nothing.")
 flags.DEFINE_string(
