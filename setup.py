@@ -21,6 +21,7 @@ EVALUATION = ["opencv-python-headless>=4.10", "scikit-image>=0.24"]
 DOCS = [
     "furo>=2024.8",
     "jupytext>=1.16",
+    "keras-tuner>=1.4.7",
     "latex2mathml>=3.77",
     "myst-nb>=1.1",
     "sphinx>=8",
