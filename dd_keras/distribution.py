@@ -58,11 +58,14 @@ def strategy(
         RuntimeError: if the CPU is to be parted and TensorFlow is in use.
 
     Example:
-        with dd_keras.distribution.strategy("mirrored").scope():
-            classifier = keras.models.load_model("classifier.keras")
-            model = dd_keras.DeepDefenseModel(classifier)
-            model.compile("sgd", "sparse_categorical_crossentropy")
-        model.fit(train, epochs=5)
+        >>> strategy = dd_keras.distribution.strategy("mirrored")
+        >>> with strategy.scope():
+        ...     classifier = keras.models.clone_model(classifier)
+        ...     model = dd_keras.DefenseModel(classifier)
+        ...     model.compile("adam", "sparse_categorical_crossentropy")
+        >>> history = model.fit(x_train, y_train, verbose=0)
+        >>> strategy.num_replicas_in_sync >= 1  # the GPUs, or the CPU alone
+        True
     """
     validation.validate_choice("name", name, NAMES)
     if replicas is not None and (
@@ -155,12 +158,23 @@ def is_chief() -> bool:
     """Whether this process, in the scope at hand, is the one that writes.
 
     Of several workers one is; a process alone always is.
+
+    Example:
+        >>> if dd_keras.distribution.is_chief():
+        ...     classifier.save("classifier.keras")
+        >>> os.path.exists("classifier.keras")
+        True
     """
     return worker_index() == 0
 
 
 def worker_index() -> int:
-    """The number of this process among the workers; 0 is the chief's."""
+    """The number of this process among the workers; 0 is the chief's.
+
+    Example:
+        >>> dd_keras.distribution.worker_index()
+        0
+    """
     resolver = tf.distribute.get_strategy().cluster_resolver
     if resolver is None or not resolver.task_type:
         return 0
@@ -171,7 +185,12 @@ def worker_index() -> int:
 
 
 def num_workers() -> int:
-    """The number of processes that train, in the scope at hand."""
+    """The number of processes that train, in the scope at hand.
+
+    Example:
+        >>> dd_keras.distribution.num_workers()  # without TF_CONFIG
+        1
+    """
     resolver = tf.distribute.get_strategy().cluster_resolver
     if resolver is None or not resolver.task_type:
         return 1
@@ -187,6 +206,11 @@ def from_chief(value: Any) -> Any:
 
     Returns:
         The chief's `value`.
+
+    Example:
+        >>> run = {"name": "a", "seed": 3}  # other workers may have another
+        >>> dd_keras.distribution.from_chief(run)
+        {'name': 'a', 'seed': 3}
     """
     if num_workers() == 1:
         return value
@@ -198,7 +222,15 @@ def from_chief(value: Any) -> Any:
 
 
 def barrier() -> None:
-    """Waits until all workers are here."""
+    """Waits until all workers are here.
+
+    Example:
+        >>> if dd_keras.distribution.is_chief():
+        ...     os.makedirs("results")
+        >>> dd_keras.distribution.barrier()
+        >>> os.path.isdir("results")  # for all workers
+        True
+    """
     from_chief(None)
 
 
@@ -225,6 +257,10 @@ def not_empty(x: tf.Tensor) -> tf.Tensor:
     Raises:
         tf.errors.InvalidArgumentError: in the step, if there are several
             replicas, and too few samples for all of them.
+
+    Example:
+        >>> dd_keras.distribution.not_empty(tf.zeros((2, 8, 8, 1))).shape
+        TensorShape([2, 8, 8, 1])
     """
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     if replicas == 1:
@@ -250,6 +286,10 @@ def batch_share(samples: tf.Tensor) -> tf.Tensor | None:
 
     Returns:
         A float64 scalar; None where there is one replica.
+
+    Example:
+        >>> print(dd_keras.distribution.batch_share(tf.constant(32)))
+        None
     """
     context = tf.distribute.get_replica_context()
     replicas = context.num_replicas_in_sync
@@ -266,6 +306,12 @@ def lost_workers_named() -> Iterator[None]:
 
     Raises:
         RuntimeError: in place of TensorFlow's error.
+
+    Example:
+        >>> with dd_keras.distribution.lost_workers_named():
+        ...     history = classifier.fit(x_train, y_train, verbose=0)
+        >>> len(history.epoch)
+        1
     """
     try:
         yield

@@ -75,7 +75,7 @@ CORE = {
 NOT_CORE = {
     "any_classifier", "applications", "apps", "barely_trained",
     "benchmarks", "client", "corrupt_inputs", "datasets", "distribution",
-    "docs", "docstrings", "endpoints", "evaluation_apps", "export_app",
+    "docs", "endpoints", "evaluation_apps", "examples", "export_app",
     "figures", "frontier", "kerashub", "layers", "model_server",
     "mutations", "networks", "packaging", "planted_links", "progress",
     "properties", "public_names", "published", "readme", "reproduce",

@@ -85,6 +85,14 @@ class APGD(pgd.ProjectedGradient):
     Raises:
         ValueError: if an argument is outside of its range, or, when a model
             is attacked, if it has too few classes for the loss.
+
+    Example:
+        >>> attack = dd_keras.attacks.APGD(
+        ...     eps=0.1, loss="dlr", steps=20, bounds=(0, 1)
+        ... )
+        >>> found = attack.run(classifier, x_test, y_test)
+        >>> print(1 - np.mean(found.fooled) < 0.9)  # robust accuracy
+        True
     """
 
     random_start = True

@@ -46,6 +46,15 @@ class AutoAttackResult(NamedTuple):
         iterations: int32, (B,): steps and queries, of all attacks.
         found_by: int32, (B,): the number of the attack in `attack_names` that
             fooled the network; -1 where none did, or none had to.
+
+    Example:
+        >>> attack = dd_keras.attacks.AutoAttack(
+        ...     eps=0.1, version=["apgd-ce", "apgd-t"], bounds=(0, 1)
+        ... )
+        >>> found = attack.run(classifier, x_test[:20], y_test[:20])
+        >>> by_first = np.mean(found.found_by == 0)
+        >>> print(attack.attack_names[0], by_first <= np.mean(found.fooled))
+        apgd-ce True
     """
 
     perturbation: tf.Tensor
@@ -86,6 +95,15 @@ class AutoAttack(base.Attack):
 
     Raises:
         ValueError: if an argument is outside of its range.
+
+    Example:
+        >>> attack = dd_keras.attacks.AutoAttack(eps=0.1, bounds=(0, 1))
+        >>> attack.attack_names
+        ['apgd-ce', 'apgd-t', 'fab-t', 'square']
+        >>> found = attack.run(classifier, x_test[:10], y_test[:10])
+        >>> robust_accuracy = 1 - np.mean(found.fooled)
+        >>> print(robust_accuracy < 1)
+        True
     """
 
     def __init__(

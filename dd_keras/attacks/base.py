@@ -37,6 +37,16 @@ class AttackResult(NamedTuple):
             Of DeepFool on misclassified samples, which it moves to their
             label: whether it is the label.
         iterations: int32, (B,): steps taken.
+
+    Example:
+        >>> fgsm = dd_keras.attacks.FGSM(eps=0.1, bounds=(0, 1))
+        >>> found = fgsm.run(classifier, x_test, y_test)
+        >>> found.perturbation.shape, found.fooled.shape
+        (TensorShape([100, 8, 8, 1]), TensorShape([100]))
+        >>> robust_accuracy = 1 - np.mean(found.fooled)
+        >>> clean_accuracy = np.mean(found.predictions == y_test)
+        >>> print(robust_accuracy < clean_accuracy)
+        True
     """
 
     perturbation: tf.Tensor
@@ -57,6 +67,15 @@ class Attack(EqualByConfig):
     Attributes:
         bounds: None, or the (low, high) that adversarial inputs keep to.
         targeted: whether `y` holds the classes to reach, not to leave.
+
+    Example:
+        >>> attack = dd_keras.attacks.PGD(eps=0.1, steps=10, bounds=(0, 1))
+        >>> adversarial = attack(classifier, x_test, y_test)
+        >>> adversarial.shape
+        TensorShape([100, 8, 8, 1])
+        >>> found = attack.run(classifier, x_test, y_test)  # and more of each
+        >>> print(np.array_equal(x_test + found.perturbation, adversarial))
+        True
     """
 
     bounds: tuple | None = None

@@ -101,6 +101,15 @@ class CarliniWagnerL2(base.Attack):
 
     Raises:
         ValueError: if an argument is outside of its range.
+
+    Example:
+        >>> attack = dd_keras.attacks.CarliniWagnerL2(bounds=(0, 1))
+        >>> found = attack.run(classifier, x_test[:20], y_test[:20])
+        >>> print(np.all(found.fooled))
+        True
+        >>> adversarial = x_test[:20] + found.perturbation
+        >>> print(np.min(adversarial) >= 0 and np.max(adversarial) <= 1)
+        True
     """
 
     norm = 2.0

@@ -47,6 +47,15 @@ class DDN(base.Attack):
 
     Raises:
         ValueError: if an argument is outside of its range.
+
+    Example:
+        >>> attack = dd_keras.attacks.DDN(steps=50, bounds=(0, 1))
+        >>> found = attack.run(classifier, x_test, y_test)
+        >>> print(np.all(found.fooled))
+        True
+        >>> l2 = tf.norm(tf.reshape(found.perturbation, (100, -1)), axis=1)
+        >>> print(0 < np.mean(l2) < 2)
+        True
     """
 
     norm = 2.0

@@ -63,6 +63,16 @@ class DeepFool(base.Attack):
     Raises:
         ValueError: if an argument is outside of its range; `candidates` is
             compared with the number of classes when a model is attacked.
+
+    Example:
+        >>> attack = dd_keras.attacks.DeepFool(norm=2)
+        >>> found = attack.run(classifier, x_test)
+        >>> print(np.all(found.fooled))
+        True
+        >>> l2 = tf.norm(tf.reshape(found.perturbation, (100, -1)), axis=1)
+        >>> rho = l2 / tf.norm(x_test.reshape(100, -1), axis=1)  # Eq. 7
+        >>> print(0 < np.mean(rho) < 0.3)
+        True
     """
 
     def __init__(

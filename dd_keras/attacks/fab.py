@@ -60,6 +60,15 @@ class FAB(base.Attack):
 
     Raises:
         ValueError: if an argument is outside of its range.
+
+    Example:
+        >>> attack = dd_keras.attacks.FAB(norm=1, steps=20, bounds=(0, 1))
+        >>> found = attack.run(classifier, x_test[:20], y_test[:20])
+        >>> print(np.all(found.fooled))
+        True
+        >>> changed = np.sum(np.abs(found.perturbation) > 1e-6, axis=(1, 2, 3))
+        >>> print(np.mean(changed) < 16)  # few of 64 pixels
+        True
     """
 
     def __init__(

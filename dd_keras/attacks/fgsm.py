@@ -35,6 +35,14 @@ class FGSM(base.Attack):
 
     Raises:
         ValueError: if an argument is outside of its range.
+
+    Example:
+        >>> attack = dd_keras.attacks.FGSM(eps=0.1, bounds=(0, 1))
+        >>> adversarial = attack(classifier, x_test, y_test)
+        >>> _, clean = classifier.evaluate(x_test, y_test, verbose=0)
+        >>> _, robust = classifier.evaluate(adversarial, y_test, verbose=0)
+        >>> robust < clean
+        True
     """
 
     norm = math.inf
@@ -100,6 +108,13 @@ class MinimalFGSM(base.Attack):
 
     Raises:
         ValueError: if an argument is outside of its range.
+
+    Example:
+        >>> attack = dd_keras.attacks.MinimalFGSM(bounds=(0, 1))
+        >>> found = attack.run(classifier, x_test, y_test)
+        >>> eps = np.max(np.abs(found.perturbation), axis=(1, 2, 3))
+        >>> print(np.median(eps) < 0.2)  # the paper's eps_ref
+        True
     """
 
     norm = math.inf

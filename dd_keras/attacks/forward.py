@@ -52,6 +52,12 @@ def inference_form(
     """A network as a function of its inputs alone, to their `class_logits`.
 
     For attacks whose result is not differentiated; see `functional_form`.
+
+    Example:
+        >>> network = dd_keras.logits_model(classifier)
+        >>> f = dd_keras.attacks.inference_form(network)
+        >>> f(x_test[:5]).shape
+        TensorShape([5, 10])
     """
     f, weights = functional_form(network)
     return lambda x: f(x, weights)
@@ -78,6 +84,14 @@ class Forward(NamedTuple):
         x: floating, (B, ...).
         logits: floating, (B, n): the network's `class_logits` at `x`.
         tape: a persistent `tf.GradientTape` that watched `x` meanwhile.
+
+    Example:
+        >>> network = dd_keras.logits_model(classifier)
+        >>> f = dd_keras.attacks.inference_form(network)
+        >>> forward = dd_keras.attacks.Forward.of(f, tf.constant(x_test[:5]))
+        >>> own_logit = tf.one_hot(y_test[:5], 10)
+        >>> forward.gradient(own_logit).shape  # of each sample's own logit
+        TensorShape([5, 8, 8, 1])
     """
 
     x: tf.Tensor

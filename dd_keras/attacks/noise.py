@@ -30,6 +30,14 @@ class RandomNoise(base.Attack):
 
     Raises:
         ValueError: if an argument is outside of its range.
+
+    Example:
+        >>> noise = dd_keras.attacks.RandomNoise(eps=0.1, bounds=(0, 1))
+        >>> fgsm = dd_keras.attacks.FGSM(eps=0.1, bounds=(0, 1))
+        >>> by_noise = np.mean(noise.run(classifier, x_test, y_test).fooled)
+        >>> by_fgsm = np.mean(fgsm.run(classifier, x_test, y_test).fooled)
+        >>> print(by_noise < by_fgsm)
+        True
     """
 
     def __init__(

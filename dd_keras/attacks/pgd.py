@@ -263,6 +263,13 @@ class BIM(ProjectedGradient):
 
     Raises:
         ValueError: if an argument is outside of its range.
+
+    Example:
+        >>> attack = dd_keras.attacks.BIM(eps=0.3, bounds=(0, 1), targeted=True)
+        >>> target = (y_test + 1) % 10
+        >>> found = attack.run(classifier, x_test, target)
+        >>> print(np.mean(found.fooled) > 0.5)  # share that reach their target
+        True
     """
 
     norm = math.inf
@@ -318,6 +325,17 @@ class PGD(ProjectedGradient):
 
     Raises:
         ValueError: if an argument is outside of its range.
+
+    Example:
+        >>> attack = dd_keras.attacks.PGD(
+        ...     eps=0.1, steps=20, restarts=2, bounds=(0, 1)
+        ... )
+        >>> found = attack.run(classifier, x_test, y_test)
+        >>> robust_accuracy = 1 - np.mean(found.fooled)
+        >>> print(robust_accuracy < 0.9)
+        True
+        >>> print(np.max(np.abs(found.perturbation)) <= 0.1 + 1e-6)
+        True
     """
 
     def __init__(

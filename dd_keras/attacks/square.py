@@ -57,6 +57,12 @@ class Square(base.Attack):
 
     Raises:
         ValueError: if an argument is outside of its range.
+
+    Example:
+        >>> attack = dd_keras.attacks.Square(eps=0.2, queries=99, bounds=(0, 1))
+        >>> found = attack.run(classifier, x_test, y_test)
+        >>> print(1 - np.mean(found.fooled) < 0.9)  # robust accuracy
+        True
     """
 
     def __init__(

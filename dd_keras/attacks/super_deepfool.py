@@ -43,6 +43,15 @@ class SuperDeepFool(base.Attack):
     Raises:
         ValueError: if an argument is outside of its range; `candidates` is
             compared with the number of classes when a model is attacked.
+
+    Example:
+        >>> def mean_l2(attack):
+        ...     perturbation = attack.perturb(classifier, x_test)
+        ...     flat = tf.reshape(perturbation, (100, -1))
+        ...     return np.mean(tf.norm(flat, axis=1))
+        >>> shorter = mean_l2(dd_keras.attacks.SuperDeepFool(max_iter=3))
+        >>> print(shorter < mean_l2(dd_keras.attacks.DeepFool()))
+        True
     """
 
     norm = 2.0

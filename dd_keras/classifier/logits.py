@@ -54,8 +54,10 @@ def logits_model(
             with respect to its input.
 
     Example:
-        logits = dd_keras.logits_model(classifier)
-        probabilities = keras.ops.softmax(logits(x_test))
+        >>> softmax = keras.Sequential([classifier, keras.layers.Softmax()])
+        >>> network = dd_keras.logits_model(softmax)
+        >>> print(np.allclose(network(x_test), classifier(x_test), atol=1e-4))
+        True
     """
     own = getattr(model, "logits_model", None)
     if callable(own):  # a wrapper knows better than its graph shows

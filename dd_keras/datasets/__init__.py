@@ -98,6 +98,13 @@ def load(
             images and classes, or if a folder is not as above or holds a file
             that is no image or too large; the error names it.
         RuntimeError: if the data can be neither found nor downloaded.
+
+    Example:
+        >>> data = dd_keras.datasets.load("digits", validation_split=0.2)
+        >>> data.image_shape, data.num_classes
+        ((8, 8, 1), 10)
+        >>> len(data.train), len(data.validation), len(data.test)
+        (1150, 287, 360)
     """
     base = re.split("[:/]", name)[0]  # without version and configuration
     _check_arguments(base, image_size, augment, recipe, validation_split)

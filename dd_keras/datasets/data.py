@@ -44,6 +44,16 @@ class Data(NamedTuple):
             `ResumableBatches`. None: they are always those of `train`.
         validation: training images that are not trained on, in a fixed order;
             None: none.
+
+    Example:
+        >>> data = dd_keras.datasets.load("digits")
+        >>> data.class_names[:3]
+        ('0', '1', '2')
+        >>> low, high = data.bounds  # of inputs, for attacks and evaluation
+        >>> low.shape
+        (8, 8, 1)
+        >>> len(data.limited(50).train)
+        50
     """
 
     train: tf.data.Dataset
@@ -113,6 +123,15 @@ def batches(
 
     Returns:
         A `tf.data.Dataset` of (B, H, W, C) float32 inputs and (B,) labels.
+
+    Example:
+        >>> data = dd_keras.datasets.load("digits")
+        >>> train = dd_keras.datasets.batches(
+        ...     data.train, data.preprocessing, batch_size=32, shuffle_seed=0
+        ... )
+        >>> x, y = next(iter(train))
+        >>> x.shape, y.shape
+        (TensorShape([32, 8, 8, 1]), TensorShape([32]))
     """
     if cache:
         dataset, preprocessing = preprocessed(dataset, preprocessing), None
@@ -175,6 +194,15 @@ def check_images(
     Raises:
         ValueError: if it is empty or holds such a pixel; the error names the
             first image that does.
+
+    Example:
+        >>> images = np.zeros((3, 8, 8, 1))
+        >>> images[2] = np.nan
+        >>> dataset = tf.data.Dataset.from_tensor_slices((images, [0, 1, 2]))
+        >>> dd_keras.datasets.check_images(dataset, "my images")
+        Traceback (most recent call last):
+            ...
+        ValueError: my images: expected finite pixels; received ... in image 2.
     """
     seen = 0
     if limit is not None:

@@ -40,6 +40,17 @@ class ResumableBatches:
     Raises:
         ValueError: if the number of images is not known, or zero, or
             `batch_size` is not a positive integer.
+
+    Example:
+        >>> train = dd_keras.datasets.ResumableBatches.of_arrays(
+        ...     x_train, y_train, batch_size=100
+        ... )
+        >>> len(train)
+        10
+        >>> batches = list(train.starting_at(epoch=4).take(10))
+        >>> x, y = next(iter(train.starting_at(epoch=4, step=7)))
+        >>> print(np.array_equal(x, batches[7][0]))
+        True
     """
 
     def __init__(

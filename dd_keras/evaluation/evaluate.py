@@ -97,12 +97,6 @@ def evaluate_robustness(
         as a gradient that vanishes, outputs that are random, or an attack that
         finds less than a weaker one.
 
-    Example:
-        report = dd_keras.evaluate_robustness(
-            classifier, x_test, y_test, metrics=["accuracy", "rho2", "l2"]
-        )
-        print(report.table())
-
     Raises:
         TypeError: if `data` is none of these, or `y` are names of metrics.
         ValueError: if `y` is missing, is of another length, or is given beside
@@ -113,6 +107,20 @@ def evaluate_robustness(
             evaluation; if `shard` is no such pair, or there are more shards
             than batches, or the number of batches is not known; if the
             strategy in scope has several workers.
+
+    Example:
+        >>> report = dd_keras.evaluate_robustness(
+        ...     classifier, x_test, y_test, ["accuracy", "rho2"], verbose=0
+        ... )
+        >>> print(report.table())
+        100 samples  value  95 % interval  forward  backward  seconds
+        ---...
+        accuracy     ...
+        rho2         ...
+        l2           ...
+        rho2_fooled  100.00 % ...
+        >>> report.summary()["accuracy"] > 0.9
+        True
     """
     chosen = _chosen(metrics, bounds)
     validation.validate_choice(

@@ -23,13 +23,15 @@ def merge_reports(reports: Iterable[RobustnessReport]) -> RobustnessReport:
             something else.
 
     Example:
-        parts = [
-            dd_keras.evaluate_robustness(
-                classifier, x_test, y_test, batch_size=4, shard=(index, 2)
-            )
-            for index in (1, 2)
-        ]
-        whole = dd_keras.evaluation.merge_reports(parts)
+        >>> parts = [
+        ...     dd_keras.evaluate_robustness(
+        ...         classifier, x_test, y_test, shard=(index, 2), verbose=0
+        ...     )
+        ...     for index in (1, 2)
+        ... ]
+        >>> whole = dd_keras.evaluation.merge_reports(parts)
+        >>> len(whole)
+        100
     """
     ordered = sorted(reports, key=lambda report: report.shard or (0, 0))
     shards = [report.shard for report in ordered]

@@ -55,6 +55,20 @@ class RobustnessReport:
             evaluations agree in all but these.
         shard: (index, count) of the part of a data set that it is of; None
             for all of it.
+
+    Example:
+        >>> report = dd_keras.evaluate_robustness(
+        ...     classifier, x_test, y_test, verbose=0
+        ... )
+        >>> low, high = report.intervals()["rho2"]
+        >>> low < report.summary()["rho2"] < high
+        True
+        >>> report.values["rho2"].shape
+        (100,)
+        >>> report.to_json("report.json")
+        >>> again = dd_keras.RobustnessReport.from_json("report.json")
+        >>> again.summary() == report.summary()
+        True
     """
 
     metrics: tuple[Metric, ...]
@@ -126,6 +140,14 @@ class RobustnessReport:
 
         Raises:
             ValueError: if the report has no "fgsm".
+
+        Example:
+            >>> fgsm = dd_keras.evaluation.EpsSweep([0.05, 0.1, 0.2])
+            >>> report = dd_keras.evaluate_robustness(
+            ...     classifier, x_test, y_test, fgsm, verbose=0
+            ... )
+            >>> report.success_rate()["success_rate"].shape
+            (3,)
         """
         for metric in self.metrics:
             if isinstance(metric, EpsSweep) and metric.name == "fgsm":
@@ -167,6 +189,14 @@ class RobustnessReport:
 
         Raises:
             ValueError: if no metric of the report measures this distance.
+
+        Example:
+            >>> report = dd_keras.evaluate_robustness(
+            ...     classifier, x_test, y_test, ["accuracy", "l2"], verbose=0
+            ... )
+            >>> curve = report.robust_accuracy([0.0, 0.5, 5.0], distance="l2")
+            >>> print(np.round(curve["accuracy"][[0, -1]]))
+            [1. 0.]
         """
         names = {m.distance_name: m.name for m in self.metrics}
         if not distance or distance not in names:

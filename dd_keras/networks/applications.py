@@ -39,6 +39,10 @@ def family(name: str) -> str:
 
     Raises:
         ValueError: if there is no such network.
+
+    Example:
+        >>> dd_keras.networks.applications.family("ResNet50V2")
+        'resnet_v2'
     """
     return _builder(name).__module__.rpartition(".")[2]
 
@@ -84,6 +88,13 @@ class ApplicationPreprocessing(layers.Layer):
 
     Raises:
         ValueError: if there is no such network.
+
+    Example:
+        >>> applications = dd_keras.networks.applications
+        >>> layer = applications.ApplicationPreprocessing("MobileNetV2")
+        >>> pixels = np.array([0.0, 127.5, 255.0]).reshape(1, 1, 1, 3)
+        >>> print(layer(pixels).numpy().ravel())
+        [-1.  0.  1.]
     """
 
     def __init__(self, application: str, **kwargs: Any):
@@ -139,6 +150,13 @@ def build(
         ValueError: if an argument is not as above, the network does not take
             the shape, or the file does not hold its weights.
         RuntimeError: if ImageNet's weights could not be downloaded.
+
+    Example:
+        >>> network = dd_keras.networks.applications.build(
+        ...     "MobileNet", (32, 32, 3), num_classes=10
+        ... )
+        >>> network.output_shape
+        (None, 10)
     """
     _builder(name)
     input_shape = _validate_shape(input_shape)

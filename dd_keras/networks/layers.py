@@ -26,6 +26,14 @@ class LocalResponseNormalization(layers.Layer):
 
     Raises:
         ValueError: if an argument is outside of its range.
+
+    Example:
+        >>> layer = dd_keras.networks.LocalResponseNormalization(
+        ...     depth_radius=1, alpha=3.0, beta=1.0
+        ... )
+        >>> y = layer(np.ones((1, 1, 1, 3)))  # 1 / (1 + 2), 1 / (1 + 3), ...
+        >>> print(y.numpy().ravel())
+        [0.33333334 0.25       0.33333334]
     """
 
     def __init__(
@@ -94,6 +102,13 @@ class GroupedConv2D(layers.Conv2D):
     again for each size of a batch.
 
     Args: those of `keras.layers.Conv2D`; inputs (B, H, W, C) only.
+
+    Example:
+        >>> layer = dd_keras.networks.GroupedConv2D(8, kernel_size=3, groups=2)
+        >>> layer(np.zeros((2, 5, 5, 4))).shape
+        TensorShape([2, 3, 3, 8])
+        >>> tuple(layer.kernel.shape)  # half of the 4 channels for each filter
+        (3, 3, 2, 8)
     """
 
     def convolution_op(self, inputs: tf.Tensor, kernel: Any) -> tf.Tensor:

@@ -35,6 +35,11 @@ def mlp(
 
     Returns:
         A `keras.Model` from (B, *input_shape) to (B, num_classes) logits.
+
+    Example:
+        >>> network = dd_keras.networks.mlp()
+        >>> network.count_params()
+        469160
     """
     inputs = keras.Input(input_shape)
     x = layers.Flatten()(inputs)
@@ -51,6 +56,11 @@ def lenet(
     """The paper's LeNet for MNIST: no activation after its convolutions.
 
     Args, Returns: see `mlp`.
+
+    Example:
+        >>> network = dd_keras.networks.lenet()
+        >>> network(np.zeros((2, 28, 28, 1))).shape
+        TensorShape([2, 10])
     """
     inputs = keras.Input(input_shape)
     x = _conv(20, 5, "conv1")(inputs)
@@ -74,6 +84,11 @@ def convnet(
     instead of 77 percent on the test images.
 
     Args, Returns: see `mlp`.
+
+    Example:
+        >>> network = dd_keras.networks.convnet()
+        >>> network.input_shape, network.output_shape
+        ((None, 32, 32, 3), (None, 10))
     """
 
     def conv(filters, size, name, stddev=0.03, **kwargs):
@@ -103,6 +118,11 @@ def nin(
     """The paper's Network in Network for CIFAR-10; names are Caffe's.
 
     Args, Returns: see `mlp`. Height and width of any size from 4 up.
+
+    Example:
+        >>> network = dd_keras.networks.nin((32, 32, 3), num_classes=100)
+        >>> network.output_shape
+        (None, 100)
     """
 
     def conv(filters, size, name, activation="relu"):
@@ -139,6 +159,11 @@ def alexnet(
     before the pool, pools that overlap.
 
     Args, Returns: see `mlp`. Height and width of 67 or more.
+
+    Example:
+        >>> network = dd_keras.networks.alexnet((67, 67, 3), num_classes=20)
+        >>> network.get_layer("conv2").groups
+        2
     """
     inputs = keras.Input(input_shape)
     x = _deep_conv(96, 11, "conv1", strides=4, activation="relu")(inputs)
@@ -187,6 +212,11 @@ def resnet18(
 
     Raises:
         ValueError: if `stem` is another.
+
+    Example:
+        >>> network = dd_keras.networks.resnet18((32, 32, 3), 10, stem="cifar")
+        >>> network.get_layer("layer2_0_conv1").output.shape
+        (None, 16, 16, 128)
     """
     validation.validate_choice("stem", stem, STEMS)
     inputs = keras.Input(input_shape)
@@ -215,6 +245,11 @@ def digits_cnn(
     """A small CNN for 8x8 digits, with dropout. Not in the paper.
 
     Args, Returns: see `mlp`.
+
+    Example:
+        >>> network = dd_keras.networks.digits_cnn()
+        >>> network(255 * x_test).shape
+        TensorShape([100, 10])
     """
     inputs = keras.Input(input_shape)
     x = _conv(16, 3, "conv1", padding="same", activation="relu")(inputs)

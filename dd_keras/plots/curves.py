@@ -55,6 +55,13 @@ def convergence_curves(
 
     Raises:
         ValueError: if an argument is not as above.
+
+    Example:
+        >>> from dd_keras import plots
+        >>> history = {"accuracy": [0.98, 0.97, 0.98], "rho": [0.1, 0.15, 0.2]}
+        >>> plots.convergence_curves({"Deep Defense": history}, "figure2.png")
+        >>> os.path.exists("figure2.png")
+        True
     """
     check_series("histories", histories, ("accuracy", "rho"))
     rho = rho_symbol(norm)
@@ -97,6 +104,15 @@ def success_rate_curves(
 
     Raises:
         ValueError: if an argument is not as above.
+
+    Example:
+        >>> from dd_keras import plots
+        >>> curve = {"eps": [0.05, 0.1, 0.2], "success_rate": [0.1, 0.4, 0.9]}
+        >>> plots.success_rate_curves(
+        ...     {"reference": curve}, "figure5.svg", unit="pixels of 0 to 1"
+        ... )
+        >>> os.path.exists("figure5.svg")
+        True
     """
     figure = new_figure(width, 2.5)
     axes = figure.subplots()
@@ -130,6 +146,16 @@ def robust_accuracy_curves(
 
     Raises:
         ValueError: if an argument is not as above.
+
+    Example:
+        >>> from dd_keras import plots
+        >>> # A curve is what `RobustnessReport.robust_accuracy` returns.
+        >>> curve = {"eps": [0.0, 0.5, 1.0], "accuracy": [0.98, 0.4, 0.0]}
+        >>> plots.robust_accuracy_curves(
+        ...     {"reference": curve}, "robust.pdf", unit="pixels of 0 to 1"
+        ... )
+        >>> os.path.exists("robust.pdf")
+        True
     """
     figure = new_figure(width, 2.5)
     axes = figure.subplots()
@@ -168,6 +194,18 @@ def trade_off(
 
     Raises:
         ValueError: if an argument is not as above.
+
+    Example:
+        >>> from dd_keras import plots
+        >>> series = {
+        ...     "accuracy": [0.98, 0.96], "rho": [0.2, 0.3],
+        ...     "labels": ["c = 25", "c = 5"],
+        ... }
+        >>> plots.trade_off(
+        ...     {"lam = 15": series}, "figure3.png", reference=(0.1, 0.98)
+        ... )
+        >>> os.path.exists("figure3.png")
+        True
     """
     check_series("points", points, ("accuracy", "rho"))
     rho = rho_symbol(norm)

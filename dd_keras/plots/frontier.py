@@ -45,6 +45,17 @@ def frontier(
 
     Raises:
         ValueError: if an argument is not as above.
+
+    Example:
+        >>> from dd_keras import plots
+        >>> pgd = {"accuracy": [0.98, 0.9], "rho": [0.2, 0.3], "aa": [0.5, 0.6]}
+        >>> plots.frontier(
+        ...     {"PGD training": pgd},
+        ...     {"rho": "rho", "aa": "AutoAttack (%)"},
+        ...     "frontier.png",
+        ... )
+        >>> os.path.exists("frontier.png")
+        True
     """
     check_series("points", points, ("accuracy", *measures))
     figure = new_figure(width, 3.0)

@@ -52,6 +52,16 @@ def rho_histogram(
 
     Raises:
         ValueError: if an argument is not as above.
+
+    Example:
+        >>> from dd_keras import plots
+        >>> report = dd_keras.evaluate_robustness(
+        ...     classifier, x_test, y_test, verbose=0
+        ... )
+        >>> rhos = {"reference": report.values["rho2"]}
+        >>> plots.rho_histogram(rhos, y_test, "histogram.png")
+        >>> os.path.exists("histogram.png")
+        True
     """
     check_series("rhos", rhos)
     symbol = rho_symbol(norm, r"\rho")

@@ -43,6 +43,23 @@ def adversarial_images(
 
     Raises:
         ValueError: if an argument is not as above.
+
+    Example:
+        >>> from dd_keras import plots
+        >>> x = x_test[:3]
+        >>> found = dd_keras.attacks.DeepFool().run(classifier, x)
+        >>> l2 = tf.norm(tf.reshape(found.perturbation, (3, -1)), axis=1)
+        >>> attacked = {
+        ...     "perturbation": 255 * found.perturbation.numpy(),
+        ...     "clean": found.predictions.numpy(),
+        ...     "adversarial": np.argmax(classifier(x + found.perturbation), 1),
+        ...     "rho": l2 / tf.norm(x.reshape(3, -1), axis=1),
+        ... }
+        >>> plots.adversarial_images(
+        ...     255 * x, y_test[:3], {"reference": attacked}, "figure7.png"
+        ... )
+        >>> os.path.exists("figure7.png")
+        True
     """
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or not images.size:

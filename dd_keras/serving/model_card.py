@@ -136,6 +136,14 @@ def weights_hash(model: keras.Model) -> str:
     Returns:
         str: SHA-256, in hexadecimal, over all weights in the model's order:
         of each its dtype, its shape and its values, little-endian.
+
+    Example:
+        >>> digest = dd_keras.serving.weights_hash(classifier)
+        >>> len(digest)
+        64
+        >>> network = dd_keras.logits_model(classifier)
+        >>> dd_keras.serving.weights_hash(network) == digest
+        True
     """
     digest = hashlib.sha256()
     for weight in model.weights:

@@ -133,13 +133,15 @@ def export(
         ImportError: if `warm_up_requests` is True without the extra.
 
     Example:
-        path = dd_keras.export(
-            classifier,
-            "models/digits",
-            class_names=["zero", "one", "two"],
-            warm_up_requests=False,
-        )
-        assert path == "models/digits/1"
+        >>> path = dd_keras.export(
+        ...     classifier, "models/digits", class_names=list("0123456789"),
+        ...     warm_up_requests=False,
+        ... )
+        >>> path
+        'models/digits/1'
+        >>> served = tf.saved_model.load(path).signatures["serving_default"]
+        >>> served(images=tf.constant(x_test))["classes"].shape
+        TensorShape([100])
     """
     path = _validate_path(path)
     version = _validate_version(version, path)

@@ -41,6 +41,14 @@ def validate_name(name: Any) -> str:
 
     Raises:
         ValueError: if it is not as above.
+
+    Example:
+        >>> dd_keras.serving.validate_name("digits")
+        'digits'
+        >>> dd_keras.serving.validate_name("digits/1")
+        Traceback (most recent call last):
+            ...
+        ValueError: name: expected the name of a folder, ...
     """
     reserved = (MODELS, BATCHING, EXAMPLES)
     if (
@@ -97,9 +105,11 @@ def write_server_config(
             refused by `validate_name`, or if `base_path` is not as above.
 
     Example:
-        dd_keras.export(classifier, "models/digits", warm_up_requests=False)
-        names = dd_keras.serving.write_server_config("models")
-        assert names == ["digits"]
+        >>> os.makedirs("models/digits/1")  # in place of `dd_keras.export`
+        >>> dd_keras.serving.write_server_config("models")
+        ['digits']
+        >>> sorted(os.listdir("models"))
+        ['batching.config', 'digits', 'models.config']
     """
     base_path = os.fspath(base_path)
     if not base_path.startswith("/") or not base_path.isprintable():

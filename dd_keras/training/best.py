@@ -35,6 +35,20 @@ class KeepBest(keras.callbacks.Callback):
         best: None, or the best epoch so far as a dict: its number `epoch`,
             from 0, and its `score`.
         weights: its weights, list of arrays.
+
+    Example:
+        >>> best = dd_keras.KeepBest(accuracy_weight=0.5)
+        >>> model = dd_keras.DefenseModel(classifier)
+        >>> model.compile(
+        ...     "sgd", "sparse_categorical_crossentropy", metrics=["accuracy"]
+        ... )
+        >>> history = model.fit(
+        ...     x_train[100:], y_train[100:], epochs=2, verbose=0,
+        ...     validation_data=(x_train[:100], y_train[:100]),
+        ...     callbacks=[best],
+        ... )
+        >>> best.best["epoch"] in (0, 1)
+        True
     """
 
     def __init__(self, monitor: str = "val_rho2", accuracy_weight: float = 0.0):

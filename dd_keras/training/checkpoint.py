@@ -24,7 +24,18 @@ _BFLOAT16 = tf.bfloat16.as_numpy_dtype  # npz files know its size alone
 
 
 class DivergenceError(RuntimeError):
-    """A training whose loss or weights are no longer finite."""
+    """A training whose loss or weights are no longer finite.
+
+    Example:
+        >>> classifier.optimizer.learning_rate = 1e30
+        >>> try:
+        ...     history = dd_keras.resumable_fit(
+        ...         classifier, (x_train, y_train), 1, "checkpoints", verbose=0
+        ...     )
+        ... except dd_keras.training.DivergenceError as error:
+        ...     print(error)
+        epoch 1, step ...: the loss is ...
+    """
 
 
 class State(NamedTuple):
@@ -69,6 +80,13 @@ class Checkpoints:
 
     Args:
         directory: where they are kept; made if missing.
+
+    Example:
+        >>> checkpoints = dd_keras.training.Checkpoints("checkpoints")
+        >>> checkpoints.save(classifier, 2, 0, {"seed": 0}, {})
+        >>> state = checkpoints.newest(classifier)
+        >>> state.epoch, state.step, state.notes
+        (2, 0, {'seed': 0})
     """
 
     def __init__(self, directory: str | os.PathLike[str]):

@@ -18,18 +18,6 @@ from dd_keras.training.executions import Executions
 from dd_keras.utils import config, files
 
 
-class Interrupted(KeyboardInterrupt):
-    """A training that a signal stopped, after it wrote a checkpoint.
-
-    Attributes:
-        signal: the number of the signal.
-    """
-
-    def __init__(self, message: str, number: int):
-        super().__init__(message)
-        self.signal = number
-
-
 def resumable_fit(
     model: keras.Model,
     train: datasets.ResumableBatches | tuple,
@@ -105,6 +93,18 @@ def resumable_fit(
             one length, or `callbacks` hold a `KeepBest`.
         RuntimeError: if another worker is gone.
         OSError: if a state cannot be written. Those before are kept.
+
+    Example:
+        >>> data = (x_train, y_train)
+        >>> history = dd_keras.resumable_fit(
+        ...     classifier, data, 1, "checkpoints", verbose=0
+        ... )
+        >>> history = dd_keras.resumable_fit(  # in a new process, for example
+        ...     classifier, data, 3, "checkpoints", verbose=0
+        ... )
+        Resuming from epoch 2, step 0.
+        >>> history.epoch, len(history.history["loss"])
+        ([0, 1, 2], 3)
     """
     if checkpoint_steps is not None and not (
         type(checkpoint_steps) is int and checkpoint_steps > 0
@@ -364,7 +364,7 @@ class _Progress(keras.callbacks.Callback):
             self._save(self._epoch, self._done)
         where = f"epoch {self._epoch + 1}, step {self._done}"
         there = "there" if alone else "its last checkpoint"
-        raise Interrupted(
+        raise guards.Interrupted(
             f"stopped by {signal.Signals(number).name} in {where}; started "
             f"again, it resumes from {there}.",
             number,

@@ -14,8 +14,49 @@ import tensorflow as tf
 from dd_keras.training.checkpoint import DivergenceError, first_not_finite
 
 
+class Interrupted(KeyboardInterrupt):
+    """A training that a signal stopped, after it wrote a checkpoint.
+
+    Attributes:
+        signal: the number of the signal.
+
+    Example:
+        >>> import signal
+        >>> ctrl_c = keras.callbacks.LambdaCallback(
+        ...     on_epoch_end=lambda *_: signal.raise_signal(signal.SIGINT)
+        ... )
+        >>> try:
+        ...     history = dd_keras.resumable_fit(
+        ...         classifier, (x_train, y_train), 2, "checkpoints",
+        ...         callbacks=[ctrl_c], verbose=0,
+        ...     )
+        ... except dd_keras.training.Interrupted as stopped:
+        ...     print(signal.Signals(stopped.signal).name)
+        <BLANKLINE>
+        Stopping after this step; once more to stop at once.
+        SIGINT
+    """
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.signal = number
+
+
 class OutOfMemoryError(RuntimeError):
-    """A step that does not fit into memory."""
+    """A step that does not fit into memory.
+
+    Example:
+        >>> def train(batch_size):
+        ...     try:
+        ...         return dd_keras.resumable_fit(
+        ...             classifier, (x_train, y_train), 1, "checkpoints",
+        ...             batch_size=batch_size, verbose=0,
+        ...         )
+        ...     except dd_keras.training.OutOfMemoryError:
+        ...         return train(batch_size // 2)
+        >>> train(512).epoch
+        [0]
+    """
 
 
 class StopAtNaN(keras.callbacks.Callback):
@@ -27,6 +68,14 @@ class StopAtNaN(keras.callbacks.Callback):
 
     Raises:
         DivergenceError: in `fit`.
+
+    Example:
+        >>> classifier.optimizer.learning_rate = 1e30
+        >>> guard = dd_keras.training.StopAtNaN()
+        >>> classifier.fit(x_train, y_train, callbacks=[guard], verbose=0)
+        Traceback (most recent call last):
+            ...
+        dd_keras.training.checkpoint.DivergenceError: epoch 1, step ...
     """
 
     def __init__(self, batch_of: Callable[[int, int], Any] | None = None):

@@ -24,6 +24,15 @@ class CoupledSGD(keras.optimizers.SGD):
 
     Raises:
         ValueError: if `coupled_weight_decay` is negative or not finite.
+
+    Example:
+        >>> optimizer = dd_keras.CoupledSGD(
+        ...     0.1, momentum=0.0, coupled_weight_decay=0.5
+        ... )
+        >>> w = keras.Variable([2.0])
+        >>> optimizer.apply([tf.constant([0.0])], [w])  # w - 0.1 * (0 + 0.5 w)
+        >>> print(w.numpy())
+        [1.9]
     """
 
     def __init__(

@@ -21,7 +21,16 @@ from dd_keras.evaluation.statistics import Estimate, proportion
 
 @keras.saving.register_keras_serializable("dd_keras")
 class Accuracy(Metric):
-    """The share of samples that are correctly classified, without attack."""
+    """The share of samples that are correctly classified, without attack.
+
+    Example:
+        >>> metric = dd_keras.evaluation.Accuracy()  # or "accuracy"
+        >>> report = dd_keras.evaluate_robustness(
+        ...     classifier, x_test, y_test, metric, verbose=0
+        ... )
+        >>> report.summary()["accuracy"] > 0.9
+        True
+    """
 
     name = "accuracy"
 
@@ -50,6 +59,15 @@ class AccuracyUnderAttack(Metric):
 
     Raises:
         ValueError: if `attack` is none of this kind.
+
+    Example:
+        >>> pgd = dd_keras.attacks.PGD(eps=0.1, steps=10, bounds=(0, 1))
+        >>> metric = dd_keras.evaluation.AccuracyUnderAttack(pgd, name="pgd10")
+        >>> report = dd_keras.evaluate_robustness(
+        ...     classifier, x_test, y_test, ["accuracy", metric], verbose=0
+        ... )
+        >>> report.summary()["pgd10_accuracy"] < report.summary()["accuracy"]
+        True
     """
 
     def __init__(

@@ -48,6 +48,14 @@ class AdaptiveChecks(Metric):
 
     Raises:
         ValueError: if an argument is outside of its range.
+
+    Example:
+        >>> checks = dd_keras.evaluation.AdaptiveChecks(eps=0.1, bounds=(0, 1))
+        >>> report = dd_keras.evaluate_robustness(
+        ...     classifier, x_test[:20], y_test[:20], checks, verbose=0
+        ... )
+        >>> report.summary()["adaptive_unbounded_accuracy"]
+        0.0
     """
 
     name = "adaptive"

@@ -30,6 +30,17 @@ class Samples(NamedTuple):
         values: dict of name to array, (N, ...).
         correct: bool, (N,): correctly classified without attack.
         misclassified: what to do with the others, one of `POLICIES`.
+
+    Example:
+        >>> report = dd_keras.evaluate_robustness(
+        ...     classifier, x_test, y_test, misclassified="zero", verbose=0
+        ... )
+        >>> samples = report.samples()
+        >>> print(np.all(samples.distances("rho2")[~samples.correct] == 0))
+        True
+        >>> eps = np.array([0.1, 0.5, 1.0])
+        >>> samples.robust_at(eps, "l2", "rho2_fooled").shape
+        (100, 3)
     """
 
     values: dict[str, np.ndarray]
@@ -99,6 +110,21 @@ class Metric(EqualByConfig):
         attack: the attack it runs, or None.
         distance_name: name of the array that holds the lengths of the
             perturbations, where the attack looks for the smallest; or empty.
+
+    Example:
+        >>> from dd_keras.evaluation.statistics import mean
+        >>> class Confidence(dd_keras.evaluation.Metric):
+        ...     name = "confidence"
+        ...     def measure(self, network, x, forward):
+        ...         p = tf.nn.softmax(forward.logits)
+        ...         return {"confidence": tf.reduce_max(p, axis=1)}
+        ...     def estimates(self, samples):
+        ...         return {"confidence": mean(samples.values["confidence"])}
+        >>> report = dd_keras.evaluate_robustness(
+        ...     classifier, x_test, y_test, Confidence(), verbose=0
+        ... )
+        >>> report.summary()["confidence"] > 0.5
+        True
     """
 
     name: str

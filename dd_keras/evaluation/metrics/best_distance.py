@@ -49,6 +49,17 @@ class BestDistance(Metric):
     Raises:
         ValueError: if an attack is none of this kind, if norms differ, or if
             there is none.
+
+    Example:
+        >>> best = dd_keras.evaluation.BestDistance({
+        ...     "deepfool": dd_keras.attacks.DeepFool(),
+        ...     "ddn": dd_keras.attacks.DDN(steps=50),
+        ... })
+        >>> report = dd_keras.evaluate_robustness(
+        ...     classifier, x_test, y_test, ["l2", best], verbose=0
+        ... )
+        >>> report.summary()["l2_best"] < report.summary()["l2"]
+        True
     """
 
     def __init__(

@@ -34,6 +34,15 @@ class Distance(Metric):
 
     Raises:
         ValueError: if `attack` is none of this kind.
+
+    Example:
+        >>> ddn = dd_keras.attacks.DDN(steps=50, bounds=(0, 1))
+        >>> metric = dd_keras.evaluation.Distance(ddn, prefix="ddn_")
+        >>> report = dd_keras.evaluate_robustness(
+        ...     classifier, x_test, y_test, metric, verbose=0
+        ... )
+        >>> sorted(report.summary())
+        ['ddn_l2', 'ddn_rho2', 'ddn_rho2_fooled', 'samples']
     """
 
     def __init__(

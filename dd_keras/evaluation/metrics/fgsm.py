@@ -39,6 +39,14 @@ class SmallestEps(Metric):
 
     Args:
         attack: `attacks.MinimalFGSM()` by default.
+
+    Example:
+        >>> report = dd_keras.evaluate_robustness(
+        ...     classifier, x_test, y_test, dd_keras.evaluation.SmallestEps(),
+        ...     verbose=0,
+        ... )
+        >>> sorted(report.summary())
+        ['eps_ref', 'fgsm_eps', 'fgsm_rho', 'samples']
     """
 
     def __init__(self, attack: attacks.Attack | None = None):
@@ -92,6 +100,15 @@ class EpsSweep(Metric):
         eps: sequence of numbers above 0, in units of the inputs.
         bounds: as in `attacks.FGSM`; None, as in the paper, for no bounds.
         float32_gradient: as in `attacks.FGSM`.
+
+    Example:
+        >>> sweep = dd_keras.evaluation.EpsSweep([0.05, 0.2], bounds=(0, 1))
+        >>> report = dd_keras.evaluate_robustness(
+        ...     classifier, x_test, y_test, sweep, verbose=0
+        ... )
+        >>> at = report.summary()
+        >>> at["fgsm_accuracy@0.2"] < at["fgsm_accuracy@0.05"]
+        True
     """
 
     def __init__(

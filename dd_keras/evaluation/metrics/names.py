@@ -59,6 +59,13 @@ def get(
 
     Raises:
         ValueError: if the name is not known, or bounds are missing.
+
+    Example:
+        >>> from dd_keras.evaluation import metrics
+        >>> metrics.get("rhoinf").attack.norm
+        inf
+        >>> metrics.get(dd_keras.attacks.PGD(eps=0.1))
+        AccuracyUnderAttack(name='pgd')
     """
     if isinstance(metric, Metric):
         return metric

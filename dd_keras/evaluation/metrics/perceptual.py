@@ -27,6 +27,14 @@ class PASS(Metric):
 
     Raises:
         ImportError: if OpenCV or scikit-image is not installed.
+
+    Example:
+        >>> metric = dd_keras.evaluation.PASS(bounds=(0, 1))
+        >>> report = dd_keras.evaluate_robustness(
+        ...     classifier, x_test[:10], y_test[:10], metric, verbose=0
+        ... )
+        >>> 0.5 < report.summary()["pass"] <= 1
+        True
     """
 
     name = "pass"

@@ -31,6 +31,19 @@ class AccuracyUnderTransfer(Metric):
 
     Raises:
         ValueError: if `attack` is none of this kind.
+
+    Example:
+        >>> defended = keras.models.clone_model(classifier)
+        >>> defended.set_weights([0.9 * w for w in classifier.get_weights()])
+        >>> pgd = dd_keras.attacks.PGD(eps=0.1, steps=10, bounds=(0, 1))
+        >>> transfer = dd_keras.evaluation.AccuracyUnderTransfer(
+        ...     source=classifier, attack=pgd
+        ... )
+        >>> report = dd_keras.evaluate_robustness(
+        ...     defended, x_test, y_test, ["accuracy", transfer], verbose=0
+        ... )
+        >>> report.summary()["transfer_accuracy"] < report.summary()["accuracy"]
+        True
     """
 
     def __init__(
