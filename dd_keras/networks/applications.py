@@ -32,10 +32,13 @@ NAMES = tuple(_BUILDERS)
 
 
 def family(name: str) -> str:
-    """The family of a network: the module of `keras.applications` it is in.
+    """The family of a network: the name of its `keras.applications` module.
 
     Args:
         name: one of `NAMES`.
+
+    Returns:
+        str, such as `"mobilenet_v2"`.
 
     Raises:
         ValueError: if there is no such network.
@@ -77,11 +80,11 @@ FAMILIES = _families()
 
 @keras.saving.register_keras_serializable("dd_keras")
 class ApplicationPreprocessing(layers.Layer):
-    """What a network of `keras.applications` wants done to its inputs.
+    """The preprocessing of a network of `keras.applications`, as a layer.
 
-    Its family's `preprocess_input`, which for some families does nothing,
-    since the network itself begins with it. In float32 also under mixed
-    precision.
+    It is the `preprocess_input` of the network's family, which for some
+    families does nothing, since the network itself begins with preprocessing.
+    It computes in float32 also under mixed precision.
 
     Args:
         application: one of `NAMES`.
@@ -129,8 +132,8 @@ def build(
 ) -> keras.Model:
     """A network of `keras.applications`, from raw pixels to logits.
 
-    With 1,000 classes it is Keras' own to the last layer. With another number
-    it ends in global average pooling and a new layer, `predictions`.
+    With 1,000 classes it has all of Keras' layers. With another number it ends
+    in global average pooling and a new dense layer, `predictions`.
 
     Args:
         name: one of `NAMES`.
@@ -138,9 +141,8 @@ def build(
         num_classes: number of logits, at least 2.
         weights: None for random ones; `"imagenet"` for those that Keras
             downloads; or the path of a weights file of the network
-            (`.weights.h5`, `.h5` or `.keras`). Without the last layer for
-            another number of classes than 1,000; then a file of the whole
-            network serves, too.
+            (`.weights.h5`, `.h5` or `.keras`). If `num_classes` is not 1,000,
+            the file may be that of the network with or without its last layer.
 
     Returns:
         A functional `keras.Model` from pixels, floating, (B, *input_shape) in

@@ -55,11 +55,11 @@ def export(
     report: object = None,
     card: dict | None = None,
 ) -> str:
-    """Writes a classifier as `path/<version>/`, which TF Serving serves.
+    """Writes a classifier to `path/<version>/`, for TensorFlow Serving.
 
-    The SavedModel holds preprocessing and network, no optimizer and nothing
-    of training, and loads where dd_keras is not installed. Its signatures, of
-    any batch size B from 1:
+    The SavedModel has the preprocessing and the network, but no optimizer or
+    other training state, and does not need dd_keras to be loaded. It has these
+    signatures, for any batch size B of at least 1:
 
     - `serving_default`: `images`, (B, *image_shape), before preprocessing, to
       `logits` and `probabilities`, float32, (B, n), `classes`, int32, (B,),
@@ -87,47 +87,50 @@ def export(
     Args:
         model: a built Keras classifier, see `logits_model`; of a
             `DefenseModel` its classifier is exported.
-        path: local directory of the model, its versions inside.
-        preprocessing: Keras layer or model from raw images to what `model`
-            takes; None for none, or for the `preprocessor` of a KerasHub task.
+        path: local directory of the model, which holds its versions.
+        preprocessing: Keras layer or model from raw images to the inputs of
+            `model`; None for none, or for the `preprocessor` of a KerasHub
+            task.
         version: positive integer; None for the next one.
         class_names: names of all classes, in order; None: no `labels`.
-        image_shape: sizes of one raw image, None for any; by default what
-            `preprocessing`, if it is a model, or else `model` takes.
-        image_dtype: of `images`, `"float32"` or `"uint8"` (a quarter of the
-            bytes by gRPC).
-        resize: for encoded images: function, in the graph, from uint8
+        image_shape: shape of one raw image, with None for any size; by default
+            the input shape of `preprocessing`, if it is a model, or else of
+            `model`.
+        image_dtype: dtype of `images`, `"float32"` or `"uint8"` (a quarter of
+            the bytes by gRPC).
+        resize: for encoded images: TensorFlow function from uint8
             (H, W, channels) to an image of `image_shape` in [0, 255]; by
-            default bilinear with antialiasing, sides scaled each on its own.
-        max_images: most encoded images of a request.
-        max_pixels: most pixels an encoded image may have.
-        max_request_pixels: most pixels that all encoded images of a request
-            may have together; None: four times `max_pixels`. What is beyond
-            one of these limits is refused before anything is decoded. The
-            requests that a server runs as one batch count as one.
-        attack: behind `robustness`: `attacks.DeepFool`, with its `max_iter`
-            and `candidates` (by default 50 iterations, all classes), or a
-            slower one that finds shorter perturbations, `SuperDeepFool`,
-            `DDN` or `FAB` without `eps`.
-        activation: what `model` ends in, see `logits_model`.
+            default bilinear with antialiasing, each side scaled on its own.
+        max_images: maximum number of encoded images in a request.
+        max_pixels: maximum number of pixels of an encoded image.
+        max_request_pixels: maximum number of pixels of all encoded images in a
+            request; None: four times `max_pixels`. Requests beyond one of
+            these limits are refused before anything is decoded. Requests that
+            a server runs as one batch count as one.
+        attack: the attack of `robustness`: `attacks.DeepFool`, with its
+            `max_iter` and `candidates` (by default 50 iterations, all
+            classes), or a slower one that finds shorter perturbations:
+            `SuperDeepFool`, `DDN`, or `FAB` without `eps`.
+        activation: the final activation of `model`, see `logits_model`.
         examples: raw images for the warm-up requests, (N, *image_shape), at
-            most 64; by default one of noise.
-        warm_up_requests: whether to write them, which takes
-            tensorflow-serving-api (the extra `serving`); None: if it is
-            there, with a warning if it is not.
+            most 64; by default one image of noise.
+        warm_up_requests: whether to write warm-up requests, which needs
+            tensorflow-serving-api (the extra `serving`). None: write them if
+            it is installed, else warn.
         report: `RobustnessReport` of the model, for the card; None: the card
             says that nothing was measured.
-        card: dict of what JSON can hold, for the card: `name`, `dataset`,
-            `defense`, `intended_use`, `limits`, and anything else. In
-            model_card.md names and values are shown as they are;
+        card: dict of values that JSON can hold, for the card: `name`,
+            `dataset`, `defense`, `intended_use`, `limits`, and anything else.
+            In model_card.md names and values are shown literally, but
             `intended_use` and `limits` may be Markdown without HTML.
 
     Returns:
         str: the path of the version.
 
     Raises:
-        TypeError: if `model` is no Keras model, `preprocessing` no layer,
-            `attack` none of these, `resize` no function or `report` none.
+        TypeError: if `model` is not a Keras model, `preprocessing` not a
+            layer, `attack` not one of these, `resize` not a function, or
+            `report` not a report.
         ValueError: if an argument is not as above, or `path` cannot be
             written to. Nothing has been written then.
         ImportError: if `warm_up_requests` is True without the extra.

@@ -24,7 +24,7 @@ _BFLOAT16 = tf.bfloat16.as_numpy_dtype  # npz files know its size alone
 
 
 class DivergenceError(RuntimeError):
-    """A training whose loss or weights are no longer finite.
+    """An error: the loss or the weights of a training are not finite.
 
     Example:
         >>> classifier.optimizer.learning_rate = 1e30
@@ -73,13 +73,13 @@ def variables(model: keras.Model) -> list[keras.Variable]:
 
 
 class Checkpoints:
-    """The newest states of one training, in a directory of their own.
+    """The two newest checkpoints of one training, in a directory of their own.
 
-    Of several workers the chief writes; all read, so that the directory must
-    be one that all of them see.
+    `resumable_fit` writes and reads them. With several workers the chief
+    writes and all read, so all must see the directory.
 
     Args:
-        directory: where they are kept; made if missing.
+        directory: where the checkpoints are kept; created if missing.
 
     Example:
         >>> checkpoints = dd_keras.training.Checkpoints("checkpoints")
@@ -100,21 +100,21 @@ class Checkpoints:
         notes: dict[str, Any],
         arrays: dict[str, list[np.ndarray]],
     ) -> None:
-        """Writes the state of a model, and removes the oldest.
+        """Writes a checkpoint atomically, and removes the oldest.
 
-        All workers must call this, as it gathers the metrics of all of them.
+        All workers must call this: it gathers the metrics of all of them.
 
         Args:
-            model: compiled `keras.Model`.
-            epoch: see `State`, as the next.
-            step: number of its steps that are done.
-            notes: what else there is to know.
-            arrays: the same.
+            model: a compiled `keras.Model`.
+            epoch: number of the epoch that the training is in, from 0.
+            step: number of steps of this epoch that are done.
+            notes: further values, as far as JSON can hold them.
+            arrays: further arrays, a dict of name to list.
 
         Raises:
-            DivergenceError: if a weight is not finite: such a state is of no
-                use, and would replace those that are.
-            OSError: if it cannot be written. Those before stay.
+            DivergenceError: if a weight is not finite. Nothing is written, as
+                such a checkpoint would replace one that is useful.
+            OSError: if it cannot be written. Earlier checkpoints are kept.
         """
         values = [_read(variable) for variable in variables(model)]
         broken = first_not_finite(model)
@@ -148,13 +148,17 @@ class Checkpoints:
                 os.remove(old)
 
     def newest(self, model: keras.Model) -> State | None:
-        """The newest complete `State`, or None.
+        """The newest complete checkpoint, or None if there is none.
 
         Args:
-            model: the compiled model that it is to be of.
+            model: the compiled model that was saved.
+
+        Returns:
+            A named tuple of `epoch`, `step`, `values` (arrays of all
+            variables), `notes` and `arrays`; or None.
 
         Raises:
-            ValueError: if it is of another model.
+            ValueError: if the checkpoint is that of another model.
         """
         chosen = None
         if distribution.is_chief():
