@@ -44,6 +44,7 @@ LONGEST_FILES = (
     "test_evaluation_apps.py",
     "test_any_classifier.py",
     "test_datasets.py",
+    "test_examples.py",
     "test_applications.py",
     "test_client.py",
     "test_export_app.py",

@@ -104,9 +104,11 @@ class AutoAttack(base.Attack):
         >>> attack = dd_keras.attacks.AutoAttack(eps=0.1, bounds=(0, 1))
         >>> attack.attack_names
         ['apgd-ce', 'apgd-t', 'fab-t', 'square']
-        >>> found = attack.run(classifier, x_test[:10], y_test[:10])
-        >>> robust_accuracy = 1 - np.mean(found.fooled)
-        >>> print(robust_accuracy < 1)
+        >>> quick = dd_keras.attacks.AutoAttack(
+        ...     eps=0.1, version=["apgd-ce", "fab-t"], bounds=(0, 1)
+        ... )
+        >>> found = quick.run(classifier, x_test, y_test)
+        >>> print(1 - np.mean(found.fooled) < 0.9)  # robust accuracy
         True
     """
 

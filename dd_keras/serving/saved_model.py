@@ -69,20 +69,20 @@ def export(
       the smallest perturbation that `attack` finds, in units of the network's
       inputs, an upper bound of the distance to the decision boundary; `rho`,
       float32, (B,): the same over the norm of the input (Eq. 7 of the Deep
-      Defense paper); and `nearest_class`, int32, (B,): what the perturbed
-      input is classified as. It equals `classes` where the attack found no
-      boundary. With a norm p other than 2, `l2` is called `l<p>`.
+      Defense paper); and `nearest_class`, int32, (B,): the class of the
+      perturbed input, which equals `classes` if the attack found no boundary.
+      With a norm p other than 2, `l2` is called `l<p>`.
     - `serve_encoded` and `robustness_encoded`: the same from `encoded`,
       strings, (B,), the bytes of PNG or JPEG files, resized to `image_shape`.
-      Only where this is (height, width, 1 or 3).
+      Only if this is (height, width, 1 or 3).
 
-    Bad requests get `InvalidArgument`, which says what was expected. Beside
-    the SavedModel, in assets.extra/, lie warm-up requests that the server
-    replays when it loads the version, and a model card
-    (model_card.json, .md).
+    Bad requests get the error `InvalidArgument`, which says what was expected.
+    assets.extra/ of the SavedModel has warm-up requests, which the server
+    replays when it loads the version, and a model card (model_card.json,
+    .md).
 
-    A version appears atomically, also if the process is killed, and none is
-    ever overwritten; several processes may export to one `path`.
+    A version appears atomically, even if the process is killed, and none is
+    ever overwritten; several processes may export to the same `path`.
 
     Args:
         model: a built Keras classifier, see `logits_model`; of a

@@ -56,10 +56,11 @@ class BestDistance(Metric):
         ...     "ddn": dd_keras.attacks.DDN(steps=50),
         ... })
         >>> report = dd_keras.evaluate_robustness(
-        ...     classifier, x_test, y_test, ["l2", best], verbose=0
+        ...     classifier, x_test, y_test, best, verbose=0
         ... )
-        >>> report.summary()["l2_best"] < report.summary()["l2"]
-        True
+        >>> sorted(report.summary())
+        ['l2_best', 'rho2_best', 'rho2_best_by_ddn', 'rho2_best_by_deepfool',
+         'rho2_best_fooled', 'samples']
     """
 
     def __init__(
