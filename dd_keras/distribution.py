@@ -1,8 +1,8 @@
 """Training on several devices or machines: TensorFlow's own strategies.
 
 A model that is built and compiled in the scope of a strategy is trained by
-`fit` on all of its replicas: each takes its share of every batch, and all make
-the same update. Batch sizes are those of all replicas together.
+`fit` on all of its replicas. Each replica takes its share of every batch, and
+all apply the same update. A batch size is that of all replicas together.
 """
 
 import contextlib

@@ -145,7 +145,7 @@ class APGD(pgd.ProjectedGradient):
     def loss_gradient(
         self, logits: tf.Tensor, y: tf.Tensor, target: tf.Tensor
     ) -> tf.Tensor:
-        """The gradient by the logits, (A, n), of the loss that is maximised."""
+        """The gradient of the maximised loss by the logits, (A, n)."""
         if self.loss == "cross_entropy":
             return decisions.cross_entropy_logit_gradient(logits, y)
         with tf.GradientTape() as tape:
@@ -154,13 +154,13 @@ class APGD(pgd.ProjectedGradient):
         return tape.gradient(loss, logits)
 
     def start(self, x: tf.Tensor, restart: tf.Tensor) -> tf.Tensor:
-        """A random direction, of length eps: (A, ...)."""
+        """A perturbation of length eps in a random direction, (A, ...)."""
         return self.eps * lp_ball.random_direction(
             x, self.norm, self.seed, self.stream_of(restart)
         )
 
     def initial_memory(self, x: tf.Tensor) -> Any:
-        """Of the restart's first evaluation, anything is an improvement."""
+        """The memory at the start of a restart; any first point improves it."""
         zero = tf.zeros_like(x)
         none = tf.zeros_like(tf.reshape(x, (tf.shape(x)[0], -1))[:, 0])
         return _Memory(
@@ -176,7 +176,7 @@ class APGD(pgd.ProjectedGradient):
         )
 
     def step(self, here: pgd.Iterate) -> tuple[tf.Tensor, Any]:
-        """One step, before its last projection."""
+        """One step, before its final projection."""
         memory = self._evaluate(here)
         point, gradient, memory = self._check(here, memory)
         direction = lp_ball.steepest_ascent(gradient, self.norm)

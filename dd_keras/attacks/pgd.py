@@ -32,7 +32,7 @@ class Iterate(NamedTuple):
             `ProjectedGradient.targets`.
         perturbation: (A, ...): where the samples are.
         logits: (A, n): the network's at x + perturbation.
-        gradient: (A, ...): that of the loss, by the inputs, there.
+        gradient: (A, ...): that of the loss with respect to the inputs, there.
         memory: what the step rule remembers, see `initial_memory`.
     """
 
@@ -96,7 +96,7 @@ class ProjectedGradient(base.Attack):
     def loss_gradient(
         self, logits: tf.Tensor, y: tf.Tensor, target: tf.Tensor
     ) -> tf.Tensor:
-        """The gradient by the logits, (A, n), of the loss that is maximised."""
+        """The gradient of the maximised loss by the logits, (A, n)."""
         del target
         return decisions.cross_entropy_logit_gradient(logits, y, self.targeted)
 

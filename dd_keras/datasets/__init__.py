@@ -1,8 +1,8 @@
-"""Data sets: raw images and labels, and the preprocessing that goes with them.
+"""Data sets: raw images, labels, and the preprocessing that belongs to them.
 
-Images have pixels from 0 to 255, as the paper's. Preprocessing is a Keras
-layer, kept apart from the classifier: attacks measure perturbations behind it,
-and a server puts it in front.
+Pixels are from 0 to 255, as in the paper. Preprocessing is a Keras layer
+outside the classifier: attacks perturb the preprocessed inputs, and an
+exported model begins with it.
 """
 
 import re

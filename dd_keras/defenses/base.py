@@ -363,7 +363,7 @@ class DefenseModel(ClassifierWrapper):
                 metric.update_state(self.unscaled(total), batch_size)
 
     def get_metrics_result(self) -> dict[str, tf.Tensor]:
-        """The logs; rho only where it was measured."""
+        """The logs, with rho only if it was measured."""
         results = super().get_metrics_result()
         # In a graph `train_step` does this: there the count is not known.
         if tf.executing_eagerly() and not keras.ops.any(self.rho_tracker.count):

@@ -1,7 +1,7 @@
 """All defences by name: how each turns a classifier into a model to train.
 
 A method takes a classifier, its training batches and `Settings`, and returns
-the model to `fit` and the batches to fit it on; that trains the classifier. To
+the model to `fit` and the batches to fit it on; this trains the classifier. To
 add one, write it in a file of its own, and give it a line in `METHODS`.
 """
 

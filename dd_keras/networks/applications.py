@@ -106,7 +106,7 @@ class ApplicationPreprocessing(layers.Layer):
         self._module = getattr(keras.applications, family(application))
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Pixels in [0, 255], (B, H, W, 3), to what the network takes."""
+        """From pixels in [0, 255], (B, H, W, 3), to the network's inputs."""
         precise = keras.backend.standardize_dtype(inputs.dtype) == "float64"
         pixels = ops.cast(inputs, "float64" if precise else "float32")
         return ops.cast(

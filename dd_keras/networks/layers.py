@@ -64,7 +64,7 @@ class LocalResponseNormalization(layers.Layer):
         self.beta = beta
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """(B, H, W, C) to the same shape."""
+        """The normalised responses, (B, H, W, C)."""
         radius, channels = self.depth_radius, inputs.shape[-1]
         size = 2 * radius + 1
         x = inputs

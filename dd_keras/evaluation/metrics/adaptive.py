@@ -106,7 +106,7 @@ class AdaptiveChecks(Metric):
         }
 
     def estimates(self, samples: Samples) -> dict[str, Estimate]:
-        """The four numbers, as above."""
+        """The four numbers described above."""
         return {
             **{
                 f"adaptive_{which}_accuracy": proportion(
