@@ -1,8 +1,8 @@
 """Training on several devices or machines: TensorFlow's own strategies.
 
 A model that is built and compiled in the scope of a strategy is trained by
-`fit` on all of its replicas: each takes its share of every batch, and all make
-the same update. Batch sizes are those of all replicas together.
+`fit` on all of its replicas. Each replica takes its share of every batch, and
+all apply the same update. A batch size is that of all replicas together.
 """
 
 import contextlib
@@ -32,21 +32,21 @@ def strategy(
 ) -> tf.distribute.Strategy:
     """A strategy of `tf.distribute`, by name.
 
-    Call it first of all: devices, and the connection to other workers, cannot
-    be set up any more once TensorFlow has computed something.
+    Call it at the start of the program: devices and the connection to other
+    workers cannot be set up once TensorFlow has computed something.
 
     Args:
         name: `"none"`: one device. `"mirrored"`: all GPUs of this machine, or
-            its CPU in several parts. `"multi_worker"`: several processes,
-            in general one a machine, each with all its GPUs. Each is started
-            with the same command, and finds the others by `TF_CONFIG`, as
-            TensorFlow documents it, or by Slurm's `srun`, or by
-            `cluster_resolver`.
-        replicas: of `"mirrored"`: number of devices; None for all GPUs there
-            are, or else one. Without a GPU it is the number of logical devices
-            that the CPU is parted into, which makes nothing faster; it shows
-            what several GPUs would compute.
-        cluster_resolver: of `"multi_worker"`: any
+            its CPU as several logical devices. `"multi_worker"`: several
+            processes, usually one per machine, each with all its GPUs. All are
+            started with the same command, and find each other through
+            `TF_CONFIG`, as TensorFlow documents it, through Slurm's `srun`, or
+            through `cluster_resolver`.
+        replicas: for `"mirrored"`: number of devices; None for all GPUs, or
+            one device without a GPU. Without a GPU, the CPU is split into this
+            many logical devices: not faster, but it computes what several GPUs
+            would.
+        cluster_resolver: for `"multi_worker"`: any
             `tf.distribute.cluster_resolver.ClusterResolver`.
 
     Returns:
@@ -54,15 +54,18 @@ def strategy(
 
     Raises:
         ValueError: if an argument is not as above, if there are fewer devices
-            than `replicas`, or if no other workers are given.
-        RuntimeError: if the CPU is to be parted and TensorFlow is in use.
+            than `replicas`, or if no workers are specified.
+        RuntimeError: if the CPU has to be split but is already in use.
 
     Example:
-        with dd_keras.distribution.strategy("mirrored").scope():
-            classifier = keras.models.load_model("classifier.keras")
-            model = dd_keras.DeepDefenseModel(classifier)
-            model.compile("sgd", "sparse_categorical_crossentropy")
-        model.fit(train, epochs=5)
+        >>> strategy = dd_keras.distribution.strategy("mirrored")
+        >>> with strategy.scope():
+        ...     classifier = keras.models.clone_model(classifier)
+        ...     model = dd_keras.DefenseModel(classifier)
+        ...     model.compile("adam", "sparse_categorical_crossentropy")
+        >>> history = model.fit(x_train, y_train, verbose=0)
+        >>> strategy.num_replicas_in_sync >= 1  # the GPUs, or the CPU alone
+        True
     """
     validation.validate_choice("name", name, NAMES)
     if replicas is not None and (
@@ -152,15 +155,26 @@ def _slurm_resolver():
 
 
 def is_chief() -> bool:
-    """Whether this process, in the scope at hand, is the one that writes.
+    """Whether this process is the chief, the worker that writes files.
 
-    Of several workers one is; a process alone always is.
+    It depends on the strategy in scope. A single process is always the chief.
+
+    Example:
+        >>> if dd_keras.distribution.is_chief():
+        ...     classifier.save("classifier.keras")
+        >>> os.path.exists("classifier.keras")
+        True
     """
     return worker_index() == 0
 
 
 def worker_index() -> int:
-    """The number of this process among the workers; 0 is the chief's."""
+    """The index of this process among the workers; the chief's is 0.
+
+    Example:
+        >>> dd_keras.distribution.worker_index()
+        0
+    """
     resolver = tf.distribute.get_strategy().cluster_resolver
     if resolver is None or not resolver.task_type:
         return 0
@@ -171,7 +185,12 @@ def worker_index() -> int:
 
 
 def num_workers() -> int:
-    """The number of processes that train, in the scope at hand."""
+    """The number of processes that train, by the strategy in scope.
+
+    Example:
+        >>> dd_keras.distribution.num_workers()  # without TF_CONFIG
+        1
+    """
     resolver = tf.distribute.get_strategy().cluster_resolver
     if resolver is None or not resolver.task_type:
         return 1
@@ -180,13 +199,18 @@ def num_workers() -> int:
 
 
 def from_chief(value: Any) -> Any:
-    """What the chief has, for all workers; they wait for each other.
+    """Broadcasts a value from the chief to all workers, which must all call.
 
     Args:
-        value: anything that JSON can hold; that of the chief counts.
+        value: anything that JSON can hold; ignored except in the chief.
 
     Returns:
         The chief's `value`.
+
+    Example:
+        >>> run = {"name": "a", "seed": 3}  # other workers may have another
+        >>> dd_keras.distribution.from_chief(run)
+        {'name': 'a', 'seed': 3}
     """
     if num_workers() == 1:
         return value
@@ -198,7 +222,15 @@ def from_chief(value: Any) -> Any:
 
 
 def barrier() -> None:
-    """Waits until all workers are here."""
+    """Waits until all workers have reached this call.
+
+    Example:
+        >>> if dd_keras.distribution.is_chief():
+        ...     os.makedirs("results")
+        >>> dd_keras.distribution.barrier()
+        >>> os.path.isdir("results")  # for all workers
+        True
+    """
     from_chief(None)
 
 
@@ -218,13 +250,23 @@ def _of_chief(array):
 
 
 def not_empty(x: tf.Tensor) -> tf.Tensor:
-    """A replica's part of a batch, once it is sure that there is one.
+    """A replica's part of a batch, checked to have at least one sample.
 
-    On the CPU, TensorFlow dies of a convolution of nothing.
+    On a CPU, TensorFlow crashes in a convolution of an empty batch.
+
+    Args:
+        x: (B, ...), this replica's part of the batch.
+
+    Returns:
+        `x`, unchanged.
 
     Raises:
-        tf.errors.InvalidArgumentError: in the step, if there are several
-            replicas, and too few samples for all of them.
+        tf.errors.InvalidArgumentError: when the step is run, if `x` is empty
+            and there are several replicas.
+
+    Example:
+        >>> dd_keras.distribution.not_empty(tf.zeros((2, 8, 8, 1))).shape
+        TensorShape([2, 8, 8, 1])
     """
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     if replicas == 1:
@@ -239,17 +281,21 @@ def not_empty(x: tf.Tensor) -> tf.Tensor:
 
 
 def batch_share(samples: tf.Tensor) -> tf.Tensor | None:
-    """This replica's share of a batch, in units of an equal share.
+    """This replica's share of a batch, relative to an equal share.
 
-    Keras divides a mean over a replica's samples by the number of replicas,
-    and sums the gradients. That is the mean over the whole batch only if all
-    replicas have as many samples; times this share it always is.
+    Keras divides the mean over a replica's samples by the number of replicas,
+    and sums the gradients. This is the mean over the whole batch only if all
+    replicas have equally many samples; multiplied by this share, it always is.
 
     Args:
-        samples: int32 scalar, the number of samples that this replica has.
+        samples: int32 scalar, the number of samples of this replica.
 
     Returns:
-        A float64 scalar; None where there is one replica.
+        A float64 scalar; None if there is only one replica.
+
+    Example:
+        >>> print(dd_keras.distribution.batch_share(tf.constant(32)))
+        None
     """
     context = tf.distribute.get_replica_context()
     replicas = context.num_replicas_in_sync
@@ -262,10 +308,17 @@ def batch_share(samples: tf.Tensor) -> tf.Tensor | None:
 
 @contextlib.contextmanager
 def lost_workers_named() -> Iterator[None]:
-    """Names the cause where TensorFlow fails as another worker is gone.
+    """A context in which the loss of another worker raises a clear error.
 
     Raises:
-        RuntimeError: in place of TensorFlow's error.
+        RuntimeError: instead of TensorFlow's error, if another worker failed,
+            was stopped, or cannot be reached.
+
+    Example:
+        >>> with dd_keras.distribution.lost_workers_named():
+        ...     history = classifier.fit(x_train, y_train, verbose=0)
+        >>> len(history.epoch)
+        1
     """
     try:
         yield

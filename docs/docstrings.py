@@ -12,7 +12,8 @@ _CODE = re.compile(r"(`+[^`]+`+)")
 def to_rst(app, what, name, obj, options, lines):
     """Rewrites the lines of a docstring in place, before Napoleon.
 
-    Indented blocks, which are formulas, and examples become literal blocks.
+    Indented blocks, which are formulas, and examples, which are doctests,
+    become literal blocks.
     Elsewhere bars, asterisks and underscores are those of mathematics.
     """
     del app, what, name, obj, options
@@ -49,7 +50,7 @@ def _literal(lines):
         if match:
             section = match[1]
             if section == "Example":
-                found += ["Example:", "", ".. code-block:: python", ""]
+                found += ["Example:", "", ".. code-block:: pycon", ""]
                 literal = 1
                 continue
             if match[2]:  # "Args and raises: as ...", a sentence

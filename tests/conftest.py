@@ -44,6 +44,7 @@ LONGEST_FILES = (
     "test_evaluation_apps.py",
     "test_any_classifier.py",
     "test_datasets.py",
+    "test_examples.py",
     "test_applications.py",
     "test_client.py",
     "test_export_app.py",
@@ -75,7 +76,7 @@ CORE = {
 NOT_CORE = {
     "any_classifier", "applications", "apps", "barely_trained",
     "benchmarks", "client", "corrupt_inputs", "datasets", "distribution",
-    "docs", "docstrings", "endpoints", "evaluation_apps", "export_app",
+    "docs", "endpoints", "evaluation_apps", "examples", "export_app",
     "figures", "frontier", "kerashub", "layers", "model_server",
     "mutations", "networks", "packaging", "planted_links", "progress",
     "properties", "public_names", "published", "readme", "reproduce",

@@ -1,9 +1,9 @@
-"""Attacks: from a classifier and a batch to a perturbation.
+"""Attacks: from a classifier and a batch of inputs to perturbations.
 
-One attack a file, all with the common interface of base.py. What they are
-made of is in forward.py, decisions.py, lp_ball.py, rows.py and
-stateless_random.py; kernels.py and derivatives.py make gradients of gradients
-fast and correct.
+Each attack has a file of its own, and all have the interface of `Attack`
+(base.py). Their building blocks are in forward.py, decisions.py, lp_ball.py,
+rows.py and stateless_random.py; kernels.py and derivatives.py make second
+derivatives fast and correct.
 """
 
 from dd_keras.attacks.apgd import APGD

@@ -42,49 +42,58 @@ class _Memory(NamedTuple):
 
 @keras.saving.register_keras_serializable("dd_keras")
 class APGD(pgd.ProjectedGradient):
-    """PGD with momentum whose step size is halved where it does not help.
+    """PGD with momentum and an adaptive step size, halved without progress.
 
-    With P the projection to the ball and to `bounds`, from a random point at
-    distance eps and with a step of 2 eps,
+    From a random point at distance eps, and with a first step of 2 eps,
 
         z = P(x_k + step * direction(grad loss(x_k))),
-        x_(k+1) = P(x_k + 0.75 (z - x_k) + 0.25 (x_k - x_(k-1))).
+        x_(k+1) = P(x_k + 0.75 (z - x_k) + 0.25 (x_k - x_(k-1))),
 
-    At the end of each of some windows of shrinking length, a sample halves its
-    step and returns to its best point if the loss grew in at most 75 % of the
-    window's steps, or if neither the step was halved at the last checkpoint
-    nor the best loss has improved since (the paper's Conditions 1 and 2).
+    where P is the projection to the ball and to `bounds`. The steps are
+    divided into windows of decreasing length. At the end of a window, a sample
+    halves its step and returns to its best point if the loss increased in at
+    most 75 % of the window's steps, or if the step was not halved at the last
+    checkpoint and the best loss has not improved since (the paper's Conditions
+    1 and 2).
 
     The loss is one of
 
-    - `"cross_entropy"`. Where the softmax saturates, its gradient is zero in
-      float32, and attacks that use it stand still. Here the direction is that
-      of `decisions.cross_entropy_logit_gradient`, and checkpoints compare
+    - `"cross_entropy"`. Where the softmax saturates, its gradient vanishes in
+      float32, and attacks that use it make no progress. Here the direction is
+      that of `decisions.cross_entropy_logit_gradient`, and checkpoints compare
       `decisions.cross_entropy_odds`, which orders points as the cross-entropy
       does; neither saturates.
-    - `"dlr"`, the difference of logits ratio, for three classes or more.
-    - `"targeted_dlr"`, towards each of the most probable other classes in turn,
-      for four classes or more; the strongest.
+    - `"dlr"`, the difference of logits ratio, for three or more classes.
+    - `"targeted_dlr"`, towards each of the most probable other classes in
+      turn, for four or more classes; the strongest.
 
-    A sample stops as soon as it is fooled; one that is misclassified already
-    is left as it is. Of a sample that is never fooled the result is the
-    perturbation that came closest.
+    A sample stops as soon as it is fooled; an already misclassified one is not
+    perturbed. For a sample that is never fooled, the result is the
+    perturbation with the smallest margin.
 
     Args:
-        eps: the largest perturbation in l_p, above 0, in units of the inputs.
+        eps: radius of the l_p ball, above 0, in units of the inputs.
         norm: the order p, inf or 2.
         loss: `"cross_entropy"`, `"dlr"` or `"targeted_dlr"`.
-        steps: of a restart, at least 1.
-        restarts: number of starts, at least 1; with `"targeted_dlr"` for each
+        steps: number of steps of a restart, at least 1.
+        restarts: number of starts, at least 1; with `"targeted_dlr"`, for each
             target.
-        num_targets: with `"targeted_dlr"`, how many classes are aimed at, at
-            least 1; all others if there are fewer. Else of no effect.
+        num_targets: number of target classes of `"targeted_dlr"`, at least 1,
+            capped at the number of other classes. No effect with other losses.
         bounds: as in `FGSM`.
-        seed: of the random starts, as in `PGD`.
+        seed: seed of the random starts, as in `PGD`.
 
     Raises:
-        ValueError: if an argument is outside of its range, or, when a model
-            is attacked, if it has too few classes for the loss.
+        ValueError: if an argument is outside its range, or, when a model is
+            attacked, if it has too few classes for the loss.
+
+    Example:
+        >>> attack = dd_keras.attacks.APGD(
+        ...     eps=0.1, loss="dlr", steps=20, bounds=(0, 1)
+        ... )
+        >>> found = attack.run(classifier, x_test, y_test)
+        >>> print(1 - np.mean(found.fooled) < 0.9)  # robust accuracy
+        True
     """
 
     random_start = True
@@ -126,7 +135,7 @@ class APGD(pgd.ProjectedGradient):
     def loss_value(
         self, logits: tf.Tensor, y: tf.Tensor, target: tf.Tensor
     ) -> tf.Tensor:
-        """What checkpoints compare: (A,), increasing with the loss."""
+        """The value that checkpoints compare: (A,), increasing in the loss."""
         if self.loss == "cross_entropy":
             return decisions.cross_entropy_odds(logits, y)
         if self.loss == "dlr":
@@ -136,7 +145,7 @@ class APGD(pgd.ProjectedGradient):
     def loss_gradient(
         self, logits: tf.Tensor, y: tf.Tensor, target: tf.Tensor
     ) -> tf.Tensor:
-        """The gradient by the logits, (A, n), of the loss that is maximised."""
+        """The gradient of the maximised loss by the logits, (A, n)."""
         if self.loss == "cross_entropy":
             return decisions.cross_entropy_logit_gradient(logits, y)
         with tf.GradientTape() as tape:
@@ -145,13 +154,13 @@ class APGD(pgd.ProjectedGradient):
         return tape.gradient(loss, logits)
 
     def start(self, x: tf.Tensor, restart: tf.Tensor) -> tf.Tensor:
-        """A random direction, of length eps: (A, ...)."""
+        """A perturbation of length eps in a random direction, (A, ...)."""
         return self.eps * lp_ball.random_direction(
             x, self.norm, self.seed, self.stream_of(restart)
         )
 
     def initial_memory(self, x: tf.Tensor) -> Any:
-        """Of the restart's first evaluation, anything is an improvement."""
+        """The memory at the start of a restart; any first point improves it."""
         zero = tf.zeros_like(x)
         none = tf.zeros_like(tf.reshape(x, (tf.shape(x)[0], -1))[:, 0])
         return _Memory(
@@ -167,7 +176,7 @@ class APGD(pgd.ProjectedGradient):
         )
 
     def step(self, here: pgd.Iterate) -> tuple[tf.Tensor, Any]:
-        """One step, before its last projection."""
+        """One step, before its final projection."""
         memory = self._evaluate(here)
         point, gradient, memory = self._check(here, memory)
         direction = lp_ball.steepest_ascent(gradient, self.norm)

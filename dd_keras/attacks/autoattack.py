@@ -36,16 +36,26 @@ _SLACK = 1e-5
 
 
 class AutoAttackResult(NamedTuple):
-    """What `AutoAttack` found; the first four are those of `AttackResult`.
+    """The result of `AutoAttack`: an `AttackResult` with `found_by`.
 
     Attributes:
-        perturbation: floating, (B, ...): zero where nothing was found.
-        predictions: int32, (B,): the classes of the clean inputs.
-        fooled: bool, (B,): whether any attack fooled the network, or none
-            had to.
-        iterations: int32, (B,): steps and queries, of all attacks.
-        found_by: int32, (B,): the number of the attack in `attack_names` that
-            fooled the network; -1 where none did, or none had to.
+        perturbation: floating, (B, ...): zero where no attack succeeded.
+        predictions: int32, (B,): the classes predicted for the clean inputs.
+        fooled: bool, (B,): whether an attack succeeded, or the sample was
+            misclassified without one.
+        iterations: int32, (B,): steps and queries, summed over all attacks.
+        found_by: int32, (B,): the index in `attack_names` of the attack that
+            succeeded; -1 for none, or if the sample was misclassified without
+            one.
+
+    Example:
+        >>> attack = dd_keras.attacks.AutoAttack(
+        ...     eps=0.1, version=["apgd-ce", "apgd-t"], bounds=(0, 1)
+        ... )
+        >>> found = attack.run(classifier, x_test[:20], y_test[:20])
+        >>> by_first = np.mean(found.found_by == 0)
+        >>> print(attack.attack_names[0], by_first <= np.mean(found.fooled))
+        apgd-ce True
     """
 
     perturbation: tf.Tensor
@@ -57,35 +67,49 @@ class AutoAttackResult(NamedTuple):
 
 @keras.saving.register_keras_serializable("dd_keras")
 class AutoAttack(base.Attack):
-    """The strongest attacks within a ball, each on what the last ones left.
+    """An ensemble of attacks in a ball, each on the still robust samples.
 
-    - `"standard"`: APGD on the cross-entropy, targeted APGD on the DLR loss,
-      targeted FAB, each with up to 9 targets, and Square with 5,000 queries.
+    `version` says which:
+
+    - `"standard"`: APGD on the cross-entropy, targeted APGD on the DLR loss
+      and targeted FAB, both with up to 9 targets, and Square with 5,000
+      queries.
     - `"plus"`: APGD on the cross-entropy, APGD on DLR and untargeted FAB, with
       5 restarts each, then Square, targeted APGD and targeted FAB.
-    - a list of attacks, by name (`"apgd-ce"`, `"apgd-dlr"`, `"apgd-t"`,
-      `"fab"`, `"fab-t"`, `"square"`) or as attacks with a `norm` and bounds of
-      their own; what these find counts up to a length of `eps`.
+    - a list of attacks: names (`"apgd-ce"`, `"apgd-dlr"`, `"apgd-t"`,
+      `"fab"`, `"fab-t"`, `"square"`), or attacks with a `norm` and bounds of
+      their own, whose perturbations count up to a length of `eps`.
 
-    A sample is robust if none of them fools the network. DLR needs three
-    classes, its targeted form four: with three classes `"apgd-t"` is
-    `"apgd-dlr"`, and with two both are left out, as there the cross-entropy
-    grows with the difference of the logits.
+    A sample is robust if no attack fools the network. DLR needs three classes,
+    its targeted form four. So with three classes `"apgd-t"` becomes
+    `"apgd-dlr"`, and with two both are omitted; there the cross-entropy
+    increases with the difference of the logits anyway.
 
-    Outside of a `tf.function`, `run` warns of what makes a result doubtful:
+    Outside a `tf.function`, `run` warns of signs that a result is unreliable:
     logits that differ from one call to the next, gradients that are zero, and
-    Square finding what attacks along the gradient do not.
+    samples that Square fools but no attack along the gradient does.
 
     Args:
-        eps: the largest perturbation in l_p, above 0, in units of the inputs.
+        eps: radius of the l_p ball, above 0, in units of the inputs.
         norm: the order p, inf or 2.
         version: `"standard"`, `"plus"` or a list of attacks.
-        bounds: as in `FGSM`; those of pixels, such as (0, 1), as otherwise
-            perturbations are no images.
-        seed: of all random numbers, an integer of at least 0.
+        bounds: as in `FGSM`. Give the range of the pixels, such as (0, 1):
+            without it, adversarial inputs need not be valid images.
+        seed: seed of all random numbers, an integer of at least 0.
 
     Raises:
-        ValueError: if an argument is outside of its range.
+        ValueError: if an argument is outside its range.
+
+    Example:
+        >>> attack = dd_keras.attacks.AutoAttack(eps=0.1, bounds=(0, 1))
+        >>> attack.attack_names
+        ['apgd-ce', 'apgd-t', 'fab-t', 'square']
+        >>> quick = dd_keras.attacks.AutoAttack(
+        ...     eps=0.1, version=["apgd-ce", "fab-t"], bounds=(0, 1)
+        ... )
+        >>> found = quick.run(classifier, x_test, y_test)
+        >>> print(1 - np.mean(found.fooled) < 0.9)  # robust accuracy
+        True
     """
 
     def __init__(
@@ -105,7 +129,7 @@ class AutoAttack(base.Attack):
 
     @property
     def attack_names(self) -> list[str]:
-        """What `found_by` counts: a list of str."""
+        """The names that `found_by` indexes: a list of str."""
         return [name for name, _ in self._attacks]
 
     def run(
@@ -117,7 +141,7 @@ class AutoAttack(base.Attack):
         batch_size: int | None = None,
         verbose: int = 0,
     ) -> AutoAttackResult:
-        """As `Attack.run`; returns `AutoAttackResult`, and warns."""
+        """As `Attack.run`, with an `AutoAttackResult` and warnings."""
         found = super().run(model, x, y, batch_size=batch_size, verbose=verbose)
         if tf.executing_eagerly():
             x = logits.cast_inputs(model, x)[: batch_size or len(x)]
@@ -172,12 +196,12 @@ class AutoAttack(base.Attack):
     def reliability_warnings(
         self, model: keras.Model, x: tf.Tensor, found: AutoAttackResult
     ) -> list[str]:
-        """What makes a result doubtful, one sentence each.
+        """Signs that a result is unreliable, one sentence each.
 
         Args:
             model: the classifier.
             x: (B, ...), some of the clean inputs.
-            found: what `run` returned.
+            found: the result of `run`.
         """
         warned = []
         network = logits.logits_model(model)
@@ -199,7 +223,7 @@ class AutoAttack(base.Attack):
         return warned + self.masking_warnings(found.found_by)
 
     def masking_warnings(self, found_by: Any) -> list[str]:
-        """Whether Square found what attacks along the gradient did not.
+        """Whether Square fooled samples that gradient attacks did not.
 
         Args:
             found_by: int, (N,), as in `AutoAttackResult`.

@@ -27,16 +27,26 @@ ROUNDING = 1e-5
 
 
 class AttackResult(NamedTuple):
-    """What an attack found, sample by sample.
+    """The result of an attack, with one row per sample.
 
     Attributes:
-        perturbation: floating, (B, ...): what to add to the inputs.
-        predictions: int32, (B,): the classes of the clean inputs.
-        fooled: bool, (B,): whether the class of the perturbed input is no
-            longer the source. Of a targeted attack: whether it is the target.
-            Of DeepFool on misclassified samples, which it moves to their
-            label: whether it is the label.
-        iterations: int32, (B,): steps taken.
+        perturbation: floating, (B, ...): to be added to the inputs.
+        predictions: int32, (B,): the classes predicted for the clean inputs.
+        fooled: bool, (B,): whether the class predicted for the perturbed
+            input differs from `y`; for a targeted attack, whether it equals
+            `y`. DeepFool moves misclassified samples to their label: for
+            these, whether it equals `y`.
+        iterations: int32, (B,): the number of steps taken.
+
+    Example:
+        >>> fgsm = dd_keras.attacks.FGSM(eps=0.1, bounds=(0, 1))
+        >>> found = fgsm.run(classifier, x_test, y_test)
+        >>> found.perturbation.shape, found.fooled.shape
+        (TensorShape([100, 8, 8, 1]), TensorShape([100]))
+        >>> robust_accuracy = 1 - np.mean(found.fooled)
+        >>> clean_accuracy = np.mean(found.predictions == y_test)
+        >>> print(robust_accuracy < clean_accuracy)
+        True
     """
 
     perturbation: tf.Tensor
@@ -48,15 +58,25 @@ class AttackResult(NamedTuple):
 class Attack(EqualByConfig):
     """Base of all attacks. Subclasses implement `search`.
 
-    Each argument of a constructor is an attribute of the same name, which
-    `get_config` collects.
+    Each argument of the constructor is an attribute of the same name, from
+    which `get_config` collects them.
 
-    Attacks are immutable: make a new one for other settings. They are
+    Attacks are immutable: for other settings, construct a new one. They are
     deterministic: the same attack on the same batch has the same result.
 
     Attributes:
-        bounds: None, or the (low, high) that adversarial inputs keep to.
-        targeted: whether `y` holds the classes to reach, not to leave.
+        bounds: (low, high), the range that adversarial inputs keep to, or
+            None.
+        targeted: whether `y` holds target classes instead of true labels.
+
+    Example:
+        >>> attack = dd_keras.attacks.PGD(eps=0.1, steps=10, bounds=(0, 1))
+        >>> adversarial = attack(classifier, x_test, y_test)
+        >>> adversarial.shape
+        TensorShape([100, 8, 8, 1])
+        >>> found = attack.run(classifier, x_test, y_test)  # and more of each
+        >>> print(np.array_equal(x_test + found.perturbation, adversarial))
+        True
     """
 
     bounds: tuple | None = None
@@ -74,7 +94,7 @@ class Attack(EqualByConfig):
     def perturb(
         self, model: keras.Model, x: Any, y: Any = None, **kwargs: Any
     ) -> tf.Tensor:
-        """The perturbation alone, of the shape of `x`. See `run`."""
+        """The perturbation alone, of the shape of `x`; see `run`."""
         return self.run(model, x, y, **kwargs).perturbation
 
     # A caller's AutoGraph would rewrite the attack, constants included.
@@ -90,26 +110,26 @@ class Attack(EqualByConfig):
     ) -> AttackResult:
         """Attacks a batch.
 
-        Outside of a `tf.function` the attack is compiled, once for each
-        model, and again when the model has changed (`compiled.function`);
-        inside a `tf.function` it becomes part of that graph.
+        Outside a `tf.function` the attack is compiled, once for each model,
+        and again when the model has changed. Inside a `tf.function` it becomes
+        part of that graph.
 
         Args:
             model: a built Keras classifier, see `logits_model`.
-            x: (B, ...), what the model takes, of any number dtype.
-            y: labels, see `sparse_labels`; of a targeted attack the classes
-                to reach. None: the labels that the model predicts.
-            batch_size: number of samples that are attacked at a time, outside
-                of a `tf.function`; None: all at once.
+            x: (B, ...), the model's inputs, of any numeric dtype.
+            y: labels, integer or one-hot; for a targeted attack, the target
+                classes. None: the classes that the model predicts.
+            batch_size: number of samples to attack at a time, outside a
+                `tf.function`; None: all at once.
             verbose: 1 shows a progress bar over these batches, 0 nothing.
 
         Returns:
             `AttackResult`.
 
         Raises:
-            ValueError: if `x` or `y` do not have the model's shapes, `x` is
-                not finite or not within `bounds`, or a targeted attack has no
-                `y`. In a graph, values are not checked.
+            ValueError: if `x` or `y` does not have the model's shape, if `x`
+                is not finite or not within `bounds`, or if a targeted attack
+                is not given `y`. In a graph, values are not checked.
         """
         x = logits.cast_inputs(model, x)
         if self.targeted and y is None:
@@ -154,7 +174,7 @@ class Attack(EqualByConfig):
         )
 
     def at_step(self, step: tf.Tensor) -> Self:
-        """The same attack, with other random numbers at each training step.
+        """The same attack, with new random numbers for a training step.
 
         Args:
             step: an integer tensor of shape (): the number of the step.
@@ -164,13 +184,13 @@ class Attack(EqualByConfig):
         return other
 
     def check_bounds(self, x: tf.Tensor) -> None:
-        """Checks that inputs are within `bounds`, but for rounding.
+        """Checks that inputs are within `bounds`, up to rounding errors.
 
         Args:
             x: (B, ...), an eager tensor.
 
         Raises:
-            ValueError: if one is not, or `bounds` are of another shape.
+            ValueError: if one is not, or if `bounds` do not fit its shape.
         """
         if self.bounds is None:
             return
@@ -185,17 +205,17 @@ class Attack(EqualByConfig):
             )
 
     def within_bounds(self, x: tf.Tensor, perturbation: tf.Tensor) -> tf.Tensor:
-        """The perturbation clipped so that `x` + it keeps to `bounds`."""
+        """The perturbation, clipped so that `x` plus it is within `bounds`."""
         if self.bounds is None:
             return perturbation
         low, high = self.limits(x)
         return tf.minimum(tf.maximum(perturbation, low - x), high - x)
 
     def scale(self, x: tf.Tensor) -> tf.Tensor:
-        """A unit of length for each sample, (B,), from its range of values.
+        """A unit of length for each sample, (B,), from the range of values.
 
-        The width of `bounds` (its mean if they are arrays); without bounds
-        each sample's own max x - min x.
+        This is high - low of `bounds` (its mean if they are arrays), or
+        without bounds each sample's own max x - min x.
         """
         if self.bounds is not None:
             low, high = self.limits(x)
@@ -205,7 +225,7 @@ class Attack(EqualByConfig):
         return tf.where(width > 0, width, 1.0)
 
     def limits(self, x: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """`bounds`, or infinite ones, as arrays (low, high), typed as `x`.
+        """`bounds`, or infinite ones, as arrays of the dtype of `x`.
 
         Raises:
             ValueError: if they do not broadcast against one sample of `x`.
@@ -238,10 +258,10 @@ class Attack(EqualByConfig):
 
         Args:
             network: a built `keras.Model` that gives logits.
-            x: (B, ...), of the network's `working_dtype`.
+            x: (B, ...), floating, of the dtype in which the network computes.
             y: as in `run`.
             forward: the network's `Forward` at `x`, in inference mode, if the
-                caller has it already; it saves the attack a forward pass.
+                caller already has it; it saves the attack a forward pass.
 
         Returns:
             `AttackResult`.
@@ -251,8 +271,8 @@ class Attack(EqualByConfig):
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, for Keras serialisation.
 
-        Each is an attribute of the same name; a subclass that keeps one in
-        another way overrides this, as does one without a constructor.
+        Each must be an attribute of the same name. A subclass for which this
+        does not hold, or that has no constructor, overrides this method.
         """
         if type(self).__init__ is object.__init__:
             raise NotImplementedError

@@ -48,59 +48,68 @@ _TOO_LARGE_STEP = 2.0
 
 @keras.saving.register_keras_serializable("dd_keras")
 class CarliniWagnerL2(base.Attack):
-    """The smallest l_2 perturbation, by gradient descent on a penalty.
+    """A small l_2 perturbation, by gradient descent on a penalty.
 
     For each sample, Adam minimises
 
         ||delta||_2^2 / scale^2 + const * max(margin(x + delta) + confidence, 0)
 
     where the margin is f_y - max_(k != y) f_k, or its negative if `targeted`
-    (the paper's objective f_6), and a search finds the smallest const that
-    succeeds: that brings the margin to -`confidence` or below. With `bounds`,
-    the descent is in w, delta = width / 2 * (tanh(w) - tanh(w_0)), from w_0
-    on, where tanh(w_0) is the place of x in them; so x + delta keeps to them.
-    The result is the smallest perturbation seen that succeeded, in
-    whichever descent; of a sample that never did, the one of the smallest
-    margin. A sample that needs no perturbation gets a zero one, such as, at
-    confidence 0, one that is misclassified.
+    (the paper's objective f_6). A search finds the smallest const with which
+    the attack succeeds, that is, the margin is at most -`confidence`. With
+    `bounds`, the variable is w, with delta = width / 2 * (tanh(w) - tanh(w_0))
+    and tanh(w_0) the position of x within the bounds, so x + delta keeps to
+    them. The result is the smallest successful perturbation of all descents,
+    or, if there is none, the one with the smallest margin. A sample that needs
+    no perturbation, such as a misclassified one at confidence 0, gets a zero
+    one.
 
-    Lengths are in units of a scale: the width of `bounds` (its mean if they
+    Lengths are in units of a scale: high - low of `bounds` (its mean if they
     are arrays), or without bounds each sample's own max x - min x. So `const`
     and `learning_rate` mean the same for pixels up to 1 and up to 255, and for
-    bounds (0, 1) what they mean in the paper.
+    bounds (0, 1) the same as in the paper.
 
-    Every sample has its own const, Adam and early stopping, and its result
-    does not depend on the others'. Those that are done leave the batch (under
-    XLA, where shapes are static, they are masked). The result is a constant:
-    it is not differentiable.
+    Every sample has its own const, Adam state and early stopping, and its
+    result does not depend on the rest of the batch. Finished samples leave the
+    batch (under XLA, where shapes are static, they are masked). The result is
+    not differentiable.
 
-    What differs from the paper finds perturbations as small in a tenth of the
-    steps:
+    Three changes to the paper's attack find perturbations as small in a tenth
+    of the steps:
 
-    - The first const and the learning rate are each sample's own, from what
-      an affine classifier with its margin and gradient would need. Once a
-      descent has succeeded, its distance sets the learning rate.
-    - The const grows and shrinks by factors of 4, not of 10, until one fails
-      and one succeeds; then their geometric mean is tried, and the search ends
-      when they are within a factor of 2.
+    - Each sample has its own first const and learning rate: those that an
+      affine classifier with its margin and gradient would need. Once a descent
+      has succeeded, its distance sets the learning rate.
+    - The const grows and shrinks by factors of 4 instead of 10, until one
+      fails and one succeeds. Then their geometric mean is tried, and the
+      search ends when they are within a factor of 2.
     - The tanh reaches 2 % beyond the bounds, so that pixels at a bound move
-      from the first step on; they cannot reach the last 2 % before the other.
+      from the first step; they cannot reach the last 2 % before the other one.
 
     Args:
-        confidence: by how much the logit of the class reached must exceed that
-            left, or the next, at least 0.
-        binary_search_steps: most descents a sample takes, at least 1.
-        max_iter: most Adam steps of a descent, at least 1.
-        learning_rate: of Adam, at most, in w, or without bounds in units of
-            the scale; above 0.
+        confidence: the margin, in logits, by which the adversarial class must
+            win, at least 0.
+        binary_search_steps: maximum number of descents, at least 1.
+        max_iter: maximum number of Adam steps in a descent, at least 1.
+        learning_rate: upper limit of Adam's learning rate, in w, or without
+            bounds in units of the scale; above 0.
         initial_const: the first const, above 0; None: each sample's own.
         abort_early: whether a descent ends once it has stalled.
         bounds: (low, high) of valid inputs, numbers or arrays that broadcast
             against a sample; None for no bounds.
-        targeted: whether `y` holds the classes to reach, not to leave.
+        targeted: whether `y` holds target classes instead of true labels.
 
     Raises:
-        ValueError: if an argument is outside of its range.
+        ValueError: if an argument is outside its range.
+
+    Example:
+        >>> attack = dd_keras.attacks.CarliniWagnerL2(bounds=(0, 1))
+        >>> found = attack.run(classifier, x_test[:20], y_test[:20])
+        >>> print(np.all(found.fooled))
+        True
+        >>> adversarial = x_test[:20] + found.perturbation
+        >>> print(np.min(adversarial) >= 0 and np.max(adversarial) <= 1)
+        True
     """
 
     norm = 2.0

@@ -21,32 +21,42 @@ _FIRST_STEP, _LAST_SHARE = 1.0, 0.01
 
 @keras.saving.register_keras_serializable("dd_keras")
 class DDN(base.Attack):
-    """The smallest l_2 perturbation, its length decoupled from its direction.
+    """A small l_2 perturbation, with decoupled direction and norm.
 
-    From delta = 0 and a radius r of 1, `steps` times
+    From delta = 0 and radius r = 1, `steps` times
 
         r <- r (1 - gamma) where x + delta fools the network, else r (1 + gamma)
         delta <- delta + alpha g / ||g||_2,   delta <- r delta / ||delta||_2
 
-    and delta is clipped to `bounds`; g is the gradient of the cross-entropy
-    (of `decisions.cross_entropy_logit_gradient`, which does not vanish where
+    and delta is clipped to `bounds`. g is the gradient of the cross-entropy
+    (from `decisions.cross_entropy_logit_gradient`, which does not vanish where
     the softmax saturates), and alpha decreases from 1 to 0.01 as a cosine. The
-    result is the shortest perturbation seen that fools; of a sample that none
-    fools, the one of the smallest margin. A sample that needs no perturbation
-    gets a zero one.
+    result is the shortest perturbation found that fools the network; if none
+    does, the one with the smallest margin. An already misclassified sample
+    (with `targeted`, one already in its target class) is not perturbed.
 
-    Lengths are in units of a scale: the width of `bounds` (its mean if they
-    are arrays), or without bounds each sample's own max x - min x.
+    r and alpha are in units of high - low of `bounds` (its mean if they are
+    arrays), or without bounds of each sample's own max x - min x.
 
     Args:
-        steps: at least 1; 300 to 1,000 for the shortest.
-        gamma: by which share the radius changes at each step, in (0, 1).
+        steps: number of steps, at least 1; 300 to 1,000 for the shortest
+            perturbations.
+        gamma: relative change of the radius at each step, in (0, 1).
         bounds: (low, high) of valid inputs, numbers or arrays that broadcast
             against a sample; None for no bounds.
-        targeted: whether `y` holds the classes to reach, not to leave.
+        targeted: whether `y` holds target classes instead of true labels.
 
     Raises:
-        ValueError: if an argument is outside of its range.
+        ValueError: if an argument is outside its range.
+
+    Example:
+        >>> attack = dd_keras.attacks.DDN(steps=50, bounds=(0, 1))
+        >>> found = attack.run(classifier, x_test, y_test)
+        >>> print(np.all(found.fooled))
+        True
+        >>> l2 = tf.norm(tf.reshape(found.perturbation, (100, -1)), axis=1)
+        >>> print(0 < np.mean(l2) < 2)
+        True
     """
 
     norm = 2.0

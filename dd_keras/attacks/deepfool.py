@@ -23,46 +23,57 @@ _UNROLLED_CLASSES = 16
 
 @keras.saving.register_keras_serializable("dd_keras")
 class DeepFool(base.Attack):
-    """The smallest perturbation that changes a classifier's decision.
+    """A small perturbation that changes a classifier's decision.
 
     At x_i, the clean input plus all earlier steps, the classifier f is
-    linearised, and each sample steps onto the nearest of its class boundaries:
+    linearised, and each sample steps onto the nearest of its class boundaries
+    (Eq. 1 of the Deep Defense paper):
 
         step = |f_k - f_s| / ||w||_q^q * |w|^(q-1) sign(w),
         w = grad f_k - grad f_s,   1/p + 1/q = 1,
 
     from the source class s to the target k with the smallest distance
-    |f_k - f_s| / ||w||_q. A sample stops once f decides otherwise at the
-    clean input plus (1 + overshoot) times the sum of its steps, which is the
-    perturbation. Misclassified samples are moved to their label instead: k is
-    the label, s the most probable other class at x_i.
+    |f_k - f_s| / ||w||_q. The perturbation is (1 + overshoot) times the sum
+    of the steps (Eq. 2); a sample stops as soon as this changes its decision.
+    Misclassified samples are moved to their label instead: k is the label, s
+    the most probable other class at x_i.
 
-    The result is differentiable with respect to the inputs and to all weights
-    of the model, through every step and every x_i; not through the choice of
-    s and k and the stopping, which are piecewise constant. Its memory does not
-    grow with the network times `max_iter`: the backward pass recomputes all
-    iterations but the first, one at a time. Nor does it grow with the classes:
-    beyond 16, their gradients are taken one at a time.
+    The result is differentiable with respect to the inputs and all weights of
+    the model, through every step and every x_i, but not through the choice of
+    s and k and the stopping, which are piecewise constant. The backward pass
+    recomputes all iterations but the first, one at a time, so its memory does
+    not grow with `max_iter`. Nor does it grow with the number of classes:
+    beyond 16, their gradients are computed one at a time.
 
-    The attack sees the network in inference mode. Samples that have stopped
-    leave the batch (under XLA, where shapes are static, they are masked), and
-    so do those with a zero gradient.
+    The network is attacked in inference mode. Samples that have stopped, or
+    whose gradient is zero, leave the batch (under XLA, where shapes are
+    static, they are masked).
 
     Args:
         norm: the order p of the norm that is minimised, in [1, inf].
-        max_iter: most steps a sample takes, at least 1.
-        overshoot: the share by which the sum of the steps is lengthened, so
-            that it crosses the boundary, at least 0.
-        candidates: number of target classes considered, the most probable
-            ones at the clean input, in [1, classes - 1]; None for all.
+        max_iter: maximum number of steps of a sample, at least 1.
+        overshoot: the fraction by which the sum of the steps is lengthened to
+            cross the boundary, at least 0.
+        candidates: number of target classes considered, those that are most
+            probable at the clean input, in [1, classes - 1]; None for all.
         bounds: (low, high) of valid inputs, numbers or arrays that broadcast
             against a sample. Each step is clipped to them, and later steps
             move only the entries that are not at their bound. None, as in
             the paper, for no bounds.
 
     Raises:
-        ValueError: if an argument is outside of its range; `candidates` is
-            compared with the number of classes when a model is attacked.
+        ValueError: if an argument is outside its range; `candidates` is
+            checked against the number of classes when a model is attacked.
+
+    Example:
+        >>> attack = dd_keras.attacks.DeepFool(norm=2)
+        >>> found = attack.run(classifier, x_test)
+        >>> print(np.all(found.fooled))
+        True
+        >>> l2 = tf.norm(tf.reshape(found.perturbation, (100, -1)), axis=1)
+        >>> rho = l2 / tf.norm(x_test.reshape(100, -1), axis=1)  # Eq. 7
+        >>> print(0 < np.mean(rho) < 0.3)
+        True
     """
 
     def __init__(

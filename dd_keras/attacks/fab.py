@@ -24,42 +24,52 @@ _RESTART_SHARE = 0.5
 
 @keras.saving.register_keras_serializable("dd_keras")
 class FAB(base.Attack):
-    """The smallest perturbation, by projections onto linearised boundaries.
+    """A small perturbation, by projections onto linearised boundaries.
 
-    At x_k, the boundary between the class y and a target t is linearised; d is
+    At x_k, the boundary between the class y and a target t is linearised. d is
     the shortest step onto this hyperplane from x_k, and d_0 that from the
-    clean input x, both within `bounds` (exactly: box.py). Then
+    clean input x, both exact and within `bounds` (box.py). Then
 
         x_(k+1) = (1 - a) (x_k + 1.05 d) + a (x + 1.05 d_0),
         a = min(||d|| / (||d|| + ||d_0||), 0.1),
 
-    clipped to `bounds`. If that fools the network, it is kept if it is closer
-    than what was found before, and pulled back: x_(k+1) becomes x + 0.9
-    (x_(k+1) - x). This goes through the `num_targets` most probable other
-    classes, or, without them, each step goes to the nearest of all boundaries
-    at x_k.
+    clipped to `bounds`. If x_(k+1) fools the network and is closer than the
+    best point so far, it is kept. An adversarial point is pulled back: the
+    search continues from x + 0.9 (x_(k+1) - x). The targets are the
+    `num_targets` most probable other classes in turn; in the untargeted form,
+    each step goes to the nearest of all boundaries at x_k.
 
     With `eps`, only perturbations up to this length count, and a sample stops
     once it has one; without, all steps are taken. A sample that is not fooled
-    has a zero perturbation, and so has one that is misclassified already.
+    has a zero perturbation, and so has an already misclassified one.
 
     Args:
-        norm: the order p that is minimised, in [1, inf]; the paper's are 1, 2
-            and inf.
-        eps: the length within which a perturbation is looked for, above 0;
-            None for the shortest, whatever its length.
-        steps: for each target and restart, at least 1.
-        num_targets: how many classes are aimed at, at least 1; all others if
-            there are fewer. None for the untargeted form, whose steps cost a
+        norm: the order p of the norm that is minimised, in [1, inf]; in the
+            paper 1, 2 and inf.
+        eps: the largest length of a perturbation, above 0, in units of the
+            inputs; None for the shortest, whatever its length.
+        steps: number of steps for each target and restart, at least 1.
+        num_targets: number of target classes, at least 1, capped at the number
+            of other classes. None for the untargeted form, whose steps cost a
             backward pass for each class.
-        restarts: for each target, at least 1; all but the first begin at a
-            random point half as far away as the best found, or as `eps`.
+        restarts: number of starts for each target, at least 1. All but the
+            first are at a random point half as far away as the best found, or
+            as `eps`.
         bounds: (low, high) of valid inputs, numbers or arrays that broadcast
             against a sample; None for no bounds.
-        seed: of the random restarts, as in `PGD`.
+        seed: seed of the random restarts, as in `PGD`.
 
     Raises:
-        ValueError: if an argument is outside of its range.
+        ValueError: if an argument is outside its range.
+
+    Example:
+        >>> attack = dd_keras.attacks.FAB(norm=1, steps=20, bounds=(0, 1))
+        >>> found = attack.run(classifier, x_test[:20], y_test[:20])
+        >>> print(np.all(found.fooled))
+        True
+        >>> changed = np.sum(np.abs(found.perturbation) > 1e-6, axis=(1, 2, 3))
+        >>> print(np.mean(changed) < 16)  # few of 64 pixels
+        True
     """
 
     def __init__(

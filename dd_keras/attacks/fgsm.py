@@ -20,21 +20,30 @@ class FGSM(base.Attack):
 
         perturbation = eps * sign(grad_x CE(f(x), y))
 
-    and its negative, towards y, if `targeted`. Every sample takes the step,
-    also one that is misclassified already.
+    or, if `targeted`, its negative, towards y. Every sample takes the step,
+    even if it is already misclassified. CE is the cross-entropy.
 
     Args:
         eps: the l_inf length of the step, above 0, in units of the inputs.
         bounds: (low, high) of valid inputs, numbers or arrays that broadcast
             against a sample; None, as in the paper, for no bounds.
-        targeted: whether `y` holds the classes to reach, not to leave.
-        float32_gradient: whether to take the gradient as float32 rounds it,
-            which goes astray where the softmax saturates (about the half of
-            the images of a good network): a weaker attack, which the numbers
-            of the Deep Defense paper agree with. Not with `targeted`.
+        targeted: whether `y` holds target classes instead of true labels.
+        float32_gradient: whether to compute the gradient of the cross-entropy
+            in plain float32, where rounding errors dominate once the softmax
+            saturates (for about half of the images of a good network). This
+            is a weaker attack, and agrees with the numbers of the Deep
+            Defense paper. Not with `targeted`.
 
     Raises:
-        ValueError: if an argument is outside of its range.
+        ValueError: if an argument is outside its range.
+
+    Example:
+        >>> attack = dd_keras.attacks.FGSM(eps=0.1, bounds=(0, 1))
+        >>> adversarial = attack(classifier, x_test, y_test)
+        >>> _, clean = classifier.evaluate(x_test, y_test, verbose=0)
+        >>> _, robust = classifier.evaluate(adversarial, y_test, verbose=0)
+        >>> robust < clean
+        True
     """
 
     norm = math.inf
@@ -82,24 +91,31 @@ class FGSM(base.Attack):
 class MinimalFGSM(base.Attack):
     """The smallest eps at which FGSM fools each sample.
 
-    The direction is FGSM's, the sign of the gradient at the clean input; eps
-    grows from 0 in equal steps until the decision changes, and is then found
-    more precisely by bisection. Its l_inf length is what the Deep Defense
-    supplement's rho_inf (Eq. 2) averages, over that of the input. A sample
-    whose label is not the class predicted is fooled at eps 0; one that no eps
-    fools gets the largest.
+    The direction is FGSM's, the sign of the gradient at the clean input. eps
+    grows from 0 in equal steps until the decision changes, and is then refined
+    by bisection. The rho_inf of the Deep Defense supplement (Eq. 2) is the
+    mean of ||perturbation||_inf / ||x||_inf. A misclassified sample is fooled
+    at eps 0; one that no eps fools gets the largest.
 
     Args:
-        eps_max: the largest eps tried, above 0; by default the width of
-            `bounds`, or without these that of each input, max x - min x.
-        steps: number of equal steps up to `eps_max`, at least 1. An interval
-            of eps that fools is missed if it lies between two steps.
-        tolerance: to which eps is found, as a share of `eps_max`, above 0.
+        eps_max: the largest eps to try, above 0, in units of the inputs; by
+            default high - low of `bounds`, or without bounds max x - min x of
+            each input.
+        steps: number of equal steps up to `eps_max`, at least 1. A range of
+            eps that fools is missed if it lies between two steps.
+        tolerance: precision of eps, as a fraction of `eps_max`, above 0.
         bounds: as in `FGSM`.
         float32_gradient: as in `FGSM`.
 
     Raises:
-        ValueError: if an argument is outside of its range.
+        ValueError: if an argument is outside its range.
+
+    Example:
+        >>> attack = dd_keras.attacks.MinimalFGSM(bounds=(0, 1))
+        >>> found = attack.run(classifier, x_test, y_test)
+        >>> eps = np.max(np.abs(found.perturbation), axis=(1, 2, 3))
+        >>> print(np.median(eps) < 0.2)  # the paper's eps_ref
+        True
     """
 
     norm = math.inf

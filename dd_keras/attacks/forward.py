@@ -49,9 +49,22 @@ def functional_form(
 def inference_form(
     network: keras.Model,
 ) -> Callable[[tf.Tensor], tf.Tensor]:
-    """A network as a function of its inputs alone, to their `class_logits`.
+    """A network as a function from inputs to class logits, in inference mode.
 
-    For attacks whose result is not differentiated; see `functional_form`.
+    For attacks whose result is not differentiated with respect to the weights.
+
+    Args:
+        network: a built `keras.Model` that gives logits.
+
+    Returns:
+        A function from inputs, (B, ...), to logits, (B, n); one logit becomes
+        two, n = 2.
+
+    Example:
+        >>> network = dd_keras.logits_model(classifier)
+        >>> f = dd_keras.attacks.inference_form(network)
+        >>> f(x_test[:5]).shape
+        TensorShape([5, 10])
     """
     f, weights = functional_form(network)
     return lambda x: f(x, weights)
@@ -75,9 +88,17 @@ class Forward(NamedTuple):
     """A forward pass that can be differentiated with respect to its inputs.
 
     Attributes:
-        x: floating, (B, ...).
-        logits: floating, (B, n): the network's `class_logits` at `x`.
-        tape: a persistent `tf.GradientTape` that watched `x` meanwhile.
+        x: floating, (B, ...), the inputs.
+        logits: floating, (B, n): the network's class logits at `x`.
+        tape: the persistent `tf.GradientTape` that recorded the pass.
+
+    Example:
+        >>> network = dd_keras.logits_model(classifier)
+        >>> f = dd_keras.attacks.inference_form(network)
+        >>> forward = dd_keras.attacks.Forward.of(f, tf.constant(x_test[:5]))
+        >>> own_logit = tf.one_hot(y_test[:5], 10)
+        >>> forward.gradient(own_logit).shape  # of each sample's own logit
+        TensorShape([5, 8, 8, 1])
     """
 
     x: tf.Tensor
@@ -96,7 +117,7 @@ class Forward(NamedTuple):
     def of_model(
         cls, model: keras.Model, x: tf.Tensor, training: bool
     ) -> tuple[Any, Self]:
-        """A model's outputs, which must be logits, and the `Forward`."""
+        """(outputs, `Forward`) of a model whose outputs are logits."""
         with (
             tf.GradientTape(persistent=True) as tape,
             kernels.better_gradients(model),
@@ -107,16 +128,17 @@ class Forward(NamedTuple):
         return outputs, cls(x, class_logits, tape)
 
     def gradient(self, upstream: tf.Tensor) -> tf.Tensor:
-        """The gradient of sum(upstream * logits) by `x`.
+        """The gradient of sum(upstream * logits) with respect to `x`.
 
         Args:
-            upstream: (B, n), the gradient of a loss by the logits.
+            upstream: (B, n), the gradient of a loss with respect to the
+                logits.
 
         Returns:
-            (B, ...), the gradient of that loss by `x`.
+            (B, ...), the gradient of that loss with respect to `x`.
 
         Raises:
-            ValueError: if there is none.
+            ValueError: if the logits do not depend differentiably on `x`.
         """
         passes.count_backward(self.x)
         gradient = self.tape.gradient(self.logits, self.x, upstream)

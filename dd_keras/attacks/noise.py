@@ -16,20 +16,28 @@ class RandomNoise(base.Attack):
     """A random perturbation of l_p length eps.
 
     For p = inf every entry is eps or -eps; for p = 2 the direction is
-    uniform. If an attack fools fewer samples than this, the gradients that it
-    follows are useless. A sample's noise follows from the seed and from the
-    sample itself, not from the batch that it is in; equal samples have equal
-    noise.
+    uniformly distributed. If an attack fools fewer samples than this, its
+    gradients are useless. A sample's noise depends on the seed and the sample,
+    not on the rest of the batch; equal samples have equal noise.
 
     Args:
-        eps: the length, above 0, in units of the inputs.
+        eps: the length, before clipping to `bounds`, above 0, in units of the
+            inputs.
         norm: the order p, inf or 2.
         bounds: (low, high) of valid inputs, numbers or arrays that broadcast
-            against a sample, or None.
-        seed: an integer of at least 0.
+            against a sample; None for no bounds.
+        seed: seed of the noise, an integer of at least 0.
 
     Raises:
-        ValueError: if an argument is outside of its range.
+        ValueError: if an argument is outside its range.
+
+    Example:
+        >>> noise = dd_keras.attacks.RandomNoise(eps=0.1, bounds=(0, 1))
+        >>> fgsm = dd_keras.attacks.FGSM(eps=0.1, bounds=(0, 1))
+        >>> by_noise = np.mean(noise.run(classifier, x_test, y_test).fooled)
+        >>> by_fgsm = np.mean(fgsm.run(classifier, x_test, y_test).fooled)
+        >>> print(by_noise < by_fgsm)
+        True
     """
 
     def __init__(

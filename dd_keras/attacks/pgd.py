@@ -32,7 +32,7 @@ class Iterate(NamedTuple):
             `ProjectedGradient.targets`.
         perturbation: (A, ...): where the samples are.
         logits: (A, n): the network's at x + perturbation.
-        gradient: (A, ...): that of the loss, by the inputs, there.
+        gradient: (A, ...): that of the loss with respect to the inputs, there.
         memory: what the step rule remembers, see `initial_memory`.
     """
 
@@ -51,10 +51,10 @@ class ProjectedGradient(base.Attack):
 
         perturbation <- project(step(perturbation, grad_x loss))
 
-    A sample leaves the batch once it is fooled; one that is misclassified
-    already gets a zero perturbation. Of a sample that is never fooled, the
-    result is the perturbation with the smallest margin. Without `early_stop`
-    that is the result for every sample, and all steps are taken.
+    A sample leaves the batch once it is fooled; an already misclassified one
+    gets a zero perturbation. For a sample that is never fooled, the result is
+    the perturbation with the smallest margin. Without `early_stop` this holds
+    for every sample, and all steps are taken.
 
     A subclass sets the attributes below, and overrides what differs:
     `targets`, `loss_gradient`, `start`, `initial_memory`, `step` or `project`.
@@ -96,7 +96,7 @@ class ProjectedGradient(base.Attack):
     def loss_gradient(
         self, logits: tf.Tensor, y: tf.Tensor, target: tf.Tensor
     ) -> tf.Tensor:
-        """The gradient by the logits, (A, n), of the loss that is maximised."""
+        """The gradient of the maximised loss by the logits, (A, n)."""
         del target
         return decisions.cross_entropy_logit_gradient(logits, y, self.targeted)
 
@@ -250,19 +250,26 @@ class BIM(ProjectedGradient):
 
         perturbation <- clip(perturbation + step_size * sign(gradient)),
 
-    to an l_inf ball of radius eps and to `bounds`. A sample stops as soon as
-    it is fooled; one that is misclassified already is left as it is.
+    clipped to the l_inf ball of radius eps and to `bounds`. A sample stops as
+    soon as it is fooled; an already misclassified one is not perturbed.
 
     Args:
-        eps: the largest perturbation in l_inf, above 0, in units of the
-            inputs.
-        steps: most steps a sample takes, at least 1.
-        step_size: of each step, above 0; by default 2.5 * eps / steps.
+        eps: radius of the l_inf ball, above 0, in units of the inputs.
+        steps: maximum number of steps, at least 1.
+        step_size: l_inf length of a step, above 0; by default
+            2.5 * eps / steps.
         bounds: as in `FGSM`.
-        targeted: whether `y` holds the classes to reach, not to leave.
+        targeted: whether `y` holds target classes instead of true labels.
 
     Raises:
-        ValueError: if an argument is outside of its range.
+        ValueError: if an argument is outside its range.
+
+    Example:
+        >>> attack = dd_keras.attacks.BIM(eps=0.3, bounds=(0, 1), targeted=True)
+        >>> target = (y_test + 1) % 10
+        >>> found = attack.run(classifier, x_test, target)
+        >>> print(np.mean(found.fooled) > 0.5)  # share that reach their target
+        True
     """
 
     norm = math.inf
@@ -284,40 +291,52 @@ class BIM(ProjectedGradient):
 
 @keras.saving.register_keras_serializable("dd_keras")
 class PGD(ProjectedGradient):
-    """Projected gradient descent, from random starts; the best of them.
+    """Projected gradient descent, with random restarts.
 
     From a point drawn uniformly from the l_p ball of radius eps, `steps`
     times
 
         perturbation <- project(perturbation + step_size * direction),
 
-    to the ball and to `bounds`; the direction is the sign of the gradient of
-    the loss for p = inf, and the gradient over its l_2 norm for p = 2. A
-    sample stops as soon as it is fooled, in whichever restart; one that is
-    misclassified already is left as it is. Of a sample that is never fooled
-    the result is the perturbation that came closest.
+    projected to the ball and to `bounds`. The direction is the sign of the
+    gradient of the cross-entropy for p = inf, and the gradient over its l_2
+    norm for p = 2. A sample stops as soon as it is fooled, in any restart; an
+    already misclassified one is not perturbed. For a sample that is never
+    fooled, the result is the perturbation with the smallest margin.
 
     Args:
-        eps: the largest perturbation in l_p, above 0, in units of the inputs.
+        eps: radius of the l_p ball, above 0, in units of the inputs.
         norm: the order p, inf or 2.
-        steps: steps of a restart, at least 1.
-        step_size: of each step in l_p, above 0; by default 2.5 * eps / steps,
+        steps: number of steps of a restart, at least 1.
+        step_size: l_p length of a step, above 0; by default 2.5 * eps / steps,
             as in Madry et al.
-        random_start: whether to start at random, or at the clean input.
-        restarts: number of starts, at least 1; one if none is random.
+        random_start: whether to start at a random point; if not, at the clean
+            input.
+        restarts: number of starts, at least 1; without `random_start`, 1.
         bounds: as in `FGSM`.
-        targeted: whether `y` holds the classes to reach, not to leave.
-        seed: of the random starts, an integer of at least 0. A sample's
-            starts follow from it and from the sample itself, not from the
-            batch that it is in; equal samples have equal starts. (In
-            adversarial training they are others at each step.)
-        early_stop: whether a sample stops as soon as it is fooled. Without,
-            every sample takes all steps, also a misclassified one, and the
-            result is the perturbation with the smallest margin: what Madry
-            et al. train on.
+        targeted: whether `y` holds target classes instead of true labels.
+        seed: seed of the random starts, an integer of at least 0. A sample's
+            starts depend on the seed and the sample, not on the rest of the
+            batch; equal samples have equal starts. (In adversarial training
+            they change with each step.)
+        early_stop: whether a sample stops as soon as it is fooled. If not,
+            every sample takes all steps, even if it is already misclassified,
+            and the result is the perturbation with the smallest margin, as in
+            the training of Madry et al.
 
     Raises:
-        ValueError: if an argument is outside of its range.
+        ValueError: if an argument is outside its range.
+
+    Example:
+        >>> attack = dd_keras.attacks.PGD(
+        ...     eps=0.1, steps=20, restarts=2, bounds=(0, 1)
+        ... )
+        >>> found = attack.run(classifier, x_test, y_test)
+        >>> robust_accuracy = 1 - np.mean(found.fooled)
+        >>> print(robust_accuracy < 0.9)
+        True
+        >>> print(np.max(np.abs(found.perturbation)) <= 0.1 + 1e-6)
+        True
     """
 
     def __init__(

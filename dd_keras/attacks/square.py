@@ -24,39 +24,48 @@ from dd_keras.utils import keras_internals, validation
 
 @keras.saving.register_keras_serializable("dd_keras")
 class Square(base.Attack):
-    """Random changes of square windows, each kept if the margin shrinks.
+    """Random search in square windows; a change that cuts the margin is kept.
 
-    For p = inf, from vertical stripes of eps and -eps, a query sets a window
-    of the perturbation to eps or -eps, channel by channel. For p = 2, from
-    bumps all over the image, it moves the mass of one window into another and
-    adds a bump there. The window's share of the image, `initial_share` at
-    first, is halved after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000
-    queries. No gradient is used: where this fools what attacks along the
-    gradient do not, their gradients are masked.
+    For p = inf, the start is vertical stripes of eps and -eps, and a query
+    sets a window of the perturbation to eps or -eps, channel by channel. For
+    p = 2, the start is bumps all over the image, and a query moves the mass of
+    one window into another and adds a bump there. The window's share of the
+    image, `initial_share` at first, is halved after 10, 50, 200, 500, 1000,
+    2000, 4000, 6000 and 8000 queries. The attack is a black-box one: it uses
+    no gradient. If it fools samples that attacks along the gradient do not,
+    the gradients are masked.
 
-    A sample leaves the batch once it is fooled; one that is misclassified
-    already is left as it is. Of a sample that is never fooled the result is
-    the perturbation with the smallest margin.
+    A sample leaves the batch once it is fooled; an already misclassified one
+    is not perturbed. For a sample that is never fooled, the result is the
+    perturbation with the smallest margin.
 
-    The network is not asked about a proposal whose answer is known: one that
-    changes nothing, which happens to most small windows for p = inf, or one
-    that was rejected at this very perturbation before. These count as queries.
-    So the result is that of asking each time.
+    The network is not evaluated for a proposal whose answer is known: one that
+    changes nothing, as most small windows do for p = inf, or one that was
+    already rejected for the same perturbation. Such proposals count as
+    queries, so the result is the same as with an evaluation each.
 
     Inputs of shape (H, W) or (H, W, C) are images, channels last; all others
-    are taken as sequences, in which a window is an interval.
+    are treated as sequences, in which a window is an interval.
 
     Args:
-        eps: the largest perturbation in l_p, above 0, in units of the inputs.
+        eps: radius of the l_p ball, above 0, in units of the inputs.
         norm: the order p, inf or 2.
-        queries: most proposals for a sample, at least 1.
-        initial_share: of the image, that the first windows cover, in (0, 1].
+        queries: maximum number of queries for a sample, at least 1.
+        initial_share: share of the image that the first windows cover, in
+            (0, 1].
         bounds: as in `FGSM`.
-        seed: of the proposals, an integer of at least 0. A sample's proposals
-            follow from it and from the sample itself.
+        seed: seed of the proposals, an integer of at least 0. A sample's
+            proposals depend on the seed and the sample, not on the rest of the
+            batch.
 
     Raises:
-        ValueError: if an argument is outside of its range.
+        ValueError: if an argument is outside its range.
+
+    Example:
+        >>> attack = dd_keras.attacks.Square(eps=0.2, queries=99, bounds=(0, 1))
+        >>> found = attack.run(classifier, x_test, y_test)
+        >>> print(1 - np.mean(found.fooled) < 0.9)  # robust accuracy
+        True
     """
 
     def __init__(

@@ -19,30 +19,40 @@ _BISECTIONS = 10
 
 @keras.saving.register_keras_serializable("dd_keras")
 class SuperDeepFool(base.Attack):
-    """DeepFool's l_2 perturbation, turned to be orthogonal to the boundary.
+    """DeepFool's l_2 perturbation, made orthogonal to the decision boundary.
 
-    The shortest way to a boundary meets it at a right angle; DeepFool's does
-    not quite. From x_0 = x on,
+    The shortest perturbation meets the boundary at a right angle; DeepFool's
+    does so only approximately. From x_0 = x,
 
-        x~ = DeepFool(x_k),   w = grad f_k - grad f_y at x~,
-        x_(k+1) = x + ((x~ - x) . w) w / ||w||^2,
+        x~ = DeepFool(x_i),   w = grad f_k - grad f_y at x~,
+        x_(i+1) = x + ((x~ - x) . w) w / ||w||^2,
 
-    with k the class at x~, until x_(k+1) fools the network. At last a line
-    search shortens what was found towards x. The result is the shortest that
-    was found to fool; of a sample where none is, zero. A sample that is
-    misclassified already is left as it is.
+    where k is the class at x~, until x_(i+1) fools the network. Finally, a
+    line search towards x shortens the perturbation. The result is the shortest
+    one found that fools the network, or zero if there is none. An already
+    misclassified sample is not perturbed.
 
     Args:
-        max_iter: most repetitions, at least 1.
-        deepfool_steps: most steps of DeepFool in each, at least 1.
-        overshoot: DeepFool's, at least 0.
-        candidates: DeepFool's, the number of classes considered; None for all.
+        max_iter: maximum number of projections, at least 1.
+        deepfool_steps: maximum number of DeepFool steps before each, at least
+            1.
+        overshoot: DeepFool's overshoot, at least 0.
+        candidates: number of classes that DeepFool considers; None for all.
         bounds: (low, high) of valid inputs, numbers or arrays that broadcast
             against a sample; None for no bounds.
 
     Raises:
-        ValueError: if an argument is outside of its range; `candidates` is
-            compared with the number of classes when a model is attacked.
+        ValueError: if an argument is outside its range; `candidates` is
+            checked against the number of classes when a model is attacked.
+
+    Example:
+        >>> def mean_l2(attack):
+        ...     perturbation = attack.perturb(classifier, x_test)
+        ...     flat = tf.reshape(perturbation, (100, -1))
+        ...     return np.mean(tf.norm(flat, axis=1))
+        >>> shorter = mean_l2(dd_keras.attacks.SuperDeepFool(max_iter=3))
+        >>> print(shorter < mean_l2(dd_keras.attacks.DeepFool()))
+        True
     """
 
     norm = 2.0

@@ -24,38 +24,41 @@ ACTIVATIONS = ("softmax", "sigmoid", "linear")
 def logits_model(
     model: keras.Model, activation: str | None = None
 ) -> keras.Model:
-    """The same classifier up to its logits, sharing its weights.
+    """The classifier without its final activation, with shared weights.
 
-    The softmax or sigmoid at the end of a `Sequential` or functional model,
-    as a layer or as the last layer's activation, also inside a nested model,
-    is left out. A model with a method `logits_model()` is asked for its own.
-    In others (subclassed models, own softmax layers, averaged ensembles) the
-    logits are recovered from the probabilities: log p after a softmax (equal
-    to the logits up to one constant a sample, so that differences are the
-    same) and log p - log(1 - p) after a sigmoid. In float32 these lose their
-    gradient where p < 1e-37, and a sigmoid's also where p rounds to 1.
+    The softmax or sigmoid at the end of a `Sequential` or functional model is
+    removed, whether it is a layer or the last layer's activation, and also in
+    a nested model. If the model has a method `logits_model()`, its result is
+    returned. For others (subclassed models, custom softmax layers, averaged
+    ensembles) the logits are recovered from the probabilities: log p after a
+    softmax (equal to the logits up to a constant per sample, so differences
+    are the same) and log p - log(1 - p) after a sigmoid. In float32 their
+    gradient vanishes where p < 1e-37, and a sigmoid's also where p rounds to
+    1.
 
     Args:
-        model: a built Keras classifier with one input of numbers (a tensor,
-            or a dict or list with one) and one output of shape (B, n), n
-            classes, or (B, 1), one logit or probability.
-        activation: what the model ends in, `"softmax"`, `"sigmoid"` or
-            `"linear"` (its outputs are logits). By default read off the
-            model or its graph.
+        model: a built Keras classifier with one numeric input (a tensor, or a
+            dict or list of one) and one output of shape (B, n), for n classes,
+            or (B, 1), a single logit or probability.
+        activation: the final activation of the model, `"softmax"`,
+            `"sigmoid"` or `"linear"` (the outputs are logits). None: found
+            from the model or its graph.
 
     Returns:
         A `keras.Model` from one floating tensor of the same shape to logits,
-        (B, n) or (B, 1); the model itself if it is that already.
+        (B, n) or (B, 1); the model itself if it already is one.
 
     Raises:
         TypeError: if `model` is not a `keras.Model`.
         ValueError: if it is not built, has several inputs or outputs, outputs
-            of another rank, an unknown activation at its end, or no gradient
-            with respect to its input.
+            of another rank, an unknown final activation, or no gradient with
+            respect to its input.
 
     Example:
-        logits = dd_keras.logits_model(classifier)
-        probabilities = keras.ops.softmax(logits(x_test))
+        >>> softmax = keras.Sequential([classifier, keras.layers.Softmax()])
+        >>> network = dd_keras.logits_model(softmax)
+        >>> print(np.allclose(network(x_test), classifier(x_test), atol=1e-4))
+        True
     """
     own = getattr(model, "logits_model", None)
     if callable(own):  # a wrapper knows better than its graph shows

@@ -1,8 +1,8 @@
-"""Data sets: raw images and labels, and the preprocessing that goes with them.
+"""Data sets: raw images, labels, and the preprocessing that belongs to them.
 
-Images have pixels from 0 to 255, as the paper's. Preprocessing is a Keras
-layer, kept apart from the classifier: attacks measure perturbations behind it,
-and a server puts it in front.
+Pixels are from 0 to 255, as in the paper. Preprocessing is a Keras layer
+outside the classifier: attacks perturb the preprocessed inputs, and an
+exported model begins with it.
 """
 
 import re
@@ -45,59 +45,69 @@ def load(
 ) -> Data:
     """Loads a data set by name.
 
-    - `"digits"`: scikit-learn's 1,797 handwritten digits of 8x8 pixels, part
-      of the package.
+    - `"digits"`: scikit-learn's 1,797 handwritten digits of 8x8 pixels, which
+      its package includes.
     - `"mnist"`, `"cifar10"`, and any other image classification set of TFDS by
-      its name there (`"fashion_mnist"`, `"tf_flowers:3.0.1"`). Test images
-      are its split "test", or else "validation", or else the last fifth of
-      "train".
-    - `"imagenet2012"`: through TFDS, from files downloaded by hand; test
+      its name there (`"fashion_mnist"`, `"tf_flowers:3.0.1"`). The test images
+      are its split "test", else "validation", else the last fifth of "train".
+    - `"imagenet2012"`: through TFDS, from files downloaded by hand; the test
       images are its split "validation". See `recipe`.
     - `"folder"`: your own images, DATA_DIR/train/CLASS/*.jpg and
-      DATA_DIR/test/CLASS/*.jpg ("val" or "validation" will do for "test"), or
-      just DATA_DIR/CLASS/*.jpg: then a fifth of the images, drawn at random
-      and always the same, are for testing. Classes count in the order of
-      their names; all images become RGB; BMP, GIF, JPEG and PNG are read, of
-      an animation its first frame. Links to files are followed, and links to
-      classes; what else is no file is left out, with a warning.
+      DATA_DIR/test/CLASS/*.jpg ("val" or "validation" instead of "test" is
+      allowed), or DATA_DIR/CLASS/*.jpg: then a random fifth of the images,
+      always the same, is for testing. Classes are in the order of their
+      names. All images become RGB. BMP, GIF, JPEG and PNG are read, of an
+      animation the first frame. Links to files and to class folders are
+      followed; anything else that is not a file is skipped with a warning.
 
-    What fits in memory is kept there; the rest is streamed from disk.
-    Preprocessing subtracts the training set's mean image; but see `recipe`.
+    Data that fit in memory are kept there; others are streamed from disk.
+    Preprocessing subtracts the training set's mean image, except as described
+    under `recipe`.
 
     Args:
-        name: which one.
-        data_dir: where TFDS keeps its data, a folder that is there; None for
-            TFDS' own default. For `"folder"`, the folder.
-        image_size: resize to squares of so many pixels (bilinear, with
-            antialiasing), before the mean is taken; None keeps the size.
-            Needed where images differ in size.
-        augment: vary the training images, anew in each epoch: mirror them at
-            random; for ImageNet, crop them at random too.
-        seed: of `augment`. With the same seed (and, if set, the same global
-            seed of TensorFlow) all epochs are the same in each run.
-        recipe: of `"imagenet2012"` only. `"caffe"`, the default, is AlexNet's:
-            images squeezed to 256x256, of these 227x227, in training anywhere
-            if `augment`, else the middle; preprocessing subtracts Caffe's mean
-            pixel. `"resnet"`: the shorter side scaled to 256 and of this the
-            middle 224x224, or if `augment` in training a random part (8 to
-            100 % of the area, 3:4 to 4:3) resized to 224x224; preprocessing
-            standardises each channel. Channels are red, green, blue in both.
-            `image_size` stands for 227 or 224, and scales 256 with it.
-        validation_split: share of the training images, the last of them, that
-            is not trained on, but for validation: for choices that must not
-            depend on the test images. In [0, 1). They are never augmented.
-        max_image_pixels: of `"folder"` only: most pixels that an image may
-            have, of an animation all frames together; None for 2^25. Checked
-            before a file is decoded: one of some kilobytes may fill gigabytes.
+        name: name of the data set, as above.
+        data_dir: the data directory of TFDS, which must exist; None for TFDS'
+            own default. For `"folder"`, the folder.
+        image_size: side length in pixels to which images are resized
+            (bilinear, with antialiasing), before the mean is computed; None
+            keeps the size. Required if images differ in size.
+        augment: whether to vary the training images, anew in each epoch, by
+            random horizontal flips and, for ImageNet, random crops.
+        seed: seed of `augment`. With the same seed (and, if set, the same
+            global seed of TensorFlow) all epochs are the same in each run.
+        recipe: for `"imagenet2012"` only. `"caffe"`, the default, is that of
+            AlexNet: images are resized to 256x256 and cropped to 227x227, at
+            random in training if `augment`, else at the centre; preprocessing
+            subtracts Caffe's mean pixel. `"resnet"`: the shorter side is
+            resized to 256, and the central 224x224 are cropped; in training,
+            if `augment`, a random crop (8 to 100 % of the area, aspect ratio
+            3:4 to 4:3) is resized to 224x224; preprocessing standardises each
+            channel. Channels are red, green, blue in both. `image_size`
+            replaces 227 or 224, and scales 256 accordingly.
+        validation_split: share of the training images, the last ones, that is
+            held out for validation, in [0, 1): for choices that must not
+            depend on the test images. They are never augmented.
+        max_image_pixels: for `"folder"` only: maximum number of pixels of an
+            image, for an animation of all frames together; None for 2^25. It
+            is checked before a file is decoded, as a file of some kilobytes
+            may decode to gigabytes.
 
     Returns:
-        `Data`: train and test split, preprocessing, classes.
+        `Data`: training and test images, preprocessing, classes.
 
     Raises:
-        ValueError: if an argument is not as above, if the TFDS set is not of
-            images and classes, or if a folder is not as above or holds a file
-            that is no image or too large; the error names it.
+        ValueError: if an argument is not as above, if the TFDS set does not
+            consist of images and classes, or if the folder is not as above or
+            holds a file that is not an image or too large, which the error
+            names.
         RuntimeError: if the data can be neither found nor downloaded.
+
+    Example:
+        >>> data = dd_keras.datasets.load("digits", validation_split=0.2)
+        >>> data.image_shape, data.num_classes
+        ((8, 8, 1), 10)
+        >>> len(data.train), len(data.validation), len(data.test)
+        (1150, 287, 360)
     """
     base = re.split("[:/]", name)[0]  # without version and configuration
     _check_arguments(base, image_size, augment, recipe, validation_split)

@@ -30,20 +30,30 @@ class Data(NamedTuple):
         train: unbatched `tf.data.Dataset` of (image, label); images float32
             of shape (H, W, C) in [0, 255], labels int64 in [0, classes).
         test: the same, in a fixed order.
-        preprocessing: Keras layer from images to the classifier's inputs:
+        preprocessing: Keras layer from images to the classifier's inputs; it
             subtracts the training set's mean, see `load`. None for none.
         num_classes: number of classes.
-        class_names: their names, in the order of the labels; None: unknown.
-        cache: whether passes over `train` are all alike and fit in memory, as
-            `batches` takes it. False if images are augmented or streamed.
-        resize: function, in the graph, from an image of any size, (H, W, C)
-            in [0, 255], to one of `image_shape`, as the test images were
-            made. None: `images.resize`, each side on its own.
-        epoch: function, in the graph, from the number of an epoch to its
-            training images, where `train` varies them; see
-            `ResumableBatches`. None: they are always those of `train`.
-        validation: training images that are not trained on, in a fixed order;
-            None: none.
+        class_names: names of the classes, in the order of the labels; None if
+            unknown.
+        cache: whether all passes over `train` are alike and fit in memory, an
+            argument of `batches`. False if images are augmented or streamed.
+        resize: TensorFlow function that resizes an image of any size, (H, W,
+            C) in [0, 255], to `image_shape`, like the test images. None:
+            `images.resize`, each side on its own.
+        epoch: TensorFlow function from the number of an epoch to its training
+            images, if these are augmented; see `ResumableBatches`. None: they
+            are always those of `train`.
+        validation: held-out training images, in a fixed order; None for none.
+
+    Example:
+        >>> data = dd_keras.datasets.load("digits")
+        >>> data.class_names[:3]
+        ('0', '1', '2')
+        >>> low, high = data.bounds  # of inputs, for attacks and evaluation
+        >>> low.shape
+        (8, 8, 1)
+        >>> len(data.limited(50).train)
+        50
     """
 
     train: tf.data.Dataset
@@ -57,7 +67,7 @@ class Data(NamedTuple):
     validation: tf.data.Dataset | None = None
 
     def limited(self, images: int) -> Self:
-        """The same with the first so many images of each split."""
+        """The same with only the first `images` images of each split."""
         vary, validation = self.epoch, self.validation
         return self._replace(
             train=self.train.take(images),
@@ -78,8 +88,9 @@ class Data(NamedTuple):
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """The valid range of the classifier's inputs: (low, high).
 
-        What black and white images become, float32 arrays of `image_shape`.
-        Right for preprocessing that keeps each pixel's place and order.
+        These are the preprocessed black and white images, float32 arrays of
+        `image_shape`. Correct for preprocessing that is increasing in each
+        pixel by itself.
         """
         ends = np.stack(
             [np.full(self.image_shape, v, np.float32) for v in (0, 255)]
@@ -102,17 +113,26 @@ def batches(
         dataset: unbatched `tf.data.Dataset` of (image, label).
         preprocessing: Keras layer or model applied to batches of images; None
             for none.
-        batch_size: images a batch; the last batch holds what is left.
+        batch_size: images per batch; the last batch may be smaller.
         shuffle_seed: seed of an order that is new in each epoch and the same
-            in each run; None keeps the order of `dataset`. With 60,000 images
-            at once, or without `cache` what fits in 2 GiB, the order of larger
-            data sets is shuffled in part.
+            in each run; None keeps the order of `dataset`. The shuffle buffer
+            holds 60,000 images, and without `cache` at most 2 GiB; larger data
+            sets are only partly shuffled.
         cache: whether to keep all preprocessed inputs in memory, for data
-            that are gone through more than once. Not for images that are
-            augmented: they would stay as they were in the first epoch.
+            that are iterated more than once. Not for augmented images, which
+            would stay the same in every epoch.
 
     Returns:
         A `tf.data.Dataset` of (B, H, W, C) float32 inputs and (B,) labels.
+
+    Example:
+        >>> data = dd_keras.datasets.load("digits")
+        >>> train = dd_keras.datasets.batches(
+        ...     data.train, data.preprocessing, batch_size=32, shuffle_seed=0
+        ... )
+        >>> x, y = next(iter(train))
+        >>> x.shape, y.shape
+        (TensorShape([32, 8, 8, 1]), TensorShape([32]))
     """
     if cache:
         dataset, preprocessing = preprocessed(dataset, preprocessing), None
@@ -164,17 +184,25 @@ def _mapped(batches, preprocessing):
 def check_images(
     dataset: tf.data.Dataset, name: str, limit: int | None = None
 ) -> None:
-    """Makes sure that no pixel is NaN or infinite.
+    """Checks that no pixel is NaN or infinite.
 
     Args:
         dataset: unbatched `tf.data.Dataset` of (image, label).
-        name: what the error calls it.
-        limit: look at the first so many images, where a pass over all takes
-            too long; None for all.
+        name: the data set's name in the error message.
+        limit: number of images to check, from the first on; None for all.
 
     Raises:
-        ValueError: if it is empty or holds such a pixel; the error names the
-            first image that does.
+        ValueError: if the data set is empty, or a pixel is NaN or infinite;
+            the error names the first image with one.
+
+    Example:
+        >>> images = np.zeros((3, 8, 8, 1))
+        >>> images[2] = np.nan
+        >>> dataset = tf.data.Dataset.from_tensor_slices((images, [0, 1, 2]))
+        >>> dd_keras.datasets.check_images(dataset, "my images")
+        Traceback (most recent call last):
+            ...
+        ValueError: my images: expected finite pixels; received ... in image 2.
     """
     seen = 0
     if limit is not None:

@@ -18,13 +18,12 @@ from dd_keras.utils import config
 
 
 class ResumableBatches:
-    """Batches to train on, epoch after epoch, from any step on.
+    """Shuffled training batches that can be resumed at any step.
 
-    Each epoch has an order of its own, which follows from its number and
-    `seed` alone. So the same batches come again after an interruption, see
-    `resumable_fit`.
+    The order of an epoch depends only on its number and on `seed`. So after an
+    interruption the same batches follow, see `resumable_fit`.
 
-    Iterating goes through the first epoch; `len` is the number of batches.
+    Iteration yields the first epoch; `len` is the number of its batches.
 
     Args:
         images: unbatched `tf.data.Dataset` of (image, label), its cardinality
@@ -32,14 +31,25 @@ class ResumableBatches:
             epoch, an int64 scalar, to such a data set.
         preprocessing: Keras layer or model applied to batches of images; None
             for none.
-        batch_size: images a batch; the last of an epoch holds what is left.
-        seed: of the orders, an integer.
-        cache: whether to keep all preprocessed inputs in memory; not with a
-            function. As in `batches`.
+        batch_size: images per batch; the last of an epoch may be smaller.
+        seed: seed of the orders, an integer.
+        cache: whether to keep all preprocessed inputs in memory, as in
+            `batches`; False if `images` is a function.
 
     Raises:
-        ValueError: if the number of images is not known, or zero, or
+        ValueError: if the number of images is unknown or zero, or if
             `batch_size` is not a positive integer.
+
+    Example:
+        >>> train = dd_keras.datasets.ResumableBatches.of_arrays(
+        ...     x_train, y_train, batch_size=100
+        ... )
+        >>> len(train)
+        10
+        >>> batches = list(train.starting_at(epoch=4).take(10))
+        >>> x, y = next(iter(train.starting_at(epoch=4, step=7)))
+        >>> print(np.array_equal(x, batches[7][0]))
+        True
     """
 
     def __init__(
@@ -95,18 +105,18 @@ class ResumableBatches:
         batch_size: int = config.DEFAULT_BATCH_SIZE,
         seed: int = 0,
     ) -> Self:
-        """Samples that are in memory, as NumPy or TensorFlow has them.
+        """Batches of arrays, of NumPy or TensorFlow.
 
         Args:
-            x: (N, ...), the inputs as the model takes them.
+            x: (N, ...), the model's inputs, already preprocessed.
             y: (N, ...), their labels.
-            sample_weight: (N,), or None. Batches are then triples.
-            batch_size: samples a batch.
+            sample_weight: (N,), or None. With weights, batches are triples.
+            batch_size: samples per batch.
             seed: see `ResumableBatches`.
 
         Raises:
-            TypeError: if one of them is no array.
-            ValueError: if they are not of one length, or empty.
+            TypeError: if one of them is not an array.
+            ValueError: if they differ in length, or are empty.
         """
         arrays = {"x": x, "y": y}
         if sample_weight is not None:
@@ -135,7 +145,7 @@ class ResumableBatches:
         return iter(self.starting_at(0).take(self._steps))
 
     def starting_at(self, epoch: int, step: int = 0) -> tf.data.Dataset:
-        """All batches from one on, without an end.
+        """All batches from a given one on, of endlessly many epochs.
 
         Args:
             epoch: number of the epoch, from 0.

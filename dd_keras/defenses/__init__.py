@@ -1,4 +1,4 @@
-"""Defences: from a classifier to one that perturbations do not flip."""
+"""Defences: Keras models that train a classifier to be robust."""
 
 from dd_keras.defenses.adversarial_training import (
     AdversarialTrainingModel,

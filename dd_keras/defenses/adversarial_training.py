@@ -25,33 +25,41 @@ def deepfool_dataset(
 ) -> tf.data.Dataset:
     """The fixed adversarial training set of "Adv. Train I".
 
-    Moosavi-Dezfooli et al., CVPR 2016, fine-tune a classifier on the DeepFool
-    images of itself, made once, before training. Every input is perturbed
-    until `model` changes the class it predicts; the labels stay.
+    Moosavi-Dezfooli et al. (CVPR 2016) fine-tune a classifier on its own
+    DeepFool images, which are made once, before training. Every input is
+    perturbed until `model` predicts another class; the labels do not change.
 
     Args:
-        model: a built Keras classifier, see `logits_model`: the one that is
-            to be fine-tuned, as it is now.
-        dataset: batches of (inputs, labels), gone through once: a finite
-            `tf.data.Dataset` or other iterable.
+        model: a built Keras classifier, see `logits_model`: the one to be
+            fine-tuned, before fine-tuning.
+        dataset: batches of (inputs, labels), a finite `tf.data.Dataset` or
+            another iterable. It is iterated once.
         attack: an `attacks.Attack`; `DeepFool()` by default.
-        include_clean: whether the clean inputs follow the adversarial ones.
+        include_clean: whether to append the clean inputs to the adversarial
+            ones.
         verbose: 1 shows a progress bar over batches, 2 a line at the end, 0
             nothing; `"auto"`: a bar on a terminal, else a line.
 
     Returns:
         An unbatched `tf.data.Dataset` of (input, label), in the order of
-        `dataset`, held in memory: of the size of the data set, and twice that
-        with `include_clean`. Inputs have the dtype of the model's norms.
+        `dataset`. It is held in memory, and as large as the data set, or
+        twice that with `include_clean`. Inputs are floating, of the dtype in
+        which attacks on `model` compute.
 
     Raises:
-        TypeError, ValueError: if `model` is no built classifier, `dataset`
-            is empty or infinite, or a batch is no pair of inputs and labels.
+        TypeError, ValueError: if `model` is not a built classifier, `dataset`
+            is empty or infinite, or a batch is not a pair of inputs and
+            labels.
 
     Example:
-        adversarial = dd_keras.deepfool_dataset(classifier, train, verbose=0)
-        classifier.compile("sgd", "sparse_categorical_crossentropy")
-        classifier.fit(adversarial.shuffle(1000).batch(6), verbose=0)
+        >>> test = tf.data.Dataset.from_tensor_slices((x_test, y_test))
+        >>> test = test.batch(50)
+        >>> adversarial = dd_keras.deepfool_dataset(classifier, test, verbose=0)
+        >>> _, right = classifier.evaluate(test, verbose=0)
+        >>> _, fooled = classifier.evaluate(adversarial.batch(50), verbose=0)
+        >>> right > 0.9 and fooled < 0.1
+        True
+        >>> history = classifier.fit(adversarial.batch(50), verbose=0)
     """
     if has_preprocessor(model):
         raise ValueError(
@@ -85,37 +93,41 @@ def deepfool_dataset(
 
 @keras.saving.register_keras_serializable("dd_keras")
 class AdversarialTrainingModel(DefenseModel):
-    """Any Keras classifier, trained on adversarial images of itself.
+    """Any Keras classifier, trained on its own adversarial examples.
 
     Each training step minimises the adversarial objective of Goodfellow et
     al. (ICLR 2015), "Adv. Train II" of the Deep Defense paper:
 
         alpha * loss(x, y) + (1 - alpha) * loss(x + perturbation, y),
 
-    with the perturbation made anew for each batch, from the true labels, by
-    the classifier as it is. No gradient goes through the attack. See
-    `DefenseModel` for what else there is to a defence.
+    where `adversary` finds a new perturbation for each batch, from the true
+    labels and with the current weights. No gradient flows through the attack.
+    `DefenseModel` describes what all defences share.
 
     Args:
         model: a built Keras classifier, see `logits_model`.
-        adversary: the attack, such as `attacks.FGSM(eps)`, whose eps is in
-            units of the inputs.
-        alpha: share of the clean loss, in [0, 1]; 0.5 in Goodfellow et al.
+        adversary: the untargeted attack to train on, such as
+            `attacks.FGSM(eps)`, with eps in units of the inputs.
+        alpha: weight of the clean loss, in [0, 1]; 0.5 in Goodfellow et al.
         evaluation_attack, batch_norm, activation: see `DefenseModel`.
 
     Raises:
-        TypeError: if `adversary` is no attack, or `model` no Keras model.
+        TypeError: if `adversary` is not an untargeted attack, or `model` not
+            a Keras model.
         ValueError: if an argument is outside of its range, or `model` is not
             a built classifier with one input and one output.
 
     Example:
-        model = dd_keras.AdversarialTrainingModel(
-            classifier, adversary=dd_keras.attacks.FGSM(eps=10.0)
-        )
-        model.compile(
-            "sgd", "sparse_categorical_crossentropy", metrics=["accuracy"]
-        )
-        model.fit(x_train, y_train, validation_data=(x_test, y_test))
+        >>> fgsm = dd_keras.attacks.FGSM(eps=0.1, bounds=(0, 1))
+        >>> before = np.mean(fgsm.run(classifier, x_test, y_test).fooled)
+        >>> model = dd_keras.AdversarialTrainingModel(
+        ...     classifier, adversary=fgsm
+        ... )
+        >>> model.compile("adam", "sparse_categorical_crossentropy")
+        >>> history = model.fit(x_train, y_train, epochs=5, verbose=0)
+        >>> after = np.mean(fgsm.run(classifier, x_test, y_test).fooled)
+        >>> print(after < before)
+        True
     """
 
     def __init__(
@@ -138,7 +150,7 @@ class AdversarialTrainingModel(DefenseModel):
         )
 
     def shares_forward_pass(self) -> bool:
-        """Whether the attack in training can use the loss' forward pass."""
+        """Whether the training attack can reuse the loss' forward pass."""
         return True
 
     def task_loss(
@@ -182,21 +194,23 @@ class AdversarialTrainingModel(DefenseModel):
 
 @keras.saving.register_keras_serializable("dd_keras")
 class CombinedModel(AdversarialTrainingModel, DeepDefenseModel):
-    """Deep Defense on top of adversarial training (supplement, section 2).
+    """Deep Defense combined with adversarial training (supplement, Section 2).
 
-    Minimises the adversarial objective of `AdversarialTrainingModel` plus the
-    regulariser of `DeepDefenseModel`, which looks at the clean inputs.
+    Each training step minimises the objective of `AdversarialTrainingModel`
+    plus the regulariser of `DeepDefenseModel` at the clean inputs.
 
-    Args: those of both.
+    Args: those of both classes.
 
-    Raises: as both.
+    Raises: as both classes.
 
     Example:
-        model = dd_keras.CombinedModel(
-            classifier, adversary=dd_keras.attacks.FGSM(eps=0.1), lam=5.0
-        )
-        model.compile("sgd", "sparse_categorical_crossentropy")
-        model.fit(x_train, y_train)
+        >>> model = dd_keras.CombinedModel(
+        ...     classifier, adversary=dd_keras.attacks.FGSM(eps=0.1), lam=1.0
+        ... )
+        >>> model.compile("adam", "sparse_categorical_crossentropy")
+        >>> history = model.fit(x_train, y_train, verbose=0)
+        >>> sorted(history.history)
+        ['loss', 'regularization', 'rho2']
     """
 
 

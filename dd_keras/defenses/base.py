@@ -7,12 +7,7 @@ import keras
 import tensorflow as tf
 
 from dd_keras import distribution
-from dd_keras.attacks import (
-    Attack,
-    AttackResult,
-    DeepFool,
-    Forward,
-)
+from dd_keras.attacks import Attack, AttackResult, DeepFool, Forward
 from dd_keras.attacks.derivatives import name_missing_gradients
 from dd_keras.classifier import logits, losses
 from dd_keras.classifier.inputs import input_spec, pack, prepare, unpack
@@ -28,34 +23,42 @@ from dd_keras.utils import norms, terminal, validation
 class DefenseModel(ClassifierWrapper):
     """Any Keras classifier, trained by `fit`, with its robustness in the logs.
 
-    As it stands it minimises the compiled loss, as `keras.Model` does: the
-    plain fine-tuning that defences are compared with. A defence overrides
-    `task_loss`, `regularizer`, or both; their sum is minimised.
+    This base class minimises the compiled loss, as `keras.Model` does: plain
+    fine-tuning, the baseline of every defence. A defence overrides
+    `task_loss`, `regularizer`, or both; training minimises their sum.
 
-    `call`, `predict` and the outputs are those of the classifier. `fit` takes
-    ordinary labels (classes, one-hot, or 0 and 1 for one output) and sample or
-    class weights. The logs of `evaluate`, and of validation, hold `rho2`
-    (`rho1`, `rhoinf`, ... for other norms): ||perturbation||_p / ||x||_p, its
-    mean over all samples, found by `evaluation_attack` from the predicted
-    classes, as in the paper's tables.
+    `call` and `predict` are those of the classifier. `fit` takes integer or
+    one-hot labels (0 or 1 for a single output) and sample or class weights.
+    The logs of `evaluate`, and of validation, hold `rho2` (`rho1`, `rhoinf`,
+    ... for other norms): the mean over all samples of ||perturbation||_p /
+    ||x||_p. `evaluation_attack` finds the perturbations, starting from the
+    predicted classes, as in the paper's tables.
 
     Args:
         model: a built Keras classifier, see `logits_model`.
         evaluation_attack: the attack behind `val_rho2`; by default `DeepFool`
             with up to 50 iterations.
-        batch_norm: what training does to batch normalisation: `"trained"` is
-            Keras' own; `"frozen_statistics"` normalises by the moving
-            statistics and leaves them as they are, but trains scale and
-            offset; `"frozen"` trains neither.
-        activation: what `model` ends in, see `logits_model`.
-        needs_second_derivatives: of subclasses: whether training differentiates
-            the gradient by the inputs once more, so that models with layers
-            that lack that are refused.
+        batch_norm: how batch normalisation is trained: `"trained"` as Keras
+            does; `"frozen_statistics"` normalises by the moving statistics,
+            which stay fixed, and trains scale and offset; `"frozen"` trains
+            neither.
+        activation: the final activation of `model`, see `logits_model`.
+        needs_second_derivatives: for subclasses: whether training needs
+            second derivatives. Models with layers that lack them are refused.
 
     Raises:
         TypeError: if `model` is not a Keras model.
         ValueError: if an argument is outside of its range, or `model` is not
             a built classifier with one input and one output.
+
+    Example:
+        >>> model = dd_keras.DefenseModel(classifier)  # plain fine-tuning
+        >>> model.compile("sgd", "sparse_categorical_crossentropy")
+        >>> history = model.fit(
+        ...     x_train, y_train, validation_data=(x_test, y_test), verbose=0
+        ... )
+        >>> sorted(history.history)
+        ['loss', 'val_loss', 'val_rho2']
     """
 
     def __init__(
@@ -114,12 +117,12 @@ class DefenseModel(ClassifierWrapper):
     ) -> None:
         """As `keras.Model.compile`, with any classification loss.
 
-        A cross-entropy given by name learns from the model whether its
-        outputs are logits, and so do metrics given by name.
+        For a cross-entropy or a metric given by name, `from_logits` is set to
+        match the model's outputs.
 
         Raises:
-            ValueError: if `loss` is for regression, or takes logits for
-                probabilities or the reverse.
+            ValueError: if `loss` is a regression loss, or its `from_logits`
+                does not match the model's outputs.
         """
         loss = losses.classification_loss(loss, self.activation)
         one_output = logits.num_outputs(self.model) == 1
@@ -160,12 +163,11 @@ class DefenseModel(ClassifierWrapper):
         validation_data: object = None,
         **kwargs: Any,
     ) -> keras.callbacks.History:
-        """As `keras.Model.fit`, with a line an epoch where bars do not fit.
+        """As `keras.Model.fit`; outside a terminal, one line per epoch.
 
         Raises:
-            ValueError: if inputs are not finite, or labels no classes of the
-                model; of arrays before anything is compiled, of data sets by
-                the batch at hand.
+            ValueError: if inputs are not finite, or labels are not classes of
+                the model. Arrays are checked first, data sets batch by batch.
             DivergenceError: if the loss is not finite.
         """
         checks.check_arrays(self.model, x, y)
@@ -189,7 +191,7 @@ class DefenseModel(ClassifierWrapper):
     def own_callbacks(
         self, x: object, batch_size: int | None
     ) -> list[keras.callbacks.Callback]:
-        """What `fit`, which was given these, calls besides; here nothing."""
+        """Further callbacks of `fit`, from its arguments; none by default."""
         del x, batch_size
         return []
 
@@ -222,15 +224,15 @@ class DefenseModel(ClassifierWrapper):
         sample_weight: tf.Tensor | None,
         training: bool,
     ) -> tf.Tensor:
-        """What the classifier is trained for: the compiled loss.
+        """The loss of the task itself, before regularisation.
 
         Args:
             x: (B, ...), the inputs.
-            y: their labels, as `fit` was given them.
-            labels: int32, (B,): the same as classes.
+            y: their labels, as they were passed to `fit`.
+            labels: int32, (B,): the labels as class indices.
             y_pred: (B, ...), the outputs at `x`.
-            forward: the `Forward` at `x`; None where the attack needs a
-                forward pass of its own.
+            forward: the `Forward` at `x`; None if the attack needs a forward
+                pass of its own.
             sample_weight: (B,), or None.
             training: whether this is a training step.
 
@@ -247,22 +249,22 @@ class DefenseModel(ClassifierWrapper):
         forward: Forward | None,
         sample_weight: tf.Tensor | None,
     ) -> tuple[tf.Tensor | None, tf.Tensor | None]:
-        """What is added to the task's loss.
+        """The term that is added to the task's loss.
 
         Args: see `task_loss`.
 
         Returns:
-            (scalar, or None for nothing; rho of the samples, (B,), or None).
+            (the term, a scalar, or None; rho of each sample, (B,), or None).
         """
         del x, labels, forward, sample_weight
         return None, None
 
     def shares_forward_pass(self) -> bool:
-        """Whether an attack in training can use the loss' forward pass."""
+        """Whether the training attack can reuse the loss' forward pass."""
         return False
 
     def train_step(self, data: tuple) -> dict[str, tf.Tensor]:
-        """One step down the gradient of the objective; returns the logs."""
+        """One step of gradient descent on the objective; returns the logs."""
         x, y, sample_weight = self._batch(data)
         with tf.GradientTape() as tape:
             found = self._objective(x, y, sample_weight, True)
@@ -289,7 +291,7 @@ class DefenseModel(ClassifierWrapper):
         return self.compute_metrics(x, y, found.y_pred, sample_weight)
 
     def predict_step(self, data: object) -> tf.Tensor:
-        """The outputs for a batch, prepared as the classifier does it."""
+        """The outputs for a batch, preprocessed as by the classifier."""
         x, _, _ = self._batch(data)
         return self(x, training=False)
 
@@ -316,11 +318,7 @@ class DefenseModel(ClassifierWrapper):
     ) -> tuple[AttackResult, tf.Tensor]:
         """Attacks a batch, in the graph that is being traced.
 
-        Args:
-            attack: an `attacks.Attack`.
-            x: (B, ...).
-            labels: int32, (B,); None for the predicted classes.
-            forward: the network's `Forward` at `x`, where there is one.
+        Args: see `Attack.search`; `labels` None: the predicted classes.
 
         Returns:
             (`AttackResult`, rho of its perturbations, (B,)).
@@ -365,7 +363,7 @@ class DefenseModel(ClassifierWrapper):
                 metric.update_state(self.unscaled(total), batch_size)
 
     def get_metrics_result(self) -> dict[str, tf.Tensor]:
-        """The logs; rho only where it was measured."""
+        """The logs, with rho only if it was measured."""
         results = super().get_metrics_result()
         # In a graph `train_step` does this: there the count is not known.
         if tf.executing_eagerly() and not keras.ops.any(self.rho_tracker.count):

@@ -24,38 +24,39 @@ class DeepDefenseModel(SplitPenaltyModel):
         mean loss + lam * mean of [ exp(-c * rho) if correctly classified,
                                     exp(d * rho) otherwise ],
 
-    where rho = ||perturbation||_p / ||x||_p is the relative size of the
-    perturbation that DeepFool finds. See `DefenseModel` for what else there
-    is to a defence.
+    where rho = ||perturbation||_p / ||x||_p (Eq. 7) is the relative size of
+    the perturbation that DeepFool finds. `DefenseModel` describes what all
+    defences share.
 
     `gradient="unrolled"` differentiates rho through all of DeepFool's
-    iterations, as the paper does. `"implicit"` takes the derivative of the
-    distance to the boundary point that was found (implicit.py): one forward
-    and backward pass more, no second derivatives, so that it takes layers
-    that have none, and any attack that finds short perturbations.
+    iterations, as the paper does. `"implicit"` differentiates the distance to
+    the boundary point that the attack found (implicit.py): one more forward
+    and backward pass, and no second derivatives. So it supports layers that
+    have none, and any attack that searches for the smallest perturbation.
 
-    Sample and class weights also weigh the regulariser. The logs hold, beside
-    the compiled metrics: `loss`, the objective above; `regularization`, its
-    mean penalty, before lam; and `rho2` (`rho1`, `rhoinf`, ... for other
-    norms). In training, rho is that of the training attack, and its mean
-    leaves out nothing; as `val_rho2` it is that of `evaluation_attack`.
+    Sample and class weights also weight the regulariser. Besides the compiled
+    metrics the logs hold `loss`, the objective above; `regularization`, the
+    mean penalty, not multiplied by lam; and `rho2` (`rho1`, `rhoinf`, ... for
+    other norms), the mean over all samples. In training, rho is that of the
+    training attack; `val_rho2` is that of `evaluation_attack`.
 
     Args:
         model: a built Keras classifier, see `logits_model`.
         lam: weight of the regulariser, at least 0.
         c: steepness for correctly classified samples, above 0. Larger values
-            work on the least robust samples only. `"auto"`: `fit` chooses it
-            before the first step that is regularised, see `choose_c`.
+            concentrate on the least robust samples. `"auto"`: `fit` chooses
+            it before the first regularised step, see `choose_c`.
         d: steepness for misclassified samples, above 0.
-        shrinkage, aggregation: the penalty's form, and which samples it is
-            of, see `SplitPenaltyModel`; by default the paper's.
-        attack: `DeepFool(max_iter=5)` by default, or any other whose `search`
-            is differentiable by the network's weights (the paper's footnote
-            1); with the implicit gradient any untargeted one with a `norm`
-            and no `eps`. Its `norm` is p.
+        shrinkage, aggregation: the form of the penalty, and the samples it is
+            taken over, see `SplitPenaltyModel`; by default the paper's.
+        attack: the training attack, `DeepFool(max_iter=5)` by default. With
+            the unrolled gradient, its `search` must be differentiable with
+            respect to the network's weights (the paper's footnote 1); with
+            the implicit one, any untargeted attack with a `norm` and no
+            `eps` will do. Its `norm` is p.
         gradient: `"unrolled"` or `"implicit"`, see above.
-        regularized_layers: names of layers of `model`: the regulariser's
-            gradient reaches only their weights, all others are trained by
+        regularized_layers: names of layers of `model`. The regulariser's
+            gradient reaches only their weights; all others are trained by
             the loss alone (Figure 4). None for all layers.
         evaluation_attack: as in `DefenseModel`, of the norm of `attack`.
         batch_norm, activation: see `DefenseModel`.
@@ -66,12 +67,13 @@ class DeepDefenseModel(SplitPenaltyModel):
             a built classifier with one input and one output.
 
     Example:
-        model = dd_keras.DeepDefenseModel(classifier, lam=15.0, c=25.0, d=5.0)
-        model.compile(
-            "sgd", "sparse_categorical_crossentropy", metrics=["accuracy"]
-        )
-        model.fit(x_train, y_train, validation_data=(x_test, y_test))
-        classifier.save("robust.keras")  # the weights are shared
+        >>> model = dd_keras.DeepDefenseModel(classifier, lam=1.0, c="auto")
+        >>> model.compile("adam", "sparse_categorical_crossentropy")
+        >>> history = model.fit(x_train, y_train, epochs=3, verbose=0)
+        >>> rho2 = history.history["rho2"]
+        >>> rho2[-1] > rho2[0]  # more robust with each epoch
+        True
+        >>> classifier.save("robust.keras")  # it shares the model's weights
     """
 
     def __init__(
@@ -111,7 +113,7 @@ class DeepDefenseModel(SplitPenaltyModel):
 
     @property
     def attack(self) -> Attack:
-        """The attack in training; one of the same norm may replace it."""
+        """The training attack; it may be replaced by one of the same norm."""
         return self._attack
 
     @attack.setter
@@ -123,7 +125,7 @@ class DeepDefenseModel(SplitPenaltyModel):
         self._retrace()
 
     def shares_forward_pass(self) -> bool:
-        """Whether the attack in training can use the loss' forward pass."""
+        """Whether the training attack can reuse the loss' forward pass."""
         # On some layers alone, all others must get the loss' own gradient.
         return self.regularizes and self.regularized_layers is None
 
@@ -134,7 +136,7 @@ class DeepDefenseModel(SplitPenaltyModel):
         forward: Forward | None,
         sample_weight: tf.Tensor | None,
     ) -> tuple[tf.Tensor, tf.Tensor | None]:
-        """The mean of Eq. 6, before lam, a scalar; and rho of Eq. 7, (B,)."""
+        """The mean penalty of Eq. 6, a scalar, and rho of Eq. 7, (B,)."""
         if self.regularized_layers is not None:
             forward = None  # the loss' pass is open to all weights
         with layerwise.gradient_only_to(self.model, self.regularized_layers):

@@ -11,21 +11,22 @@ from dd_keras.defenses.regularized import RegularizedDefenseModel
 
 @keras.saving.register_keras_serializable("dd_keras")
 class InputGradientModel(RegularizedDefenseModel):
-    """Any Keras classifier, trained for a loss that its inputs hardly change.
+    """Any Keras classifier, trained with a penalty on the input gradient.
 
-    Each training step minimises (Ross and Doshi-Velez, Eq. 2; double
-    backpropagation in Drucker and Le Cun, 1992)
+    Each training step minimises (Ross and Doshi-Velez, Eq. 2; the double
+    backpropagation of Drucker and Le Cun, 1992)
 
         mean loss + lam * mean of ||grad_x CE(f(x), y)||_2^2,
 
-    CE being the cross-entropy of the classifier in inference mode, in nats,
-    and x in units of the inputs. The gradient is differentiated by the
-    weights, so that models with layers that lack a second derivative are
-    refused. See `DefenseModel` for what else there is to a defence.
+    where CE is the cross-entropy of the classifier in inference mode, in
+    nats. The input gradient is differentiated with respect to the weights, so
+    models with layers that lack second derivatives are refused.
+    `DefenseModel` describes what all defences share.
 
     Args:
         model: a built Keras classifier, see `logits_model`.
-        lam: weight of the regulariser, at least 0.
+        lam: weight of the regulariser, at least 0, in squared units of the
+            inputs.
         evaluation_attack, batch_norm, activation: see `DefenseModel`.
 
     Raises:
@@ -34,9 +35,12 @@ class InputGradientModel(RegularizedDefenseModel):
             a built classifier with one input and one output.
 
     Example:
-        model = dd_keras.InputGradientModel(classifier, lam=0.1)
-        model.compile("sgd", "sparse_categorical_crossentropy")
-        model.fit(x_train, y_train, validation_data=(x_test, y_test))
+        >>> model = dd_keras.InputGradientModel(classifier, lam=0.1)
+        >>> model.compile("adam", "sparse_categorical_crossentropy")
+        >>> history = model.fit(x_train, y_train, epochs=3, verbose=0)
+        >>> squared_gradient = history.history["regularization"]
+        >>> squared_gradient[-1] < squared_gradient[0]
+        True
     """
 
     def __init__(self, model: keras.Model, *, lam: float, **kwargs: Any):

@@ -1,7 +1,7 @@
 """All defences by name: how each turns a classifier into a model to train.
 
 A method takes a classifier, its training batches and `Settings`, and returns
-the model to `fit` and the batches to fit it on; that trains the classifier. To
+the model to `fit` and the batches to fit it on; this trains the classifier. To
 add one, write it in a file of its own, and give it a line in `METHODS`.
 """
 
@@ -167,15 +167,28 @@ def input_gradient(
 
 
 class Method(NamedTuple):
-    """A defence.
+    """A defence that can be chosen by name; `METHODS` has all of them.
 
     Attributes:
-        title: its name in tables and figures, as the paper has it.
-        prepare: (classifier, train, settings) to (model, train): a built Keras
-            classifier, `datasets.ResumableBatches` to train on, and
-            `Settings`, to the `DefenseModel` to compile and fit, and the
-            `ResumableBatches` to fit it on. Raises ValueError for bad settings.
-        settings: names of the `Settings` that make it what it is.
+        title: its name in tables and figures, the paper's where it has one.
+        prepare: function from (classifier, train, settings), a built Keras
+            classifier, the `datasets.ResumableBatches` to train on, and
+            `Settings`, to (model, train): the `DefenseModel` to compile and
+            fit, and the `ResumableBatches` to fit it on. It raises ValueError
+            for bad settings.
+        settings: names of the `Settings` that the defence depends on.
+
+    Example:
+        >>> method = dd_keras.defenses.METHODS["input_gradient"]
+        >>> settings = dd_keras.defenses.Settings(gradient_lam=0.1)
+        >>> train = dd_keras.datasets.ResumableBatches.of_arrays(
+        ...     x_train, y_train
+        ... )
+        >>> model, train = method.prepare(classifier, train, settings)
+        >>> type(model).__name__
+        'InputGradientModel'
+        >>> method.describe({"gradient_lam": 0.1})
+        {'name': 'input-gradient regularisation', 'gradient_lam': 0.1}
     """
 
     title: str
@@ -183,10 +196,11 @@ class Method(NamedTuple):
     settings: tuple[str, ...] = ()
 
     def describe(self, values: dict) -> dict:
-        """Its title and its settings, as far as they are known.
+        """The title and the settings of the defence.
 
         Args:
-            values: dict of names of `Settings` to their values.
+            values: dict of names of `Settings` to their values; settings that
+                are missing are omitted.
 
         Returns:
             dict, for a model card.

@@ -15,7 +15,7 @@ from dd_keras.utils import norms, validation
 
 @keras.saving.register_keras_serializable("dd_keras")
 class MMAModel(AdversarialTrainingModel):
-    """Any Keras classifier, trained at the nearest points of its boundary.
+    """Any Keras classifier, trained at the nearest points of the boundary.
 
     Each training step minimises (Ding et al., section 2.4 and Algorithm 1)
 
@@ -24,37 +24,41 @@ class MMAModel(AdversarialTrainingModel):
               0           if correctly classified and farther than that,
               loss(x, y)  if misclassified ],
 
-    where x* is the point of the decision boundary nearest to x that
-    `adversary` finds. Lowering the loss there moves the boundary away, up to
-    `d_max`. It is the closest relative of Deep Defense, which penalises the
-    distance itself. See `DefenseModel` for what else there is to a defence.
+    where x* is the point nearest to x on the decision boundary, as found by
+    `adversary`. Lowering the loss there moves the boundary away, up to
+    `d_max`. MMA is the closest relative of Deep Defense, which penalises the
+    distance itself. `DefenseModel` describes what all defences share.
 
-    The authors search for x* by PGD as far as a sample's last distance, and
-    bisect from there. Here any attack that finds short perturbations will do.
-    A correctly classified sample that it does not fool counts as farther than
-    `d_max`.
+    The authors search for x* by PGD within a sample's previous distance,
+    followed by a bisection. Here any attack that searches for the smallest
+    perturbation will do. A correctly classified sample that the attack does
+    not fool counts as farther away than `d_max`.
 
     Args:
         model: a built Keras classifier, see `logits_model`.
-        d_max: distance from which on samples are left alone, above 0, in
-            units of the inputs. The authors' for pixels in [0, 1]: l_2 from 2
-            to 6, l_inf 0.45 on MNIST; l_2 from 1 to 3, l_inf 12 to 32 of 255
-            on CIFAR-10.
-        adversary: an untargeted attack with a norm and no eps, by default
+        d_max: distance beyond which correctly classified samples are ignored,
+            above 0, in units of the inputs. The authors' values for pixels in
+            [0, 1]: on MNIST 2 to 6 in l_2 and 0.45 in l_inf; on CIFAR-10 1 to
+            3 in l_2 and 12/255 to 32/255 in l_inf.
+        adversary: an untargeted attack with a `norm` and no `eps`, by default
             `DeepFool(max_iter=10)`. Its `norm` is p.
-        alpha: share of the clean loss, in [0, 1]; the authors' is 1/3.
+        alpha: weight of the clean loss, in [0, 1]; the authors' is 1/3.
         evaluation_attack: as in `DefenseModel`, of the norm of `adversary`.
         batch_norm, activation: see `DefenseModel`.
 
     Raises:
-        TypeError: if `adversary` is no attack, or `model` no Keras model.
+        TypeError: if `adversary` is not an untargeted attack, or `model` not
+            a Keras model.
         ValueError: if an argument is outside of its range, or `model` is not
             a built classifier with one input and one output.
 
     Example:
-        model = dd_keras.MMAModel(classifier, d_max=4.0)
-        model.compile("sgd", "sparse_categorical_crossentropy")
-        model.fit(x_train, y_train, validation_data=(x_test, y_test))
+        >>> model = dd_keras.MMAModel(classifier, d_max=2.0)
+        >>> model.compile("adam", "sparse_categorical_crossentropy")
+        >>> history = model.fit(x_train, y_train, epochs=3, verbose=0)
+        >>> loss = history.history["loss"]
+        >>> loss[-1] < loss[0]
+        True
     """
 
     def __init__(

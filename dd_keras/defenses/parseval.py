@@ -17,33 +17,39 @@ _MATRICES = (
 
 @keras.saving.register_keras_serializable("dd_keras")
 class ParsevalConstraint(keras.constraints.Constraint):
-    """Pulls the rows of a weight matrix W towards orthonormal ones.
+    """A weight constraint that keeps the rows of W nearly orthonormal.
 
-    After each update of the weights it takes one step of size beta down the
-    gradient of ||W_S W_S^T - I||^2 / 4 (Cisse et al., section 4.2):
+    After each update of the weights it takes one gradient step of size beta
+    on ||W_S W_S^T - I||^2 / 4 (Cisse et al., Section 4.2):
 
         W_S <- (1 + beta) W_S - beta W_S W_S^T W_S
 
     for a new random set S of the rows, 30 % of them in the Deep Defense
-    paper. A row of W is what one unit or filter weighs its inputs with: W is
-    the transpose of a kernel (inputs, units), and of a convolution's kernel
-    (height, width, channels, filters) that is flattened to (inputs, filters).
+    paper. A row of W holds the weights of one unit or filter: W is the
+    transpose of a kernel of shape (inputs, units), or of a convolution's
+    kernel (height, width, channels, filters) reshaped to (inputs, filters).
 
     Args:
-        beta: size of the step, above 0 and at most 1; the Deep Defense paper
-            has 1e-4 on MNIST and 3e-4 on CIFAR-10. It converges where the
-            singular values of W are below sqrt(1 + 2 / beta).
-        fraction: share of the rows in S, above 0 and at most 1; at least one
-            row is taken.
-        groups: of a convolution; rows of one group alone make a matrix.
-        seed: of the choice of rows; None draws one.
+        beta: step size, in (0, 1]; in the Deep Defense paper 1e-4 on MNIST
+            and 3e-4 on CIFAR-10. The steps converge if the singular values of
+            W are below sqrt(1 + 2 / beta).
+        fraction: share of the rows in S, in (0, 1]; at least one row is
+            chosen.
+        groups: number of groups of a convolution; each group has a W of its
+            own.
+        seed: seed of the choice of rows; None draws one.
 
     Raises:
         ValueError: if an argument is outside of its range.
 
     Example:
-        constraint = dd_keras.ParsevalConstraint(1e-4)
-        keras.layers.Dense(10, kernel_constraint=constraint)
+        >>> constraint = dd_keras.ParsevalConstraint(beta=0.2, fraction=1.0)
+        >>> layer = keras.layers.Dense(3, kernel_constraint=constraint)
+        >>> w = 1.5 * np.eye(3, dtype="float32")
+        >>> for _ in range(50):  # as after 50 updates that change nothing
+        ...     w = constraint(w)
+        >>> print(np.allclose(w, np.eye(3), atol=1e-4))
+        True
     """
 
     def __init__(
@@ -62,7 +68,7 @@ class ParsevalConstraint(keras.constraints.Constraint):
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """The state of the choice of rows, for checkpoints: Keras variables."""
+        """The random state of the choice of rows, for checkpoints."""
         return [self._seeds.state]
 
     def __call__(self, w: tf.Tensor) -> tf.Tensor:
@@ -105,29 +111,30 @@ def add_parseval_constraints(
 ) -> list[str]:
     """Puts a `ParsevalConstraint` on all dense and convolutional layers.
 
-    Also in nested models. Any training of `model` that is compiled from then
-    on applies it, and a saved model holds it. Depthwise, transposed and
-    recurrent kernels are no matrices of this kind and stay unconstrained.
+    Layers of nested models are included. Training applies the constraint once
+    `model` is compiled again, and a saved model includes it. Depthwise,
+    transposed and recurrent kernels are not of the form (inputs, units) and
+    stay unconstrained.
 
     Args:
         model: a built `keras.Model`.
         beta: see `ParsevalConstraint`.
         fraction: see `ParsevalConstraint`.
-        seed: each layer's choice of rows starts from another number drawn
-            from it; None draws one.
+        seed: the k-th layer's choice of rows has the seed `seed` + k, from 0;
+            None draws the seeds.
 
     Returns:
-        The names of the layers constrained.
+        The names of the constrained layers: a list of str.
 
     Raises:
         TypeError: if `model` is not a Keras model.
-        ValueError: if it is not built, or no layer can be constrained, or one
-            has another constraint already.
+        ValueError: if it is not built, if it has no layer to constrain, or if
+            such a layer already has another constraint.
 
     Example:
-        dd_keras.add_parseval_constraints(classifier, beta=1e-4)
-        classifier.compile("sgd", "sparse_categorical_crossentropy")
-        classifier.fit(x_train, y_train)
+        >>> dd_keras.add_parseval_constraints(classifier, beta=1e-4)
+        ['hidden', 'logits']
+        >>> history = classifier.fit(x_train, y_train, verbose=0)
     """
     if not isinstance(model, keras.Model):
         raise TypeError(

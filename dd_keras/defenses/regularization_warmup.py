@@ -6,32 +6,36 @@ from dd_keras.utils import validation
 
 
 class RegularizationWarmup(keras.callbacks.Callback):
-    """Raises `lam` of a `DeepDefenseModel` from zero in the course of `fit`.
+    """A callback that raises `lam` of a defence from zero during `fit`.
 
-    The share of `lam` in use is 0 up to `start`, grows linearly over `length`
-    and is 1 from then on; epochs count from 0. The classifier can learn its
-    task first, at the cost of plain training: where the share is 0, no attack
-    is run. The share is set before each batch; in the first epoch of a data
-    set of unknown length, only before the epoch.
+    `lam` is multiplied by a share, which is 0 until `start`, then grows
+    linearly over `length` epochs, and is 1 from then on; epochs count from 0.
+    So the classifier can first learn its task, at the cost of plain training:
+    while the share is 0, no attack is run. The share is set before each
+    batch; in the first epoch of a data set of unknown length, only before the
+    epoch.
 
-    A training that is resumed with `fit(initial_epoch=...)` has the share of
-    that epoch. At its end the share is 1 again; after an error, what it was
-    before.
+    `fit(initial_epoch=...)` begins with the share of that epoch. When `fit`
+    ends, the share is set to 1; after an error, to its value before `fit`.
 
     Args:
-        start: epochs without the regulariser, at least 0, also in fractions.
-        length: epochs from nothing to all of `lam`, at least 0; 0 switches
-            it on at once.
+        start: epochs without the regulariser, at least 0; need not be whole.
+        length: epochs in which the share grows from 0 to 1, at least 0; 0 for
+            a jump.
 
     Raises:
         ValueError: if an argument is outside of its range.
         TypeError: at the start of `fit`, if the model has no `lam` to scale.
 
     Example:
-        model = dd_keras.DeepDefenseModel(classifier)
-        model.compile("sgd", "sparse_categorical_crossentropy")
-        warmup = dd_keras.RegularizationWarmup(start=1, length=2)
-        model.fit(x_train, y_train, epochs=5, callbacks=[warmup])
+        >>> warmup = dd_keras.RegularizationWarmup(start=1, length=2)
+        >>> [warmup.share(epochs) for epochs in (0, 1, 2, 3)]
+        [0.0, 0.0, 0.5, 1.0]
+        >>> model = dd_keras.DeepDefenseModel(classifier)
+        >>> model.compile("sgd", "sparse_categorical_crossentropy")
+        >>> history = model.fit(x_train, y_train, callbacks=[warmup], verbose=0)
+        >>> history.history["regularization"]  # no attack in the first epoch
+        [0.0]
     """
 
     def __init__(self, start: float = 0.0, length: float = 1.0):
@@ -43,7 +47,7 @@ class RegularizationWarmup(keras.callbacks.Callback):
         self._seen: int | None = None
 
     def share(self, epochs: float) -> float:
-        """The share of `lam` in use after so many epochs, in [0, 1]."""
+        """The share of `lam` after so many epochs, in [0, 1]."""
         if epochs < self.start:
             return 0.0
         if self.length == 0:
@@ -51,7 +55,7 @@ class RegularizationWarmup(keras.callbacks.Callback):
         return min(1.0, (epochs - self.start) / self.length)
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        """Makes sure that there is something to scale."""
+        """Checks that the model has a `lam` to scale."""
         if not hasattr(self.model, "scale_lam"):
             raise TypeError(
                 "model: expected RegularizationWarmup on a DeepDefenseModel; "
@@ -77,9 +81,9 @@ class RegularizationWarmup(keras.callbacks.Callback):
         self._seen = batch + 1
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Learns how many batches an epoch has."""
+        """Stores the number of batches in an epoch."""
         self._steps = self._steps or self._seen
 
     def on_train_end(self, logs: dict | None = None) -> None:
-        """Puts all of `lam` to use again."""
+        """Sets the share to 1."""
         self.model.scale_lam(1.0)

@@ -13,12 +13,12 @@ from dd_keras.utils import validation
 
 
 class RegularizedDefenseModel(DefenseModel):
-    """A defence whose regulariser has a weight, lam, that may change.
+    """Base of defences that add a penalty to the loss, weighted by lam.
 
     Each training step minimises mean loss + lam * mean penalty. A subclass
-    gives `penalties`, of the samples of a batch. The logs hold their mean,
-    before lam, as `regularization`. See `DefenseModel` for what else there is
-    to a defence.
+    implements `penalties`, the penalty of each sample of a batch. The logs
+    hold its mean, not multiplied by lam, as `regularization`. `DefenseModel`
+    describes what all defences share.
 
     Args:
         model: a built Keras classifier, see `logits_model`.
@@ -29,13 +29,15 @@ class RegularizedDefenseModel(DefenseModel):
         TypeError, ValueError: as `DefenseModel`, or if `lam` is below 0.
 
     Example:
-        class SmallLogits(dd_keras.RegularizedDefenseModel):
-            def penalties(self, x, labels, forward):
-                return keras.ops.sum(forward.logits**2, axis=-1)
-
-        model = SmallLogits(classifier, lam=0.01)
-        model.compile("sgd", "sparse_categorical_crossentropy")
-        model.fit(x_train, y_train, verbose=0)
+        >>> class SmallLogits(dd_keras.RegularizedDefenseModel):
+        ...     def penalties(self, x, labels, forward):
+        ...         return keras.ops.sum(forward.logits**2, axis=-1)
+        >>> model = SmallLogits(classifier, lam=0.01)
+        >>> model.compile("adam", "sparse_categorical_crossentropy")
+        >>> history = model.fit(x_train, y_train, epochs=2, verbose=0)
+        >>> penalty = history.history["regularization"]
+        >>> penalty[-1] < penalty[0]
+        True
     """
 
     def __init__(self, model: keras.Model, *, lam: float, **kwargs: Any):
@@ -50,7 +52,7 @@ class RegularizedDefenseModel(DefenseModel):
 
     @property
     def lam(self) -> float:
-        """Weight of the regulariser; a new one is used from the next step."""
+        """Weight of the regulariser; a new value holds from the next step."""
         return self._lam
 
     @lam.setter
@@ -59,10 +61,10 @@ class RegularizedDefenseModel(DefenseModel):
         self._update_lam()
 
     def scale_lam(self, share: float) -> None:
-        """Uses only a share of `lam` from the next step on.
+        """Multiplies `lam` by `share` from the next step on.
 
-        With a share of 0 no attack is run, and a step costs what it does
-        without a defence. For callbacks, see `RegularizationWarmup`.
+        With a share of 0 no attack is run, and a step costs as much as one of
+        plain training. Meant for callbacks such as `RegularizationWarmup`.
 
         Args:
             share: a number in [0, 1].
@@ -83,16 +85,16 @@ class RegularizedDefenseModel(DefenseModel):
             self._retrace()
 
     def lam_in_use(self, dtype: tf.DType) -> tf.Tensor:
-        """Scalar: `lam` times its share, see `scale_lam`."""
+        """`lam` times its share, a scalar; see `scale_lam`."""
         return tf.cast(self._lam_now, dtype)
 
     @property
     def regularizes(self) -> bool:
-        """Whether `lam` in use is above 0."""
+        """Whether `lam` times its share is above 0."""
         return self._regularizes
 
     def shares_forward_pass(self) -> bool:
-        """Whether the penalty in training can use the loss' forward pass."""
+        """Whether the training penalty can reuse the loss' forward pass."""
         return self.regularizes
 
     def regularizer(
@@ -139,7 +141,7 @@ class RegularizedDefenseModel(DefenseModel):
             x: floating, (B, ...), the inputs.
             labels: int32, (B,).
             forward: the `attacks.Forward` at `x`, in inference mode: the
-                logits, and their gradients by the inputs.
+                logits, and their gradients with respect to the inputs.
         """
         raise NotImplementedError
 
@@ -147,9 +149,9 @@ class RegularizedDefenseModel(DefenseModel):
     def fit(  # type: ignore[override]
         self, *args: Any, **kwargs: Any
     ) -> keras.callbacks.History:
-        """As `keras.Model.fit`; after an error, `lam` is as it was before.
+        """As `keras.Model.fit`; after an error, `lam` is restored.
 
-        Keras does not tell callbacks, which may have scaled it, of errors.
+        A callback may have scaled it, and Keras tells callbacks of no error.
         """
         share = self._lam_share
         try:

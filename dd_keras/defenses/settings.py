@@ -36,22 +36,24 @@ def _setting(default: Any, help: str, **limits: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the methods can be told; each takes what concerns it.
+    """The settings of all `METHODS`; each method reads those it needs.
 
-    Programs make a flag of each field, by what its metadata says.
+    The programs in apps/ make a flag of each field, from its metadata.
 
     Attributes:
-        norm, evaluation_candidates: of the DeepFool behind `val_rho2`.
+        norm, evaluation_candidates: `norm` and `candidates` of the DeepFool
+            behind `val_rho2`; `norm` is also that of the training attack.
         batch_norm: see `DefenseModel`.
         lam, c, d, shrinkage, aggregation, gradient, regularized_layers: see
             `DeepDefenseModel`.
-        attack, max_iter, candidates: the attack in training, its most
-            iterations, and the classes it considers, see `attacks.DeepFool`,
-            `attacks.SuperDeepFool` and `attacks.DDN`.
-        bounded, bounds: whether perturbations in training keep to the valid
-            inputs, and what these are, (low, high).
-        eps, ball, attack_steps: of FGSM, which is of l_inf, or of PGD in
-            training, in units of the inputs.
+        attack, max_iter, candidates: the training attack of Deep Defense and
+            MMA, its maximum number of iterations, and the number of classes
+            it considers, see `attacks.DeepFool`, `attacks.SuperDeepFool` and
+            `attacks.DDN`.
+        bounded, bounds: whether training perturbations keep to the valid
+            inputs, and the range of these, (low, high).
+        eps, ball, attack_steps: eps, in units of the inputs, of the training
+            FGSM or PGD; norm and number of steps of that PGD.
         alpha: see `AdversarialTrainingModel`.
         trades_beta: `beta` of `TRADESModel`.
         d_max, clean_share: `d_max`, in units of the inputs, and `alpha` of
@@ -59,7 +61,15 @@ class Settings:
         gradient_lam: `lam` of `InputGradientModel`.
         include_clean: see `deepfool_dataset`.
         beta, fraction: see `ParsevalConstraint`.
-        batch_size, seed: of training sets made anew.
+        batch_size, seed: those of the training set of "Adv. Train I"; the
+            seed is also PGD's and that of Parseval's choice of rows.
+
+    Example:
+        >>> settings = dd_keras.defenses.Settings(eps=0.1, attack_steps=5)
+        >>> settings.pgd.steps  # of "pgd" and "trades"
+        5
+        >>> settings.of_deep_defense["lam"]
+        15.0
     """
 
     norm: float = _setting(
@@ -167,7 +177,7 @@ class Settings:
 
     @property
     def evaluation_attack(self) -> DeepFool:
-        """The DeepFool behind `val_rho2` and the numbers of the tables."""
+        """The DeepFool behind `val_rho2`, and behind rho in the tables."""
         return DeepFool(self.norm, candidates=self.evaluation_candidates)
 
     @property
@@ -180,10 +190,10 @@ class Settings:
 
     @property
     def training_bounds(self) -> tuple | None:
-        """What perturbations in training keep to; None: to nothing.
+        """The range that training perturbations keep to; None for none.
 
         Raises:
-            ValueError: if that is asked for, and `bounds` are not given.
+            ValueError: if `bounded` is True and `bounds` is None.
         """
         if self.bounded and self.bounds is None:
             raise ValueError(
@@ -193,7 +203,11 @@ class Settings:
 
     @property
     def distance_attack(self) -> Attack:
-        """The attack in training that looks for the nearest boundary."""
+        """The training attack that searches for the nearest boundary.
+
+        Raises:
+            ValueError: if `attack` is not known, or not of the norm `norm`.
+        """
         bounds = self.training_bounds
         validation.validate_choice("attack", self.attack, ATTACKS)
         if self.attack == "deepfool":
@@ -216,7 +230,7 @@ class Settings:
 
     @property
     def pgd(self) -> PGD:
-        """The PGD in training, as Madry et al. have it."""
+        """The PGD to train on, without early stop, as in Madry et al."""
         validation.validate_choice("ball", self.ball, BALLS)
         steps = validation.validate_integer(
             "attack_steps", self.attack_steps, at_least=1

@@ -24,12 +24,12 @@ _MAX_SHARE = 0.98
 
 
 class SplitPenalty(keras.losses.Loss):
-    """A penalty of c * rho or d * rho, one for each kind of sample.
+    """Base of penalties of c * rho or, if misclassified, of d * rho.
 
-    Minimising it pushes the decision boundary away from correctly classified
-    samples, and towards misclassified ones. `y_true` is 1 where a sample is
-    correctly classified, else 0; `y_pred` is rho. Both have shape (B,). A
-    subclass gives `of_correct` and `of_misclassified`.
+    Minimising the penalty pushes the decision boundary away from correctly
+    classified samples, and towards misclassified ones. `y_true` is 1 where a
+    sample is correctly classified, else 0; `y_pred` is rho. Both have shape
+    (B,). A subclass implements `of_correct` and `of_misclassified`.
 
     Args:
         c: steepness for correctly classified samples, above 0; or `"auto"`:
@@ -38,8 +38,8 @@ class SplitPenalty(keras.losses.Loss):
         reduction, name, dtype: as for `keras.losses.Loss`.
 
     Raises:
-        ValueError: if `c` or `d` is not above 0 and finite; by a call, if
-            `c` is `"auto"` still.
+        ValueError: if `c` or `d` is not above 0 and finite; when called, if
+            `c` is still `"auto"`.
     """
 
     NAME = "split_penalty"
@@ -111,15 +111,26 @@ class SplitExponential(SplitPenalty):
         exp( d * rho)   if misclassified.
 
     Minimising it pushes the decision boundary away from correctly classified
-    samples, the nearest ones most, and towards misclassified ones, the
-    farthest ones most. `y_true` is 1 where a sample is correctly classified,
-    else 0; `y_pred` is rho. Both have shape (B,). Exponents are cut at 30.
+    samples, most from the nearest, and towards misclassified ones, most
+    towards the farthest. `y_true` is 1 where a sample is correctly
+    classified, else 0; `y_pred` is rho. Both have shape (B,). Exponents are
+    clipped at 30.
 
-    Args and raises: as `SplitPenalty`.
+    Args:
+        c: steepness for correctly classified samples, above 0; or `"auto"`:
+            not chosen yet, see `with_c_for`.
+        d: steepness for misclassified samples, above 0.
+        reduction, name, dtype: as for `keras.losses.Loss`.
+
+    Raises:
+        ValueError: if `c` or `d` is not above 0 and finite; when called, if
+            `c` is still `"auto"`.
 
     Example:
-        penalty = dd_keras.SplitExponential(c=25.0, d=5.0)
-        assert penalty([1.0, 0.0], [0.0, 0.0]) == 1.0
+        >>> penalty = dd_keras.SplitExponential(c=25.0, d=5.0, reduction=None)
+        >>> correct, rho = [1.0, 1.0, 0.0], [0.0, 0.2, 0.2]
+        >>> print(np.round(penalty(correct, rho), 3))
+        [1.    0.007 2.718]
     """
 
     NAME = "split_exponential"
@@ -137,8 +148,14 @@ class SplitExponential(SplitPenalty):
 class SplitInverse(SplitPenalty):
     """1 / (1 + c * rho) if correctly classified, else 1 / (1 - d * rho).
 
-    It falls off more slowly than the exponential. Above d * rho = 0.98, short
-    of the pole at 1, it is constant. Args and raises: as `SplitPenalty`.
+    It decreases more slowly than the exponential. Above d * rho = 0.98, just
+    below the pole at 1, it is constant. Args and errors: as
+    `SplitExponential`.
+
+    Example:
+        >>> penalty = dd_keras.defenses.SplitInverse(c=5.0, reduction=None)
+        >>> print(np.round(penalty([1.0, 1.0], [0.0, 0.2]), 3))
+        [1.  0.5]
     """
 
     NAME = "split_inverse"
@@ -156,9 +173,14 @@ class SplitInverse(SplitPenalty):
 class SplitHinge(SplitPenalty):
     """max(0, 1 - c * rho) if correctly classified, else 1 + d * rho.
 
-    Samples farther away than 1 / c are left alone. (The authors' form is
-    max(0, m - rho), which is 1 / c times this for a margin m of 1 / c.) Args
-    and raises: as `SplitPenalty`.
+    Correctly classified samples farther away than 1 / c have no penalty. (The
+    authors' form is max(0, m - rho), which is 1 / c times this for a margin m
+    of 1 / c.) Args and errors: as `SplitExponential`.
+
+    Example:
+        >>> penalty = dd_keras.defenses.SplitHinge(c=5.0, reduction=None)
+        >>> print(np.round(penalty([1.0, 1.0], [0.1, 0.3]), 3))
+        [0.5 0. ]
     """
 
     NAME = "split_hinge"
@@ -174,9 +196,15 @@ class SplitHinge(SplitPenalty):
 
 @keras.saving.register_keras_serializable("dd_keras")
 class SplitLinear(SplitPenalty):
-    """-c * rho if correctly classified, else d * rho: all samples alike.
+    """-c * rho if correctly classified, else d * rho.
 
-    It has no lower bound. Args and raises: as `SplitPenalty`.
+    Its slope is the same for near and far samples, and it has no lower bound.
+    Args and errors: as `SplitExponential`.
+
+    Example:
+        >>> penalty = dd_keras.defenses.SplitLinear(5.0, 2.0, reduction=None)
+        >>> print(np.round(penalty([1.0, 0.0], [0.1, 0.1]), 3))
+        [-0.5  0.2]
     """
 
     NAME = "split_linear"
@@ -186,7 +214,7 @@ class SplitLinear(SplitPenalty):
         return -scaled
 
     def of_misclassified(self, scaled: tf.Tensor) -> tf.Tensor:
-        """D * rho."""
+        """The distance, scaled: d * rho."""
         return scaled
 
 

@@ -14,10 +14,10 @@ from dd_keras.utils import validation
 
 
 class SplitPenaltyModel(RegularizedDefenseModel):
-    """A defence with a penalty of distances, whose c and d may change.
+    """Base of defences that penalise rho, with c and d that may change.
 
-    A subclass gives `regularizer`, which calls `penalize`, and has an
-    `attack`, by whose rho `choose_c` goes.
+    A subclass implements `mean_penalty`, which calls `penalize`, and has an
+    `attack`, from whose rho `choose_c` computes c.
 
     Args:
         model: a built Keras classifier, see `logits_model`.
@@ -25,10 +25,10 @@ class SplitPenaltyModel(RegularizedDefenseModel):
         d: steepness for misclassified samples, above 0.
         shrinkage: the penalty, `"exponential"` (Eq. 6), `"inverse"`,
             `"hinge"` or `"linear"`, see split_penalty.py.
-        aggregation: `"mean"` over all samples, or `"min"`: of each class in
-            the batch, or a replica's part of it, only the sample nearest to
-            the boundary, see aggregation.py. Either is a sum over the number
-            of samples in the batch.
+        aggregation: `"mean"`: over all samples; or `"min"`: for each class in
+            the batch, or in a replica's part of it, only the sample nearest
+            to the boundary, see aggregation.py. Either way the sum is divided
+            by the number of samples in the batch.
         kwargs: see `RegularizedDefenseModel`.
 
     Raises:
@@ -76,20 +76,20 @@ class SplitPenaltyModel(RegularizedDefenseModel):
         self._set_penalty(self.c, value)
 
     def choose_c(self, x: object, batch_size: int | None = None) -> float:
-        """Sets `c` to 1 / median rho of the classifier as it is now.
+        """Sets `c` to 1 / median rho, by the classifier's current weights.
 
         rho is that of `attack`, from the predicted classes, on the first four
-        batches of a data set, or on as many samples taken evenly from arrays.
+        batches of a data set, or on as many samples spread evenly over arrays.
 
         Args:
             x: inputs, or a data set, as for `fit`.
-            batch_size: samples a batch, of arrays; None: 32, as in `fit`.
+            batch_size: samples per batch of arrays; None: 32, as in `fit`.
 
         Returns:
-            `c`.
+            The new `c`.
 
         Raises:
-            TypeError: if `x` can be gone through only once.
+            TypeError: if `x` can be iterated only once.
             ValueError: if the median rho is 0 or not finite.
         """
         batches = steepness.first_batches(x, batch_size)
@@ -98,13 +98,13 @@ class SplitPenaltyModel(RegularizedDefenseModel):
 
     @property
     def chosen(self) -> dict[str, float | str]:
-        """Settings that `fit` chose; a resumed training takes them over."""
+        """Settings that `fit` chose; a resumed training restores them."""
         return {"c": self.c} if self._c_was_auto else {}
 
     def own_callbacks(
         self, x: object, batch_size: int | None
     ) -> list[keras.callbacks.Callback]:
-        """One that chooses `c` where it is `"auto"`, and warns of bad ones."""
+        """One that chooses `c` if it is `"auto"`, and warns of a bad one."""
         return [steepness.SteepnessCallback(self, x, batch_size)]
 
     def penalize(
@@ -132,7 +132,7 @@ class SplitPenaltyModel(RegularizedDefenseModel):
     def counted(
         self, correct: tf.Tensor, rho: tf.Tensor, labels: tf.Tensor
     ) -> tf.Tensor:
-        """Which samples the penalty is of, (B,) bool. See `penalize`."""
+        """Which samples the penalty is taken over, (B,) bool."""
         if self.aggregation == "mean":
             return tf.ones_like(correct)
         return aggregations.weakest_of_each_class(

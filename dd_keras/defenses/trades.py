@@ -24,40 +24,44 @@ _START = 1 / 300
 
 @keras.saving.register_keras_serializable("dd_keras")
 class TRADESModel(DefenseModel):
-    """Any Keras classifier, trained to decide alike all around its inputs.
+    """Any Keras classifier, trained for equal outputs all around its inputs.
 
     Each training step minimises (Zhang et al., Eq. 5)
 
         loss(x, y) + beta * KL(p(x) || p(x')),
 
-    p being the classifier's probabilities, and x' the input within the ball
-    of `adversary` that it finds for the largest KL divergence: from x plus
-    noise, `steps` steps up its gradient, in inference mode. Both terms are
-    differentiated by the weights, the second at x as well as at x'. See
-    `DefenseModel` for what else there is to a defence.
+    where p are the classifier's probabilities. x' maximises the KL divergence
+    within the ball of `adversary`: from x plus Gaussian noise, `steps` steps
+    of gradient ascent, in inference mode. Gradients with respect to the
+    weights flow through both terms, through the second at x and at x'.
+    `DefenseModel` describes what all defences share.
 
     Args:
         model: a built Keras classifier, see `logits_model`.
-        adversary: an `attacks.PGD`: its `eps`, `norm`, `steps`, `step_size`,
-            `bounds` and `seed`. (It climbs KL, not its own loss, from one
-            start of TRADES' own, and without `early_stop`.) The paper's, of
-            pixels in [0, 1]: l_inf, 0.3 in 40 steps of 0.01 on MNIST, 0.031
-            in 10 steps of 0.007 on CIFAR-10.
-        beta: weight of the second term, at least 0 (the paper's 1 / lambda; 1
-            to 6 there).
+        adversary: an untargeted `attacks.PGD`, for its `eps`, `norm`,
+            `steps`, `step_size`, `bounds` and `seed`. (Its loss is replaced
+            by the KL divergence, its start by that of TRADES; there is one
+            restart and no early stop.) The paper's, in l_inf and for pixels
+            in [0, 1]: on MNIST eps 0.3, 40 steps of 0.01; on CIFAR-10 eps
+            0.031, 10 steps of 0.007.
+        beta: weight of the second term, at least 0; the paper's 1 / lambda,
+            there from 1 to 6.
         evaluation_attack, batch_norm, activation: see `DefenseModel`.
 
     Raises:
-        TypeError: if `adversary` is no PGD, or `model` no Keras model.
+        TypeError: if `adversary` is not an untargeted PGD, or `model` not a
+            Keras model.
         ValueError: if an argument is outside of its range, or `model` is not
             a built classifier with one input and one output.
 
     Example:
-        model = dd_keras.TRADESModel(
-            classifier, adversary=dd_keras.attacks.PGD(0.1, steps=10), beta=6.0
-        )
-        model.compile("sgd", "sparse_categorical_crossentropy")
-        model.fit(x_train, y_train, validation_data=(x_test, y_test))
+        >>> pgd = dd_keras.attacks.PGD(eps=0.1, steps=5, bounds=(0, 1))
+        >>> model = dd_keras.TRADESModel(classifier, adversary=pgd, beta=6.0)
+        >>> model.compile("adam", "sparse_categorical_crossentropy")
+        >>> history = model.fit(x_train, y_train, epochs=3, verbose=0)
+        >>> loss = history.history["loss"]
+        >>> loss[-1] < loss[0]
+        True
     """
 
     def __init__(
@@ -79,7 +83,7 @@ class TRADESModel(DefenseModel):
         self._divergence = Divergence(dtype=logits.working_dtype(model))
 
     def shares_forward_pass(self) -> bool:
-        """Whether the attack in training can use the loss' forward pass."""
+        """Whether the training attack can reuse the loss' forward pass."""
         return True
 
     def task_loss(

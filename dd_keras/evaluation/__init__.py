@@ -1,4 +1,4 @@
-"""Evaluation: from a classifier and a data set to a report."""
+"""Evaluation: from a classifier and a data set to a robustness report."""
 
 from dd_keras.evaluation.evaluate import evaluate_robustness
 from dd_keras.evaluation.merge import merge_reports

@@ -48,71 +48,79 @@ def evaluate_robustness(
     shard: tuple[int, int] | None = None,
     verbose: str | int = "auto",
 ) -> RobustnessReport:
-    """Measures accuracy and robustness of a classifier on a data set.
+    """Measures the accuracy and robustness of a classifier on a data set.
 
-    The data set is streamed, once: memory holds one batch, and a few numbers
-    for each sample seen. All attacks start from the class that the model
-    predicts.
+    The data set is streamed once: memory holds one batch, and a few numbers
+    for each sample. All attacks start from the class that the model predicts.
 
-    In the scope of a `tf.distribute` strategy, each replica takes its part of
-    every batch. On several machines, let each evaluate a `shard`, and join
-    their reports by `merge_reports`.
+    In the scope of a `tf.distribute` strategy, the replicas share each batch.
+    On several machines, let each evaluate a `shard`, and combine the reports
+    with `merge_reports`.
 
     Args:
         model: a built Keras classifier, see `logits_model`.
-        data: inputs and labels, as for `fit`, the inputs preprocessed as the
-            model takes them: an array of inputs (B, ...), with `y`; a tuple
-            of two arrays (inputs, labels); or, in an order that does not
-            change, a batched `tf.data.Dataset` of such tuples or a
-            `keras.utils.PyDataset`. Sample weights are left aside.
-        y: labels, see `sparse_labels`, where `data` is an array of inputs.
+        data: inputs and labels, as for `fit`, with inputs preprocessed for the
+            model: an array of inputs (N, ...), together with `y`; a tuple of
+            two arrays (inputs, labels); or, in a fixed order, a batched
+            `tf.data.Dataset` of such tuples or a `keras.utils.PyDataset`.
+            Sample weights are ignored.
+        y: labels, integer or one-hot, if `data` is an array of inputs.
         metrics: what to measure: names, attacks or `Metric` objects, see
             `evaluation.metrics.get` ("accuracy", "rho2", "fgsm_rho", "fgsm",
-            "pgd", "cw", "pass", ...). Attacks that would have one name are
-            named after what differs, see `evaluation.naming.with_unique_names`.
-        batch_size: samples a batch, of arrays; None: 32, as in `fit`. Data
-            sets come in batches of their own.
+            "pgd", "cw", "pass", ...). Attacks that would share a name are
+            distinguished by the settings in which they differ, as
+            `pgd_linf@0.1`.
+        batch_size: samples per batch of arrays; None: 32, as in `fit`. Not for
+            data sets, which are already batched.
         bounds: (low, high), the valid range of the inputs, numbers or arrays
-            that broadcast against a sample, as `datasets.Data.bounds` gives
-            it. Some metrics need it.
-        misclassified: how a sample counts that is misclassified without
-            attack. `"predicted"`, the paper's way: with its distance from
-            the predicted class; `"zero"`: with distance 0, as it needs no
-            attack; `"exclude"`: not at all. In accuracies under attack it is
-            incorrect, or not counted under `"exclude"`; `accuracy` itself and
+            that broadcast against a sample, such as `datasets.Data.bounds`.
+            Some metrics need it.
+        misclassified: how samples that are misclassified without an attack
+            count in distances. `"predicted"`, as in the paper: with the
+            distance from their predicted class; `"zero"`: with distance 0;
+            `"exclude"`: not at all. In accuracies under attack they are
+            incorrect, or with `"exclude"` not counted; `accuracy` itself and
             `eps_ref` are always over all samples.
-        activation: what `model` ends in, see `logits_model`.
-        checkpoint_dir: where finished batches are kept. After an interruption
-            the same call is resumed from there and ends in the identical
-            report. Remove it when it is no longer needed. None: nowhere.
-        shard: (index, count), index from 1 to count: only this part of the
-            data, of consecutive batches. The merged reports of all parts are
-            the report of the whole. None: all of it.
+        activation: the final activation of `model`, see `logits_model`.
+        checkpoint_dir: directory for the results of finished batches. After
+            an interruption, the same call resumes from there and returns the
+            identical report. Remove it when it is no longer needed. None: no
+            checkpoints.
+        shard: (index, count), index from 1 to count: evaluate only this part
+            of the data, of consecutive batches. `merge_reports` combines all
+            parts to the report of the whole. None: all data.
         verbose: 1 shows a progress bar with the time left, 2 a line at the
             end, 0 nothing; `"auto"`: a bar on a terminal, else a line.
 
     Returns:
-        `RobustnessReport`. Its `warnings` are reliability warnings, which
-        are given as Python warnings, too: reasons not to trust a number, such
-        as a gradient that vanishes, outputs that are random, or an attack that
-        finds less than a weaker one.
-
-    Example:
-        report = dd_keras.evaluate_robustness(
-            classifier, x_test, y_test, metrics=["accuracy", "rho2", "l2"]
-        )
-        print(report.table())
+        `RobustnessReport`. Its `warnings`, also issued as Python warnings, are
+        reasons not to trust a number, such as a vanishing gradient, random
+        outputs, or an attack that is weaker than a simpler one.
 
     Raises:
-        TypeError: if `data` is none of these, or `y` are names of metrics.
-        ValueError: if `y` is missing, is of another length, or is given beside
-            a data set, or so is `batch_size`; if `data` is empty, has no
-            labels or unfit ones, batches that the model does not take or
-            inputs outside of `bounds`; if outputs of the model are not finite;
-            if a metric is not known; if `checkpoint_dir` is of another
-            evaluation; if `shard` is no such pair, or there are more shards
-            than batches, or the number of batches is not known; if the
-            strategy in scope has several workers.
+        TypeError: if `data` is none of these, or `y` holds names of metrics.
+        ValueError: if `y` is missing or of another length; if `y` or
+            `batch_size` is given with a data set; if `data` is empty, has no
+            labels or invalid ones, batches of a wrong shape, or inputs outside
+            `bounds`; if outputs of the model are not finite; if a metric is
+            not known; if `checkpoint_dir` belongs to another evaluation; if
+            `shard` is not such a pair, if there are more shards than batches,
+            or the number of batches is not known; if the strategy in scope has
+            several workers.
+
+    Example:
+        >>> report = dd_keras.evaluate_robustness(
+        ...     classifier, x_test, y_test, ["accuracy", "rho2"], verbose=0
+        ... )
+        >>> print(report.table())
+        100 samples  value  95 % interval  forward  backward  seconds
+        ---...
+        accuracy     ...
+        rho2         ...
+        l2           ...
+        rho2_fooled  100.00 % ...
+        >>> report.summary()["accuracy"] > 0.9
+        True
     """
     chosen = _chosen(metrics, bounds)
     validation.validate_choice(

@@ -10,26 +10,31 @@ from dd_keras.evaluation.report import Cost, RobustnessReport
 
 
 def merge_reports(reports: Iterable[RobustnessReport]) -> RobustnessReport:
-    """The report of a whole data set from those of all its shards.
+    """The report of a whole data set from the reports of all its shards.
 
-    It is identical to the report of one evaluation of the whole.
+    Except for `seconds`, it is identical to the report of a single evaluation.
 
     Args:
-        reports: of `evaluate_robustness(..., shard=(index, count))`, each
-            index once, in any order.
+        reports: the reports of `evaluate_robustness(..., shard=(index,
+            count))`, each index once, in any order.
+
+    Returns:
+        `RobustnessReport`.
 
     Raises:
-        ValueError: if one is missing or there twice, is no shard, or measured
-            something else.
+        ValueError: if a shard is missing or given twice, if a report is not
+            that of a shard, or if settings differ.
 
     Example:
-        parts = [
-            dd_keras.evaluate_robustness(
-                classifier, x_test, y_test, batch_size=4, shard=(index, 2)
-            )
-            for index in (1, 2)
-        ]
-        whole = dd_keras.evaluation.merge_reports(parts)
+        >>> parts = [
+        ...     dd_keras.evaluate_robustness(
+        ...         classifier, x_test, y_test, shard=(index, 2), verbose=0
+        ...     )
+        ...     for index in (1, 2)
+        ... ]
+        >>> whole = dd_keras.evaluation.merge_reports(parts)
+        >>> len(whole)
+        100
     """
     ordered = sorted(reports, key=lambda report: report.shard or (0, 0))
     shards = [report.shard for report in ordered]

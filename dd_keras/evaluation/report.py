@@ -35,26 +35,41 @@ class Cost(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)  # arrays have no one ==
 class RobustnessReport:
-    """What the metrics found on each sample of a data set.
+    """The result of an evaluation: numbers, intervals, and every sample.
 
     Attributes:
         metrics: tuple of `Metric`, what was measured.
-        misclassified: how samples that are misclassified without attack
+        misclassified: how samples that are misclassified without an attack
             count, see `evaluate_robustness`.
-        values: dict of name to array, (N, ...), a row a sample, in the order
-            of the data set: int `labels` and `predictions` (of the clean
-            inputs), bool `zero_gradient` and `tied` (two classes have the
-            same logit there: it lies on the decision boundary), and what each
-            metric measures, as `rho2`, `l2`, `rho2_fooled`, `rho2_iterations`.
-        warnings: tuple of str, the reliability warnings: why a number is not
-            to be trusted. Empty where nothing was noticed.
-        costs: dict from names of metrics to their `Cost`; empty in reports of
-            before there was one.
-        seconds: dict from names of metrics to how long they took, by the
-            clock, in this process; empty in a report read from a file. Two
-            evaluations agree in all but these.
-        shard: (index, count) of the part of a data set that it is of; None
-            for all of it.
+        values: dict from names to arrays, (N, ...), one row per sample, in the
+            order of the data set: int `labels` and `predictions` (of the clean
+            inputs), bool `zero_gradient` and `tied` (two classes share the
+            highest logit, so the input lies on the decision boundary), and the
+            arrays of each metric, such as `rho2`, `l2`, `rho2_fooled` and
+            `rho2_iterations`.
+        warnings: tuple of str, the reliability warnings: reasons not to trust
+            a number.
+        costs: dict from names of metrics to their `Cost`, the number of
+            forward and backward passes; empty in old reports.
+        seconds: dict from names of metrics to their wall-clock time in this
+            process; empty in a report read from a file. Only these differ
+            between two evaluations of the same model.
+        shard: (index, count), if the report is of a part of a data set; else
+            None.
+
+    Example:
+        >>> report = dd_keras.evaluate_robustness(
+        ...     classifier, x_test, y_test, verbose=0
+        ... )
+        >>> low, high = report.intervals()["rho2"]
+        >>> low < report.summary()["rho2"] < high
+        True
+        >>> report.values["rho2"].shape
+        (100,)
+        >>> report.to_json("report.json")
+        >>> again = dd_keras.RobustnessReport.from_json("report.json")
+        >>> again.summary() == report.summary()
+        True
     """
 
     metrics: tuple[Metric, ...]
@@ -80,7 +95,7 @@ class RobustnessReport:
 
     @functools.cached_property
     def estimates(self) -> dict[str, Estimate]:
-        """The numbers with their intervals, by name."""
+        """The numbers with their intervals: dict of name to `Estimate`."""
         found = {}
         for estimates in self._estimates_of_each:
             found.update(estimates)
@@ -96,8 +111,9 @@ class RobustnessReport:
         """The numbers alone.
 
         Returns:
-            dict of name to float; None where no sample counts, and `eps_ref`
-            where half the samples withstand every eps. `samples` is N.
+            dict of name to float, or to None if no sample counts, or for
+            `eps_ref` if half of the samples withstand every eps. `samples` is
+            N.
         """
         numbers = {
             name: _or_none(estimate.value)
@@ -109,8 +125,8 @@ class RobustnessReport:
         """The 95 % confidence intervals: dict of name to [low, high].
 
         Wilson's for proportions, a normal approximation for means, order
-        statistics for `eps_ref`. They say how far the numbers would move with
-        other samples of the same kind, not with a stronger attack.
+        statistics for `eps_ref`. They cover the sampling of the data, not
+        stronger attacks.
         """
         return {
             name: [_or_none(estimate.low), _or_none(estimate.high)]
@@ -126,6 +142,14 @@ class RobustnessReport:
 
         Raises:
             ValueError: if the report has no "fgsm".
+
+        Example:
+            >>> fgsm = dd_keras.evaluation.EpsSweep([0.05, 0.1, 0.2])
+            >>> report = dd_keras.evaluate_robustness(
+            ...     classifier, x_test, y_test, fgsm, verbose=0
+            ... )
+            >>> report.success_rate()["success_rate"].shape
+            (3,)
         """
         for metric in self.metrics:
             if isinstance(metric, EpsSweep) and metric.name == "fgsm":
@@ -149,17 +173,17 @@ class RobustnessReport:
     def robust_accuracy(
         self, eps: ArrayLike | None = None, distance: str = "l2_best"
     ) -> dict[str, np.ndarray]:
-        """The accuracy under perturbations up to eps, from distances.
+        """The robust accuracy at each eps, from the distances in the report.
 
-        No attack is run: a sample withstands eps if it is correctly
-        classified, and the perturbation found for it is longer than eps. It is
-        an upper bound, which is as close as the attack is good.
+        No further attack is run: a sample is robust at eps if it is correctly
+        classified, and the perturbation found for it is longer than eps. The
+        result is an upper bound; the stronger the attack, the tighter.
 
         Args:
-            eps: (E,), in units of the distance; None: 51 from 0 to a little
-                beyond the largest that was found.
-            distance: name of an array of distances: "l2_best", "l2",
-                "fgsm_eps".
+            eps: (E,), in units of the distance; None: 51 values from 0 to
+                slightly above the largest distance.
+            distance: name of an array of distances, such as "l2_best", "l2"
+                or "fgsm_eps".
 
         Returns:
             dict of arrays (E,): `eps`, `accuracy`, and the ends of its 95 %
@@ -167,6 +191,14 @@ class RobustnessReport:
 
         Raises:
             ValueError: if no metric of the report measures this distance.
+
+        Example:
+            >>> report = dd_keras.evaluate_robustness(
+            ...     classifier, x_test, y_test, ["accuracy", "l2"], verbose=0
+            ... )
+            >>> curve = report.robust_accuracy([0.0, 0.5, 5.0], distance="l2")
+            >>> print(np.round(curve["accuracy"][[0, -1]]))
+            [1. 0.]
         """
         names = {m.distance_name: m.name for m in self.metrics}
         if not distance or distance not in names:
@@ -189,16 +221,16 @@ class RobustnessReport:
         }
 
     def samples(self) -> Samples:
-        """What the metrics make their numbers of."""
+        """The arrays from which metrics compute their numbers."""
         return Samples(
             self.values, self.labels == self.predictions, self.misclassified
         )
 
     def table(self, form: str = "text") -> str:
-        """All numbers with their intervals, what they cost, and the warnings.
+        """All numbers with their intervals and costs, and the warnings.
 
-        The cost stands beside the first number of each metric: forward and
-        backward passes a sample, and seconds where the report has them.
+        The row of each metric's first number shows its cost: forward and
+        backward passes per sample, and seconds if the report has them.
 
         Args:
             form: `"text"`, `"markdown"` or `"csv"`; csv has no warnings.
@@ -253,9 +285,9 @@ class RobustnessReport:
         return texts
 
     def to_json(self, path: str | os.PathLike) -> None:
-        """Writes numbers, samples and settings, atomically.
+        """Writes numbers, samples and settings as JSON, atomically.
 
-        Perturbations that a metric kept are left out: see `to_npz`.
+        Perturbations kept by a metric are omitted; `to_npz` writes them.
         """
         content = {"summary": self.summary(), **self._settings()}
         kept = {
@@ -269,10 +301,10 @@ class RobustnessReport:
 
     @classmethod
     def from_json(cls, path: str | os.PathLike) -> Self:
-        """The report that `to_json` wrote.
+        """Reads a report that `to_json` wrote.
 
         Raises:
-            ValueError: if the file is no such report.
+            ValueError: if the file is not such a report.
         """
         try:
             with open(path, encoding="utf-8") as file:
@@ -303,9 +335,9 @@ class RobustnessReport:
         return report
 
     def to_npz(self, path: str | os.PathLike) -> None:
-        """Writes the arrays, and as `report` all else as JSON; atomically.
+        """Writes all arrays, and as `report` all else as JSON, atomically.
 
-        `numpy.load(path)["rho2"]` is an array as in `values`.
+        `numpy.load(path)["rho2"]` is then the array `values["rho2"]`.
         """
         content = json.dumps(
             {"summary": self.summary(), **self._settings()}, allow_nan=False

@@ -1,4 +1,4 @@
-"""Networks: the paper's, and those of keras.applications."""
+"""Networks: the paper's, and those of `keras.applications`."""
 
 from dd_keras.networks import applications
 from dd_keras.networks.layers import GroupedConv2D, LocalResponseNormalization

@@ -32,13 +32,20 @@ NAMES = tuple(_BUILDERS)
 
 
 def family(name: str) -> str:
-    """The family of a network: the module of `keras.applications` it is in.
+    """The family of a network: the name of its `keras.applications` module.
 
     Args:
         name: one of `NAMES`.
 
+    Returns:
+        str, such as `"mobilenet_v2"`.
+
     Raises:
         ValueError: if there is no such network.
+
+    Example:
+        >>> dd_keras.networks.applications.family("ResNet50V2")
+        'resnet_v2'
     """
     return _builder(name).__module__.rpartition(".")[2]
 
@@ -73,17 +80,24 @@ FAMILIES = _families()
 
 @keras.saving.register_keras_serializable("dd_keras")
 class ApplicationPreprocessing(layers.Layer):
-    """What a network of `keras.applications` wants done to its inputs.
+    """The preprocessing of a network of `keras.applications`, as a layer.
 
-    Its family's `preprocess_input`, which for some families does nothing,
-    since the network itself begins with it. In float32 also under mixed
-    precision.
+    It is the `preprocess_input` of the network's family, which for some
+    families does nothing, since the network itself begins with preprocessing.
+    It computes in float32 also under mixed precision.
 
     Args:
         application: one of `NAMES`.
 
     Raises:
         ValueError: if there is no such network.
+
+    Example:
+        >>> applications = dd_keras.networks.applications
+        >>> layer = applications.ApplicationPreprocessing("MobileNetV2")
+        >>> pixels = np.array([0.0, 127.5, 255.0]).reshape(1, 1, 1, 3)
+        >>> print(layer(pixels).numpy().ravel())
+        [-1.  0.  1.]
     """
 
     def __init__(self, application: str, **kwargs: Any):
@@ -92,7 +106,7 @@ class ApplicationPreprocessing(layers.Layer):
         self._module = getattr(keras.applications, family(application))
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Pixels in [0, 255], (B, H, W, 3), to what the network takes."""
+        """From pixels in [0, 255], (B, H, W, 3), to the network's inputs."""
         precise = keras.backend.standardize_dtype(inputs.dtype) == "float64"
         pixels = ops.cast(inputs, "float64" if precise else "float32")
         return ops.cast(
@@ -118,8 +132,8 @@ def build(
 ) -> keras.Model:
     """A network of `keras.applications`, from raw pixels to logits.
 
-    With 1,000 classes it is Keras' own to the last layer. With another number
-    it ends in global average pooling and a new layer, `predictions`.
+    With 1,000 classes it has all of Keras' layers. With another number it ends
+    in global average pooling and a new dense layer, `predictions`.
 
     Args:
         name: one of `NAMES`.
@@ -127,9 +141,8 @@ def build(
         num_classes: number of logits, at least 2.
         weights: None for random ones; `"imagenet"` for those that Keras
             downloads; or the path of a weights file of the network
-            (`.weights.h5`, `.h5` or `.keras`). Without the last layer for
-            another number of classes than 1,000; then a file of the whole
-            network serves, too.
+            (`.weights.h5`, `.h5` or `.keras`). If `num_classes` is not 1,000,
+            the file may be that of the network with or without its last layer.
 
     Returns:
         A functional `keras.Model` from pixels, floating, (B, *input_shape) in
@@ -139,6 +152,13 @@ def build(
         ValueError: if an argument is not as above, the network does not take
             the shape, or the file does not hold its weights.
         RuntimeError: if ImageNet's weights could not be downloaded.
+
+    Example:
+        >>> network = dd_keras.networks.applications.build(
+        ...     "MobileNet", (32, 32, 3), num_classes=10
+        ... )
+        >>> network.output_shape
+        (None, 10)
     """
     _builder(name)
     input_shape = _validate_shape(input_shape)

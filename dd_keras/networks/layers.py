@@ -9,23 +9,30 @@ from keras import layers, ops
 
 @keras.saving.register_keras_serializable("dd_keras")
 class LocalResponseNormalization(layers.Layer):
-    """Divides each response by those of neighbouring channels (AlexNet).
+    """Local response normalisation over neighbouring channels (AlexNet).
 
         y_c = x_c / (bias + alpha / n * sum of x_i^2)^beta,
 
-    the sum over the n = 2 depth_radius + 1 channels around c, fewer at the
-    ends. Written in operations that have second derivatives, which
-    TensorFlow's own does not have.
+    with the sum over the n = 2 depth_radius + 1 channels around c, fewer at
+    the ends. Unlike TensorFlow's own operation it has second derivatives.
+    Inputs are (B, H, W, C).
 
     Args:
-        depth_radius: neighbours on each side, at least 0.
+        depth_radius: number of neighbouring channels on each side, at least 0.
         bias: Caffe's k, above 0.
-        alpha: Caffe's, for the sum over all n channels, at least 0;
-            TensorFlow's is alpha / n.
+        alpha: Caffe's alpha, at least 0; TensorFlow's is alpha / n.
         beta: the exponent.
 
     Raises:
-        ValueError: if an argument is outside of its range.
+        ValueError: if an argument is outside its range.
+
+    Example:
+        >>> layer = dd_keras.networks.LocalResponseNormalization(
+        ...     depth_radius=1, alpha=3.0, beta=1.0
+        ... )
+        >>> y = layer(np.ones((1, 1, 1, 3)))  # 1 / (1 + 2), 1 / (1 + 3), ...
+        >>> print(y.numpy().ravel())
+        [0.33333334 0.25       0.33333334]
     """
 
     def __init__(
@@ -57,7 +64,7 @@ class LocalResponseNormalization(layers.Layer):
         self.beta = beta
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """(B, H, W, C) to the same shape."""
+        """The normalised responses, (B, H, W, C)."""
         radius, channels = self.depth_radius, inputs.shape[-1]
         size = 2 * radius + 1
         x = inputs
@@ -87,17 +94,24 @@ class LocalResponseNormalization(layers.Layer):
 
 @keras.saving.register_keras_serializable("dd_keras")
 class GroupedConv2D(layers.Conv2D):
-    """`keras.layers.Conv2D` with few groups, as one convolution for each.
+    """`keras.layers.Conv2D` with one convolution for each of a few groups.
 
-    Weights and values are those of Keras' layer, which has XLA compile
-    every convolution in groups: on a CPU ten times slower, and compiled
-    again for each size of a batch.
+    Weights and outputs are those of Keras' layer. That one compiles grouped
+    convolutions with XLA, which on a CPU is ten times slower, and compiles
+    again for each batch size.
 
-    Args: those of `keras.layers.Conv2D`; inputs (B, H, W, C) only.
+    Args: those of `keras.layers.Conv2D`; inputs must be (B, H, W, C).
+
+    Example:
+        >>> layer = dd_keras.networks.GroupedConv2D(8, kernel_size=3, groups=2)
+        >>> layer(np.zeros((2, 5, 5, 4))).shape
+        TensorShape([2, 3, 3, 8])
+        >>> tuple(layer.kernel.shape)  # half of the 4 channels for each filter
+        (3, 3, 2, 8)
     """
 
     def convolution_op(self, inputs: tf.Tensor, kernel: Any) -> tf.Tensor:
-        """All groups, side by side."""
+        """The convolutions of all groups, concatenated."""
         return ops.concatenate(
             [
                 ops.conv(

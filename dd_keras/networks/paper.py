@@ -35,6 +35,11 @@ def mlp(
 
     Returns:
         A `keras.Model` from (B, *input_shape) to (B, num_classes) logits.
+
+    Example:
+        >>> network = dd_keras.networks.mlp()
+        >>> network.count_params()
+        469160
     """
     inputs = keras.Input(input_shape)
     x = layers.Flatten()(inputs)
@@ -48,9 +53,14 @@ def lenet(
     num_classes: int = 10,
     name: str = "lenet",
 ) -> keras.Model:
-    """The paper's LeNet for MNIST: no activation after its convolutions.
+    """The paper's LeNet for MNIST, without activations after convolutions.
 
     Args, Returns: see `mlp`.
+
+    Example:
+        >>> network = dd_keras.networks.lenet()
+        >>> network(np.zeros((2, 28, 28, 1))).shape
+        TensorShape([2, 10])
     """
     inputs = keras.Input(input_shape)
     x = _conv(20, 5, "conv1")(inputs)
@@ -67,13 +77,18 @@ def convnet(
     num_classes: int = 10,
     name: str = "convnet",
 ) -> keras.Model:
-    """The paper's ConvNet for CIFAR-10, of five convolutions.
+    """The paper's ConvNet for CIFAR-10, with five convolutions.
 
-    It starts from Caffe's standard deviation in the first layer, and small
-    ones in the others: from larger ones it fits the training images, at 71
-    instead of 77 percent on the test images.
+    Initial weights have Caffe's standard deviation in the first layer, and
+    small ones in the others: with larger ones it overfits, with an accuracy of
+    71 instead of 77 % on the test images.
 
     Args, Returns: see `mlp`.
+
+    Example:
+        >>> network = dd_keras.networks.convnet()
+        >>> network.input_shape, network.output_shape
+        ((None, 32, 32, 3), (None, 10))
     """
 
     def conv(filters, size, name, stddev=0.03, **kwargs):
@@ -100,9 +115,14 @@ def nin(
     num_classes: int = 10,
     name: str = "nin",
 ) -> keras.Model:
-    """The paper's Network in Network for CIFAR-10; names are Caffe's.
+    """The paper's Network in Network for CIFAR-10, with Caffe's layer names.
 
-    Args, Returns: see `mlp`. Height and width of any size from 4 up.
+    Args, Returns: see `mlp`. Height and width are at least 4.
+
+    Example:
+        >>> network = dd_keras.networks.nin((32, 32, 3), num_classes=100)
+        >>> network.output_shape
+        (None, 100)
     """
 
     def conv(filters, size, name, activation="relu"):
@@ -133,12 +153,17 @@ def alexnet(
     num_classes: int = 1000,
     name: str = "alexnet",
 ) -> keras.Model:
-    """AlexNet as Caffe has it (`bvlc_alexnet`): the paper's for ImageNet.
+    """Caffe's AlexNet (`bvlc_alexnet`), the paper's network for ImageNet.
 
-    Convolutions in two groups, each response divided by its neighbours'
-    before the pool, pools that overlap.
+    It has convolutions in two groups, local response normalisation before
+    pooling, and overlapping pools.
 
-    Args, Returns: see `mlp`. Height and width of 67 or more.
+    Args, Returns: see `mlp`. Height and width are at least 67.
+
+    Example:
+        >>> network = dd_keras.networks.alexnet((67, 67, 3), num_classes=20)
+        >>> network.get_layer("conv2").groups
+        2
     """
     inputs = keras.Input(input_shape)
     x = _deep_conv(96, 11, "conv1", strides=4, activation="relu")(inputs)
@@ -169,24 +194,29 @@ def resnet18(
     name: str = "resnet18",
     stem: str = "imagenet",
 ) -> keras.Model:
-    """ResNet-18 (He et al., CVPR 2016), the paper's for ImageNet.
+    """ResNet-18 (He et al., CVPR 2016), the paper's network for ImageNet.
 
     Layers, names (`layer2_0_downsample_0` for `layer2.0.downsample.0`),
-    borders and constants of batch normalisation are torchvision's.
+    padding and constants of batch normalisation are torchvision's.
 
     Args:
         input_shape: height, width, channels.
         num_classes: number of logits.
         name: name of the model.
-        stem: `"imagenet"`: a 7x7 convolution of stride 2 and a pool of
-            stride 2; `"cifar"`: a 3x3 convolution of stride 1 and no pool,
-            for small images.
+        stem: the first layers: `"imagenet"`: a 7x7 convolution and a max
+            pool, both with stride 2; `"cifar"`, for small images: a 3x3
+            convolution with stride 1 and no pool.
 
     Returns:
         A `keras.Model` from (B, *input_shape) to (B, num_classes) logits.
 
     Raises:
-        ValueError: if `stem` is another.
+        ValueError: if `stem` is neither.
+
+    Example:
+        >>> network = dd_keras.networks.resnet18((32, 32, 3), 10, stem="cifar")
+        >>> network.get_layer("layer2_0_conv1").output.shape
+        (None, 16, 16, 128)
     """
     validation.validate_choice("stem", stem, STEMS)
     inputs = keras.Input(input_shape)
@@ -212,9 +242,14 @@ def digits_cnn(
     num_classes: int = 10,
     name: str = "digits_cnn",
 ) -> keras.Model:
-    """A small CNN for 8x8 digits, with dropout. Not in the paper.
+    """A small CNN with dropout for 8x8 digits. It is not in the paper.
 
     Args, Returns: see `mlp`.
+
+    Example:
+        >>> network = dd_keras.networks.digits_cnn()
+        >>> network(255 * x_test).shape
+        TensorShape([100, 10])
     """
     inputs = keras.Input(input_shape)
     x = _conv(16, 3, "conv1", padding="same", activation="relu")(inputs)

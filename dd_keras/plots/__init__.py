@@ -1,8 +1,8 @@
-"""The paper's figures, drawn with matplotlib from numbers already computed.
+"""The paper's figures, drawn with matplotlib from given numbers.
 
-Every figure is written to `path`, in the format that its ending says: .png,
-.pdf or .svg. Nothing else in the library imports this package: it takes
-matplotlib and adjustText, which come with the extra `apps`.
+Each figure is written to `path`, in the format of its extension: .png, .pdf or
+.svg. Import this package explicitly, by `from dd_keras import plots`: it needs
+matplotlib and adjustText, which the extra `apps` installs.
 """
 
 try:

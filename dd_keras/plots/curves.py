@@ -49,12 +49,19 @@ def convergence_curves(
     Args:
         histories: dict from a model's name to a dict with `"accuracy"` (in
             [0, 1]) and `"rho"`, each a sequence over epochs that starts with
-            epoch 0, the reference. Models may differ in epochs.
-        path: file to write; its ending says the format.
+            epoch 0, the reference. Models may differ in the number of epochs.
+        path: file to write; its extension sets the format.
         norm: the order p of rho's norm, for the axis label.
 
     Raises:
         ValueError: if an argument is not as above.
+
+    Example:
+        >>> from dd_keras import plots
+        >>> history = {"accuracy": [0.98, 0.97, 0.98], "rho": [0.1, 0.15, 0.2]}
+        >>> plots.convergence_curves({"Deep Defense": history}, "figure2.png")
+        >>> os.path.exists("figure2.png")
+        True
     """
     check_series("histories", histories, ("accuracy", "rho"))
     rho = rho_symbol(norm)
@@ -89,14 +96,23 @@ def success_rate_curves(
             increasing, and `"success_rate"` (E,), the share of samples in
             [0, 1]; optionally `"low"` and `"high"` (E,), the ends of its 95 %
             confidence interval, drawn as a band.
-        path: file to write; its ending says the format.
-        unit: of eps, that of the inputs, for the axis label.
+        path: file to write; its extension sets the format.
+        unit: unit of eps, for the axis label.
         eps_ref: an eps to mark by a vertical line, or a dict from names of
-            models to theirs.
-        width: of the figure, in inches.
+            models to one for each; None for none.
+        width: width of the figure, in inches.
 
     Raises:
         ValueError: if an argument is not as above.
+
+    Example:
+        >>> from dd_keras import plots
+        >>> curve = {"eps": [0.05, 0.1, 0.2], "success_rate": [0.1, 0.4, 0.9]}
+        >>> plots.success_rate_curves(
+        ...     {"reference": curve}, "figure5.svg", unit="pixels of 0 to 1"
+        ... )
+        >>> os.path.exists("figure5.svg")
+        True
     """
     figure = new_figure(width, 2.5)
     axes = figure.subplots()
@@ -116,20 +132,30 @@ def robust_accuracy_curves(
     norm: float = 2,
     width: float = COLUMN,
 ) -> None:
-    """Accuracy under perturbations up to eps, from the best known distances.
+    """Robust accuracy against eps.
 
     Args:
-        curves: dict from a model's name to what
-            `RobustnessReport.robust_accuracy` returns: a dict with `"eps"`
-            (E,), increasing, and `"accuracy"` (E,), in [0, 1]; optionally
-            `"low"` and `"high"`, as in `success_rate_curves`.
-        path: file to write; its ending says the format.
-        unit: of eps, that of the inputs, for the axis label.
+        curves: dict from a model's name to the result of
+            `RobustnessReport.robust_accuracy`: a dict with `"eps"` (E,),
+            increasing, and `"accuracy"` (E,), in [0, 1]; optionally `"low"`
+            and `"high"`, as in `success_rate_curves`.
+        path: file to write; its extension sets the format.
+        unit: unit of eps, for the axis label.
         norm: the order p of the perturbations' norm, for the axis label.
-        width: of the figure, in inches.
+        width: width of the figure, in inches.
 
     Raises:
         ValueError: if an argument is not as above.
+
+    Example:
+        >>> from dd_keras import plots
+        >>> # A curve is what `RobustnessReport.robust_accuracy` returns.
+        >>> curve = {"eps": [0.0, 0.5, 1.0], "accuracy": [0.98, 0.4, 0.0]}
+        >>> plots.robust_accuracy_curves(
+        ...     {"reference": curve}, "robust.pdf", unit="pixels of 0 to 1"
+        ... )
+        >>> os.path.exists("robust.pdf")
+        True
     """
     figure = new_figure(width, 2.5)
     axes = figure.subplots()
@@ -155,19 +181,31 @@ def trade_off(
     """Accuracy against rho over hyper-parameters (Figures 3, 4 and 6).
 
     Args:
-        points: dict from a series' name, as "lam = 15", to a dict with
+        points: dict from a series' name, such as "lam = 15", to a dict with
             `"accuracy"` (K,), in [0, 1], and `"rho"` (K,), joined by a line in
-            this order; optionally `"labels"` (K,), as "c = 25", written
-            beside the points, empty ones not.
-        path: file to write; its ending says the format.
+            this order; optionally `"labels"` (K,), such as "c = 25", written
+            next to the points, except empty ones.
+        path: file to write; its extension sets the format.
         norm: the order p of rho's norm, for the axis label.
         reference: (rho, accuracy) of the model before fine-tuning, drawn as
-            a star.
-        width: of the figure, in inches.
-        note: a text below it; None: none.
+            a star; None for none.
+        width: width of the figure, in inches.
+        note: a text below the figure; None for none.
 
     Raises:
         ValueError: if an argument is not as above.
+
+    Example:
+        >>> from dd_keras import plots
+        >>> series = {
+        ...     "accuracy": [0.98, 0.96], "rho": [0.2, 0.3],
+        ...     "labels": ["c = 25", "c = 5"],
+        ... }
+        >>> plots.trade_off(
+        ...     {"lam = 15": series}, "figure3.png", reference=(0.1, 0.98)
+        ... )
+        >>> os.path.exists("figure3.png")
+        True
     """
     check_series("points", points, ("accuracy", "rho"))
     rho = rho_symbol(norm)

@@ -27,24 +27,35 @@ def frontier(
     least_accuracy: float = 0.0,
     width: float = PAGE,
 ) -> None:
-    """Accuracy against each measure of robustness, a panel each.
+    """Accuracy against measures of robustness, one panel per measure.
 
     Args:
-        points: dict from a series' name, as "PGD training", to a dict with
-            `"accuracy"` (K,), in [0, 1], and (K,) of each measure, joined by
-            a line in this order; optionally `"labels"` (K,), as "c = 25",
-            written beside the points of the first panel.
-        measures: dict from a measure's key to what its axis is called. Where
-            that ends in "(%)", values are shares in [0, 1].
-        path: file to write; its ending says the format.
-        reference: `"accuracy"` and each measure of the model before
-            fine-tuning, drawn as a star.
-        least_accuracy: in [0, 1]: points below are left out, and a note says
-            how many.
-        width: of the figure, in inches.
+        points: dict from a series' name, such as "PGD training", to a dict
+            with `"accuracy"` (K,), in [0, 1], and the values (K,) of each
+            measure, joined by a line in this order; optionally `"labels"`
+            (K,), such as "c = 25", for the points of the first panel.
+        measures: dict from a measure's key to its axis label. If the label
+            ends in "(%)", values are shares in [0, 1].
+        path: file to write; its extension sets the format.
+        reference: dict with `"accuracy"` and each measure of the model before
+            fine-tuning, drawn as a star; None for none.
+        least_accuracy: in [0, 1]; points below it are omitted, and a note
+            gives their number.
+        width: width of the figure, in inches.
 
     Raises:
         ValueError: if an argument is not as above.
+
+    Example:
+        >>> from dd_keras import plots
+        >>> pgd = {"accuracy": [0.98, 0.9], "rho": [0.2, 0.3], "aa": [0.5, 0.6]}
+        >>> plots.frontier(
+        ...     {"PGD training": pgd},
+        ...     {"rho": "rho", "aa": "AutoAttack (%)"},
+        ...     "frontier.png",
+        ... )
+        >>> os.path.exists("frontier.png")
+        True
     """
     check_series("points", points, ("accuracy", *measures))
     figure = new_figure(width, 3.0)

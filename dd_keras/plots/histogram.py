@@ -35,23 +35,33 @@ def rho_histogram(
     class_names: Sequence[str] | None = None,
     norm: float = 2,
 ) -> None:
-    """How rho spreads over the samples of each class.
+    """Histograms of rho over the samples of each class.
 
-    A panel a class, its histograms in per cent of the class, all panels with
-    the same bins and axes; a vertical line at each mean. Of more than 20
-    classes, it shows the 10 least and the 10 most robust, by the mean rho over
-    the class's samples and all models, in this order.
+    Each class has a panel with histograms in per cent of its samples, and a
+    vertical line at each mean. All panels share bins and axes. Of more than 20
+    classes, the 10 least and the 10 most robust are shown, ordered by the mean
+    rho over the class's samples and all models.
 
     Args:
-        rhos: dict from a model's name to (N,), its rho of each sample.
+        rhos: dict from a model's name to an array (N,), rho of each sample.
         labels: (N,), integers, the true classes.
-        path: file to write; its ending says the format.
-        class_names: names of all classes, in their order; by default
-            "class 0", ... up to the largest label.
+        path: file to write; its extension sets the format.
+        class_names: names of all classes, in order; by default "class 0", ...
+            up to the largest label.
         norm: the order p of rho's norm, for the axis label.
 
     Raises:
         ValueError: if an argument is not as above.
+
+    Example:
+        >>> from dd_keras import plots
+        >>> report = dd_keras.evaluate_robustness(
+        ...     classifier, x_test, y_test, verbose=0
+        ... )
+        >>> rhos = {"reference": report.values["rho2"]}
+        >>> plots.rho_histogram(rhos, y_test, "histogram.png")
+        >>> os.path.exists("histogram.png")
+        True
     """
     check_series("rhos", rhos)
     symbol = rho_symbol(norm, r"\rho")

@@ -28,21 +28,38 @@ def adversarial_images(
 ) -> None:
     """Clean images, perturbations and adversarial images (Figure 7).
 
-    The perturbations of a row are amplified so that the largest pixel of them
-    shows best; the factor, one a row, stands below them. Up to three models
-    fit the width of a page; more make a wider figure.
+    The perturbations of a row are amplified by one factor, which is printed
+    below them, so that the largest pixel is clearly visible. Up to three
+    models fit the width of a page; more make a wider figure.
 
     Args:
         images: (N, H, W, C), pixels 0 to 255; C is 1 or 3.
         labels: (N,), the true classes.
         attacked: dict from a model's name to a dict with `"perturbation"`
-            (N, H, W, C), in pixels, `"clean"` and `"adversarial"` (N,), the
-            classes before and after, and `"rho"` (N,).
-        path: file to write; its ending says the format.
-        class_names: of all classes, in their order; None: their numbers.
+            (N, H, W, C), in pixels; `"clean"` and `"adversarial"` (N,), the
+            classes predicted before and after the attack; and `"rho"` (N,).
+        path: file to write; its extension sets the format.
+        class_names: names of all classes, in order; None: their numbers.
 
     Raises:
         ValueError: if an argument is not as above.
+
+    Example:
+        >>> from dd_keras import plots
+        >>> x = x_test[:3]
+        >>> found = dd_keras.attacks.DeepFool().run(classifier, x)
+        >>> l2 = tf.norm(tf.reshape(found.perturbation, (3, -1)), axis=1)
+        >>> attacked = {
+        ...     "perturbation": 255 * found.perturbation.numpy(),
+        ...     "clean": found.predictions.numpy(),
+        ...     "adversarial": np.argmax(classifier(x + found.perturbation), 1),
+        ...     "rho": l2 / tf.norm(x.reshape(3, -1), axis=1),
+        ... }
+        >>> plots.adversarial_images(
+        ...     255 * x, y_test[:3], {"reference": attacked}, "figure7.png"
+        ... )
+        >>> os.path.exists("figure7.png")
+        True
     """
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or not images.size:

@@ -1,4 +1,4 @@
-"""Serving: a classifier in, a SavedModel for TensorFlow Serving out."""
+"""Serving: from a classifier to a SavedModel for TensorFlow Serving."""
 
 from dd_keras.serving.model_card import weights_hash
 from dd_keras.serving.saved_model import export

@@ -127,15 +127,23 @@ def write(card: dict, directory: str) -> None:
 
 
 def weights_hash(model: keras.Model) -> str:
-    """A fingerprint that identifies a model by its weights.
+    """A hash that identifies a model by its weights.
 
     Args:
         model: a built Keras model. A classifier and its `logits_model` have
-            the same.
+            the same hash.
 
     Returns:
-        str: SHA-256, in hexadecimal, over all weights in the model's order:
-        of each its dtype, its shape and its values, little-endian.
+        str: SHA-256, in hexadecimal, of all weights in the model's order: the
+        dtype, the shape and the values, little-endian, of each.
+
+    Example:
+        >>> digest = dd_keras.serving.weights_hash(classifier)
+        >>> len(digest)
+        64
+        >>> network = dd_keras.logits_model(classifier)
+        >>> dd_keras.serving.weights_hash(network) == digest
+        True
     """
     digest = hashlib.sha256()
     for weight in model.weights:

@@ -55,11 +55,11 @@ def export(
     report: object = None,
     card: dict | None = None,
 ) -> str:
-    """Writes a classifier as `path/<version>/`, which TF Serving serves.
+    """Writes a classifier to `path/<version>/`, for TensorFlow Serving.
 
-    The SavedModel holds preprocessing and network, no optimizer and nothing
-    of training, and loads where dd_keras is not installed. Its signatures, of
-    any batch size B from 1:
+    The SavedModel has the preprocessing and the network, but no optimizer or
+    other training state, and does not need dd_keras to be loaded. It has these
+    signatures, for any batch size B of at least 1:
 
     - `serving_default`: `images`, (B, *image_shape), before preprocessing, to
       `logits` and `probabilities`, float32, (B, n), `classes`, int32, (B,),
@@ -69,77 +69,82 @@ def export(
       the smallest perturbation that `attack` finds, in units of the network's
       inputs, an upper bound of the distance to the decision boundary; `rho`,
       float32, (B,): the same over the norm of the input (Eq. 7 of the Deep
-      Defense paper); and `nearest_class`, int32, (B,): what the perturbed
-      input is classified as. It equals `classes` where the attack found no
-      boundary. With a norm p other than 2, `l2` is called `l<p>`.
+      Defense paper); and `nearest_class`, int32, (B,): the class of the
+      perturbed input, which equals `classes` if the attack found no boundary.
+      With a norm p other than 2, `l2` is called `l<p>`.
     - `serve_encoded` and `robustness_encoded`: the same from `encoded`,
       strings, (B,), the bytes of PNG or JPEG files, resized to `image_shape`.
-      Only where this is (height, width, 1 or 3).
+      Only if this is (height, width, 1 or 3).
 
-    Bad requests get `InvalidArgument`, which says what was expected. Beside
-    the SavedModel, in assets.extra/, lie warm-up requests that the server
-    replays when it loads the version, and a model card
-    (model_card.json, .md).
+    Bad requests get the error `InvalidArgument`, which says what was expected.
+    assets.extra/ of the SavedModel has warm-up requests, which the server
+    replays when it loads the version, and a model card (model_card.json,
+    .md).
 
-    A version appears atomically, also if the process is killed, and none is
-    ever overwritten; several processes may export to one `path`.
+    A version appears atomically, even if the process is killed, and none is
+    ever overwritten; several processes may export to the same `path`.
 
     Args:
         model: a built Keras classifier, see `logits_model`; of a
             `DefenseModel` its classifier is exported.
-        path: local directory of the model, its versions inside.
-        preprocessing: Keras layer or model from raw images to what `model`
-            takes; None for none, or for the `preprocessor` of a KerasHub task.
+        path: local directory of the model, which holds its versions.
+        preprocessing: Keras layer or model from raw images to the inputs of
+            `model`; None for none, or for the `preprocessor` of a KerasHub
+            task.
         version: positive integer; None for the next one.
         class_names: names of all classes, in order; None: no `labels`.
-        image_shape: sizes of one raw image, None for any; by default what
-            `preprocessing`, if it is a model, or else `model` takes.
-        image_dtype: of `images`, `"float32"` or `"uint8"` (a quarter of the
-            bytes by gRPC).
-        resize: for encoded images: function, in the graph, from uint8
+        image_shape: shape of one raw image, with None for any size; by default
+            the input shape of `preprocessing`, if it is a model, or else of
+            `model`.
+        image_dtype: dtype of `images`, `"float32"` or `"uint8"` (a quarter of
+            the bytes by gRPC).
+        resize: for encoded images: TensorFlow function from uint8
             (H, W, channels) to an image of `image_shape` in [0, 255]; by
-            default bilinear with antialiasing, sides scaled each on its own.
-        max_images: most encoded images of a request.
-        max_pixels: most pixels an encoded image may have.
-        max_request_pixels: most pixels that all encoded images of a request
-            may have together; None: four times `max_pixels`. What is beyond
-            one of these limits is refused before anything is decoded. The
-            requests that a server runs as one batch count as one.
-        attack: behind `robustness`: `attacks.DeepFool`, with its `max_iter`
-            and `candidates` (by default 50 iterations, all classes), or a
-            slower one that finds shorter perturbations, `SuperDeepFool`,
-            `DDN` or `FAB` without `eps`.
-        activation: what `model` ends in, see `logits_model`.
+            default bilinear with antialiasing, each side scaled on its own.
+        max_images: maximum number of encoded images in a request.
+        max_pixels: maximum number of pixels of an encoded image.
+        max_request_pixels: maximum number of pixels of all encoded images in a
+            request; None: four times `max_pixels`. Requests beyond one of
+            these limits are refused before anything is decoded. Requests that
+            a server runs as one batch count as one.
+        attack: the attack of `robustness`: `attacks.DeepFool`, with its
+            `max_iter` and `candidates` (by default 50 iterations, all
+            classes), or a slower one that finds shorter perturbations:
+            `SuperDeepFool`, `DDN`, or `FAB` without `eps`.
+        activation: the final activation of `model`, see `logits_model`.
         examples: raw images for the warm-up requests, (N, *image_shape), at
-            most 64; by default one of noise.
-        warm_up_requests: whether to write them, which takes
-            tensorflow-serving-api (the extra `serving`); None: if it is
-            there, with a warning if it is not.
+            most 64; by default one image of noise.
+        warm_up_requests: whether to write warm-up requests, which needs
+            tensorflow-serving-api (the extra `serving`). None: write them if
+            it is installed, else warn.
         report: `RobustnessReport` of the model, for the card; None: the card
             says that nothing was measured.
-        card: dict of what JSON can hold, for the card: `name`, `dataset`,
-            `defense`, `intended_use`, `limits`, and anything else. In
-            model_card.md names and values are shown as they are;
+        card: dict of values that JSON can hold, for the card: `name`,
+            `dataset`, `defense`, `intended_use`, `limits`, and anything else.
+            In model_card.md names and values are shown literally, but
             `intended_use` and `limits` may be Markdown without HTML.
 
     Returns:
         str: the path of the version.
 
     Raises:
-        TypeError: if `model` is no Keras model, `preprocessing` no layer,
-            `attack` none of these, `resize` no function or `report` none.
+        TypeError: if `model` is not a Keras model, `preprocessing` not a
+            layer, `attack` not one of these, `resize` not a function, or
+            `report` not a report.
         ValueError: if an argument is not as above, or `path` cannot be
             written to. Nothing has been written then.
         ImportError: if `warm_up_requests` is True without the extra.
 
     Example:
-        path = dd_keras.export(
-            classifier,
-            "models/digits",
-            class_names=["zero", "one", "two"],
-            warm_up_requests=False,
-        )
-        assert path == "models/digits/1"
+        >>> path = dd_keras.export(
+        ...     classifier, "models/digits", class_names=list("0123456789"),
+        ...     warm_up_requests=False,
+        ... )
+        >>> path
+        'models/digits/1'
+        >>> served = tf.saved_model.load(path).signatures["serving_default"]
+        >>> served(images=tf.constant(x_test))["classes"].shape
+        TensorShape([100])
     """
     path = _validate_path(path)
     version = _validate_version(version, path)

@@ -29,18 +29,27 @@ num_batch_threads {{ value: 4 }}
 
 
 def validate_name(name: Any) -> str:
-    """Checks the name of a model in a server, and of its directory.
+    """Checks the name of a served model, which is also that of its directory.
 
     Args:
-        name: printable characters, the first no dot and no space, none of
-            them a slash, backslash or colon (which ends a name in URLs), and
-            not the name of what else lies in a server's directory.
+        name: str of printable characters, without a slash, backslash or colon
+            (which ends a name in URLs). It must not begin with a dot or space,
+            and not be the name of another file or folder in a server's
+            directory.
 
     Returns:
-        `name`.
+        `name`, unchanged.
 
     Raises:
-        ValueError: if it is not as above.
+        ValueError: if the name is not as above.
+
+    Example:
+        >>> dd_keras.serving.validate_name("digits")
+        'digits'
+        >>> dd_keras.serving.validate_name("digits/1")
+        Traceback (most recent call last):
+            ...
+        ValueError: name: expected the name of a folder, ...
     """
     reserved = (MODELS, BATCHING, EXAMPLES)
     if (
@@ -80,26 +89,28 @@ def write_server_config(
 ) -> list[str]:
     """Writes models.config for all models in a directory, and batching.config.
 
-    An existing batching.config is left as it is; models.config is replaced.
+    An existing batching.config is kept; models.config is replaced.
 
     Args:
-        directory: holds a folder for each model, as
-            `dd_keras.export(model, f"{directory}/{name}")` makes them.
-        base_path: what the server calls `directory`, an absolute path of
-            printable characters; `/models` where it is mounted there, as in
-            its Docker image.
+        directory: directory with a folder for each model, as written by
+            `dd_keras.export(model, f"{directory}/{name}")`.
+        base_path: path of `directory` in the server, absolute and of printable
+            characters; `/models` if it is mounted there, as in TensorFlow
+            Serving's Docker image.
 
     Returns:
-        list of str: the names of the models, sorted.
+        The names of the models: a sorted list of str.
 
     Raises:
-        ValueError: if the directory holds no model, or one whose name is
-            refused by `validate_name`, or if `base_path` is not as above.
+        ValueError: if the directory has no model, or one whose name
+            `validate_name` refuses, or if `base_path` is not as above.
 
     Example:
-        dd_keras.export(classifier, "models/digits", warm_up_requests=False)
-        names = dd_keras.serving.write_server_config("models")
-        assert names == ["digits"]
+        >>> os.makedirs("models/digits/1")  # in place of `dd_keras.export`
+        >>> dd_keras.serving.write_server_config("models")
+        ['digits']
+        >>> sorted(os.listdir("models"))
+        ['batching.config', 'digits', 'models.config']
     """
     base_path = os.fspath(base_path)
     if not base_path.startswith("/") or not base_path.isprintable():

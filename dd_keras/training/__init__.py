@@ -2,8 +2,12 @@
 
 from dd_keras.training.best import KeepBest
 from dd_keras.training.checkpoint import Checkpoints, DivergenceError
-from dd_keras.training.fit import Interrupted, resumable_fit
-from dd_keras.training.guards import OutOfMemoryError, StopAtNaN
+from dd_keras.training.fit import resumable_fit
+from dd_keras.training.guards import (
+    Interrupted,
+    OutOfMemoryError,
+    StopAtNaN,
+)
 
 __all__ = [
     "Checkpoints",

@@ -9,32 +9,46 @@ from dd_keras.utils import validation
 
 
 class KeepBest(keras.callbacks.Callback):
-    """Gives a model back the weights of its best epoch when `fit` ends.
+    """A callback that restores the weights of the best epoch at the end.
 
-    The best has the largest score on the validation data,
+    The best epoch has the highest score on the validation data,
 
         (1 - accuracy_weight) * val_rho2 + accuracy_weight * val_accuracy,
 
-    rho2 and accuracy as the shares they are. Validate on a part of the
-    training images that is not trained on, never on the test set: what is
-    chosen by the test set is not measured by it.
+    with rho2 and accuracy as fractions. Validate on a held-out part of the
+    training images, never on the test set: a number on which the model was
+    selected does not measure it.
 
-    Each `fit` begins anew. Only `resumable_fit(best=...)` keeps the best of
-    earlier processes.
+    Each `fit` begins anew. Only `resumable_fit(best=...)` remembers the best
+    epoch of earlier processes.
 
     Args:
-        monitor: name of the robustness in the logs; of a `DefenseModel` it is
-            `"val_rho2"`, `"val_rhoinf"`, ... by its norm.
-        accuracy_weight: in [0, 1]; 0 looks at robustness alone.
+        monitor: name of the robustness in the logs; for a `DefenseModel` it
+            is `"val_rho2"`, `"val_rhoinf"`, ..., depending on the norm.
+        accuracy_weight: in [0, 1]; with 0, robustness alone decides.
 
     Raises:
-        ValueError: if `accuracy_weight` is outside of its range; in `fit`, if
-            the logs hold no such values.
+        ValueError: if `accuracy_weight` is outside its range; in `fit`, if a
+            monitored value is missing from the logs.
 
     Attributes:
-        best: None, or the best epoch so far as a dict: its number `epoch`,
-            from 0, and its `score`.
-        weights: its weights, list of arrays.
+        best: the best epoch so far, a dict with its number `epoch`, from 0,
+            and its `score`; None before the first.
+        weights: the weights of that epoch, a list of arrays.
+
+    Example:
+        >>> best = dd_keras.KeepBest(accuracy_weight=0.5)
+        >>> model = dd_keras.DefenseModel(classifier)
+        >>> model.compile(
+        ...     "sgd", "sparse_categorical_crossentropy", metrics=["accuracy"]
+        ... )
+        >>> history = model.fit(
+        ...     x_train[100:], y_train[100:], epochs=2, verbose=0,
+        ...     validation_data=(x_train[:100], y_train[:100]),
+        ...     callbacks=[best],
+        ... )
+        >>> best.best["epoch"] in (0, 1)
+        True
     """
 
     def __init__(self, monitor: str = "val_rho2", accuracy_weight: float = 0.0):
@@ -47,13 +61,13 @@ class KeepBest(keras.callbacks.Callback):
         self.weights: list[np.ndarray] = []
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-        """Forgets an earlier `fit`, maybe of another model."""
+        """Forgets an earlier `fit`, which may be that of another model."""
         self.best, self.weights = None, []
 
     def on_epoch_end(
         self, epoch: int, logs: dict[str, float] | None = None
     ) -> None:
-        """Keeps the weights, if they are better than those before."""
+        """Stores the weights if their score is the best so far."""
         logs = logs or {}
         if not any(name.startswith("val_") for name in logs):
             return  # not validated after this epoch
@@ -68,7 +82,7 @@ class KeepBest(keras.callbacks.Callback):
             self.weights = self.model.get_weights()
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
-        """Gives back the best weights."""
+        """Restores the best weights."""
         if self.best is not None:
             self.model.set_weights(self.weights)
 

@@ -24,7 +24,18 @@ _BFLOAT16 = tf.bfloat16.as_numpy_dtype  # npz files know its size alone
 
 
 class DivergenceError(RuntimeError):
-    """A training whose loss or weights are no longer finite."""
+    """An error: the loss or the weights of a training are not finite.
+
+    Example:
+        >>> classifier.optimizer.learning_rate = 1e30
+        >>> try:
+        ...     history = dd_keras.resumable_fit(
+        ...         classifier, (x_train, y_train), 1, "checkpoints", verbose=0
+        ...     )
+        ... except dd_keras.training.DivergenceError as error:
+        ...     print(error)
+        epoch 1, step ...: the loss is ...
+    """
 
 
 class State(NamedTuple):
@@ -62,13 +73,20 @@ def variables(model: keras.Model) -> list[keras.Variable]:
 
 
 class Checkpoints:
-    """The newest states of one training, in a directory of their own.
+    """The two newest checkpoints of one training, in a directory of their own.
 
-    Of several workers the chief writes; all read, so that the directory must
-    be one that all of them see.
+    `resumable_fit` writes and reads them. With several workers the chief
+    writes and all read, so all must see the directory.
 
     Args:
-        directory: where they are kept; made if missing.
+        directory: where the checkpoints are kept; created if missing.
+
+    Example:
+        >>> checkpoints = dd_keras.training.Checkpoints("checkpoints")
+        >>> checkpoints.save(classifier, 2, 0, {"seed": 0}, {})
+        >>> state = checkpoints.newest(classifier)
+        >>> state.epoch, state.step, state.notes
+        (2, 0, {'seed': 0})
     """
 
     def __init__(self, directory: str | os.PathLike[str]):
@@ -82,21 +100,21 @@ class Checkpoints:
         notes: dict[str, Any],
         arrays: dict[str, list[np.ndarray]],
     ) -> None:
-        """Writes the state of a model, and removes the oldest.
+        """Writes a checkpoint atomically, and removes the oldest.
 
-        All workers must call this, as it gathers the metrics of all of them.
+        All workers must call this: it gathers the metrics of all of them.
 
         Args:
-            model: compiled `keras.Model`.
-            epoch: see `State`, as the next.
-            step: number of its steps that are done.
-            notes: what else there is to know.
-            arrays: the same.
+            model: a compiled `keras.Model`.
+            epoch: number of the epoch that the training is in, from 0.
+            step: number of steps of this epoch that are done.
+            notes: further values, as far as JSON can hold them.
+            arrays: further arrays, a dict of name to list.
 
         Raises:
-            DivergenceError: if a weight is not finite: such a state is of no
-                use, and would replace those that are.
-            OSError: if it cannot be written. Those before stay.
+            DivergenceError: if a weight is not finite. Nothing is written, as
+                such a checkpoint would replace one that is useful.
+            OSError: if it cannot be written. Earlier checkpoints are kept.
         """
         values = [_read(variable) for variable in variables(model)]
         broken = first_not_finite(model)
@@ -130,13 +148,17 @@ class Checkpoints:
                 os.remove(old)
 
     def newest(self, model: keras.Model) -> State | None:
-        """The newest complete `State`, or None.
+        """The newest complete checkpoint, or None if there is none.
 
         Args:
-            model: the compiled model that it is to be of.
+            model: the compiled model that was saved.
+
+        Returns:
+            A named tuple of `epoch`, `step`, `values` (arrays of all
+            variables), `notes` and `arrays`; or None.
 
         Raises:
-            ValueError: if it is of another model.
+            ValueError: if the checkpoint is that of another model.
         """
         chosen = None
         if distribution.is_chief():

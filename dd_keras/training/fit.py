@@ -18,18 +18,6 @@ from dd_keras.training.executions import Executions
 from dd_keras.utils import config, files
 
 
-class Interrupted(KeyboardInterrupt):
-    """A training that a signal stopped, after it wrote a checkpoint.
-
-    Attributes:
-        signal: the number of the signal.
-    """
-
-    def __init__(self, message: str, number: int):
-        super().__init__(message)
-        self.signal = number
-
-
 def resumable_fit(
     model: keras.Model,
     train: datasets.ResumableBatches | tuple,
@@ -46,65 +34,76 @@ def resumable_fit(
     callbacks: Iterable[keras.callbacks.Callback] | None = (),
     verbose: str | int = "auto",
 ) -> keras.callbacks.History:
-    """Trains a model; killed at any moment, the same call resumes.
+    """Trains a model; after an interruption, the same call resumes.
 
-    The state is written after each epoch, before each validation, and every
-    `checkpoint_steps`: weights, optimizer, random generators, metrics, and
-    what was logged. The same call in a new process takes the newest complete
-    state, and resumes with the step after it. On one CPU it then ends with
-    the weights, to the bit, and the logs of a training that was never
-    interrupted.
+    A checkpoint is written after each epoch, before each validation, and every
+    `checkpoint_steps` steps: weights, optimizer, random generators, metrics
+    and logs. The same call in a new process loads the newest complete
+    checkpoint and resumes with the next step. On one CPU, weights and logs are
+    then bit for bit those of a training that was never interrupted.
 
-    Steps are counted as such, whatever the model's `steps_per_execution` is;
-    it may be another one each time. Callbacks are called, states written and
-    signals answered between executions.
+    Steps count individually, whatever the model's `steps_per_execution`,
+    which may differ from call to call. Callbacks, checkpoints and signals are
+    handled between executions.
 
-    Ctrl-C or SIGTERM end it after the step at hand, with a checkpoint (of
-    several workers, without one).
+    Ctrl-C and SIGTERM end the training after the current step, with a
+    checkpoint (with several workers, without one).
 
     Args:
-        model: a compiled `keras.Model`, made anew as it was at first (the
+        model: a compiled `keras.Model`, constructed as in the first call (the
             same seed, the same arguments).
         train: `datasets.ResumableBatches`, or arrays, (x, y) or
-            (x, y, sample_weight), of which `ResumableBatches.of_arrays` makes
-            one. Not a batched data set, which cannot be resumed in the middle
-            of an epoch. Of an unbatched one, give
+            (x, y, sample_weight), which `ResumableBatches.of_arrays` converts.
+            Not a batched data set, which cannot be resumed in the middle of an
+            epoch; an unbatched one as
             `datasets.ResumableBatches(dataset, None, batch_size)`.
-        epochs: number of epochs in all.
-        checkpoint_dir: where the states of this training are kept, the two
-            newest. Remove it when it is no longer needed.
-        batch_size: samples a batch, where `train` is arrays; None for 32.
-        class_weight: as for `keras.Model.fit`: dict of class to the weight of
-            its samples in the loss, 1 where it has none. None for none. Not
-            with sample weights.
-        checkpoint_steps: steps from one state to the next within an epoch;
-            None for none.
+        epochs: total number of epochs.
+        checkpoint_dir: directory of the checkpoints of this training; the two
+            newest are kept. Remove it when it is no longer needed.
+        batch_size: samples per batch, if `train` is arrays; None for 32.
+        class_weight: as for `keras.Model.fit`: dict from a class to the weight
+            of its samples in the loss, by default 1; or None. Not with sample
+            weights.
+        checkpoint_steps: number of steps between checkpoints within an epoch;
+            None: only at its end.
         validation_data: as for `keras.Model.fit`.
         validation_freq: as for `keras.Model.fit`.
         best: `KeepBest`, or None to end with the last weights.
-        log: CSV file of what each epoch logged, written atomically; None for
-            none.
-        callbacks: further ones, or None. They must not keep anything from step
-            to step that training depends on, as it would be lost.
+        log: path of a CSV file of the logs of all epochs, written atomically;
+            None for none.
+        callbacks: further callbacks, or None. State that they keep from step
+            to step is not in a checkpoint, so training must not depend on it.
         verbose: as for `keras.Model.fit`.
 
     Returns:
-        `keras.callbacks.History`, of all epochs, also of those of earlier
-        processes: `history` is a dict of name to list of what the epochs
-        logged, `epoch` the list of their numbers. Its attribute `seconds` is
-        what training took, over all processes.
+        `keras.callbacks.History` of all epochs, including those of earlier
+        processes: `history` is a dict from names to lists of logged values,
+        `epoch` the list of epochs. Its attribute `seconds` is the training
+        time, over all processes.
 
     Raises:
-        DivergenceError: if loss or weights are no longer finite. The last
-            state before it is kept.
+        DivergenceError: if loss or weights are not finite. The last checkpoint
+            before that is kept.
         OutOfMemoryError: if a step does not fit into memory.
-        Interrupted: after Ctrl-C, or SIGTERM.
-        TypeError: if `train` is something else.
-        ValueError: if `checkpoint_dir` is of another training,
-            `checkpoint_steps` or `batch_size` not positive, arrays are not of
-            one length, or `callbacks` hold a `KeepBest`.
-        RuntimeError: if another worker is gone.
-        OSError: if a state cannot be written. Those before are kept.
+        Interrupted: after Ctrl-C or SIGTERM.
+        TypeError: if `train` is of another type.
+        ValueError: if `checkpoint_dir` belongs to another training, if
+            `checkpoint_steps` or `batch_size` is not positive, if arrays
+            differ in length, or if `callbacks` contain a `KeepBest`.
+        RuntimeError: if another worker is lost.
+        OSError: if a checkpoint cannot be written. Earlier ones are kept.
+
+    Example:
+        >>> data = (x_train, y_train)
+        >>> history = dd_keras.resumable_fit(
+        ...     classifier, data, 1, "checkpoints", verbose=0
+        ... )
+        >>> history = dd_keras.resumable_fit(  # in a new process, for example
+        ...     classifier, data, 3, "checkpoints", verbose=0
+        ... )
+        Resuming from epoch 2, step 0.
+        >>> history.epoch, len(history.history["loss"])
+        ([0, 1, 2], 3)
     """
     if checkpoint_steps is not None and not (
         type(checkpoint_steps) is int and checkpoint_steps > 0
@@ -364,7 +363,7 @@ class _Progress(keras.callbacks.Callback):
             self._save(self._epoch, self._done)
         where = f"epoch {self._epoch + 1}, step {self._done}"
         there = "there" if alone else "its last checkpoint"
-        raise Interrupted(
+        raise guards.Interrupted(
             f"stopped by {signal.Signals(number).name} in {where}; started "
             f"again, it resumes from {there}.",
             number,

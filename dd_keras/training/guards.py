@@ -14,19 +14,76 @@ import tensorflow as tf
 from dd_keras.training.checkpoint import DivergenceError, first_not_finite
 
 
+class Interrupted(KeyboardInterrupt):
+    """An error: a signal stopped the training, after a checkpoint.
+
+    The same call of `resumable_fit` resumes from there. With several workers,
+    the checkpoint is the last regular one.
+
+    Attributes:
+        signal: the number of the signal, SIGINT (Ctrl-C) or SIGTERM.
+
+    Example:
+        >>> import signal
+        >>> ctrl_c = keras.callbacks.LambdaCallback(
+        ...     on_epoch_end=lambda *_: signal.raise_signal(signal.SIGINT)
+        ... )
+        >>> try:
+        ...     history = dd_keras.resumable_fit(
+        ...         classifier, (x_train, y_train), 2, "checkpoints",
+        ...         callbacks=[ctrl_c], verbose=0,
+        ...     )
+        ... except dd_keras.training.Interrupted as stopped:
+        ...     print(signal.Signals(stopped.signal).name)
+        <BLANKLINE>
+        Stopping after this step; once more to stop at once.
+        SIGINT
+    """
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.signal = number
+
+
 class OutOfMemoryError(RuntimeError):
-    """A step that does not fit into memory."""
+    """An error: a training step does not fit into memory.
+
+    The message lists what makes a step smaller.
+
+    Example:
+        >>> def train(batch_size):
+        ...     try:
+        ...         return dd_keras.resumable_fit(
+        ...             classifier, (x_train, y_train), 1, "checkpoints",
+        ...             batch_size=batch_size, verbose=0,
+        ...         )
+        ...     except dd_keras.training.OutOfMemoryError:
+        ...         return train(batch_size // 2)
+        >>> train(512).epoch
+        [0]
+    """
 
 
 class StopAtNaN(keras.callbacks.Callback):
-    """Ends a training with an error once its loss is no longer finite.
+    """A callback that ends the training once the loss is not finite.
+
+    `DefenseModel.fit` and `resumable_fit` have one already.
 
     Args:
-        batch_of: function from the numbers of an epoch and a step to the
-            batch that it was trained on, to look for the cause in; or None.
+        batch_of: function from an epoch and a step, both from 0, to the batch
+            of that step, in which the cause is looked for; or None.
 
     Raises:
-        DivergenceError: in `fit`.
+        DivergenceError: in `fit`. The message names the step and the likely
+            cause.
+
+    Example:
+        >>> classifier.optimizer.learning_rate = 1e30
+        >>> guard = dd_keras.training.StopAtNaN()
+        >>> classifier.fit(x_train, y_train, callbacks=[guard], verbose=0)
+        Traceback (most recent call last):
+            ...
+        dd_keras.training.checkpoint.DivergenceError: epoch 1, step ...
     """
 
     def __init__(self, batch_of: Callable[[int, int], Any] | None = None):
@@ -43,19 +100,19 @@ class StopAtNaN(keras.callbacks.Callback):
     def on_epoch_begin(
         self, epoch: int, logs: dict[str, float] | None = None
     ) -> None:
-        """Notes the epoch."""
+        """Stores the number of the epoch."""
         self._epoch = epoch
 
     def on_train_batch_begin(
         self, batch: int, logs: dict[str, float] | None = None
     ) -> None:
-        """Notes the step."""
+        """Stores the number of the step."""
         self._first = batch
 
     def on_train_batch_end(
         self, batch: int, logs: dict[str, float] | None = None
     ) -> None:
-        """Looks at the loss, the mean over the epoch so far."""
+        """Checks the loss, its mean over the epoch so far."""
         loss = float((logs or {}).get("loss", 0.0))
         if not math.isfinite(loss):
             steps = self._steps()

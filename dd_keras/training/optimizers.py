@@ -9,21 +9,31 @@ import tensorflow as tf
 
 @keras.saving.register_keras_serializable("dd_keras")
 class CoupledSGD(keras.optimizers.SGD):
-    """SGD whose weight decay goes through the momentum, as an L2 penalty does.
+    """SGD with momentum and coupled weight decay, which equals an L2 penalty.
 
     Adds `coupled_weight_decay * w` to the gradient of every weight w, biases
-    included, before the momentum: what Caffe, MatConvNet and PyTorch call
-    weight decay, and the Deep Defense paper trains with. Keras' own
-    `weight_decay=` is decoupled from the gradient: a different update.
+    included, before the momentum. This is the weight decay of Caffe,
+    MatConvNet and PyTorch, and of the Deep Defense paper. Keras' own
+    `weight_decay` is decoupled from the gradient, which is another update.
 
     Args:
         learning_rate: a number or a `keras.optimizers.schedules` object.
         momentum: in [0, 1].
         coupled_weight_decay: at least 0.
+        name: name of the optimizer.
         **kwargs: the other arguments of `keras.optimizers.SGD`.
 
     Raises:
         ValueError: if `coupled_weight_decay` is negative or not finite.
+
+    Example:
+        >>> optimizer = dd_keras.CoupledSGD(
+        ...     0.1, momentum=0.0, coupled_weight_decay=0.5
+        ... )
+        >>> w = keras.Variable([2.0])
+        >>> optimizer.apply([tf.constant([0.0])], [w])  # w - 0.1 * (0 + 0.5 w)
+        >>> print(w.numpy())
+        [1.9]
     """
 
     def __init__(

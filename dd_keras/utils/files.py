@@ -60,11 +60,12 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
         Another name, beside it and with its ending. An empty file is there.
 
     Example:
-        from dd_keras.utils import files
-
-        with files.atomic_write("results.json") as part:
-            with open(part, "w") as file:
-                file.write("{}")
+        >>> from dd_keras.utils import files
+        >>> with files.atomic_write("results.json") as part:
+        ...     with open(part, "w") as file:
+        ...         size = file.write("{}")
+        >>> os.listdir()
+        ['results.json']
     """
     path = os.fspath(path)
     folder, name = os.path.split(path)
@@ -122,11 +123,12 @@ def atomic_directory(parent: str | os.PathLike[str]) -> Iterator[str]:
         Its path.
 
     Example:
-        from dd_keras.utils import files
-
-        with files.atomic_directory("models") as part:
-            classifier.save(f"{part}/classifier.keras")
-            files.place(part, "models/1")
+        >>> from dd_keras.utils import files
+        >>> with files.atomic_directory("models") as part:
+        ...     classifier.save(f"{part}/classifier.keras")
+        ...     files.place(part, "models/1")
+        >>> os.listdir("models/1")
+        ['classifier.keras']
     """
     parent = os.fspath(parent)
     os.makedirs(parent, exist_ok=True)

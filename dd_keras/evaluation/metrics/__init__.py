@@ -1,7 +1,7 @@
-"""What is measured on each sample, and the numbers made of it.
+"""Metrics: what is measured on each sample, and the numbers computed from it.
 
-base.py says what a metric is; each other file holds the metrics of its name;
-names.py knows them all by name.
+base.py defines what a metric is; each other file holds the metrics of its
+name; names.py finds a metric by name.
 """
 
 from dd_keras.evaluation.metrics.accuracy import Accuracy, AccuracyUnderAttack

@@ -21,7 +21,16 @@ from dd_keras.evaluation.statistics import Estimate, proportion
 
 @keras.saving.register_keras_serializable("dd_keras")
 class Accuracy(Metric):
-    """The share of samples that are correctly classified, without attack."""
+    """The share of samples that are correctly classified without an attack.
+
+    Example:
+        >>> metric = dd_keras.evaluation.Accuracy()  # or "accuracy"
+        >>> report = dd_keras.evaluate_robustness(
+        ...     classifier, x_test, y_test, metric, verbose=0
+        ... )
+        >>> report.summary()["accuracy"] > 0.9
+        True
+    """
 
     name = "accuracy"
 
@@ -35,21 +44,32 @@ class Accuracy(Metric):
 class AccuracyUnderAttack(Metric):
     """Accuracy under an attack of a given size, PGD or AutoAttack.
 
-    Arrays: `<name>_fooled`, and `<name>_weaker`: whether a single step along
-    the gradient or random noise of the same size fools the sample, which a
-    sound attack would not do worse than. Number: `<name>_accuracy`.
+    Number: `<name>_accuracy`. Arrays: `<name>_fooled`, and `<name>_weaker`,
+    whether a single step along the gradient or random noise of the same size
+    fools the sample. If the attack fools fewer samples than these, a
+    reliability warning says so.
 
-    Of an `AutoAttack` also the array `<name>_found_by`, int: which of its
-    `attack_names` fooled the sample, -1 where none did or none had to; and
-    the numbers `<name>_accuracy_after_<attack>`, what each of them left.
+    With an `AutoAttack` also the array `<name>_found_by`, int: the index in
+    its `attack_names` of the attack that fooled the sample, or -1; and the
+    numbers `<name>_accuracy_after_<attack>`, the accuracy after each of them.
 
     Args:
         attack: an untargeted attack with an `eps` and a `norm` of 2 or inf.
-        name: by default the attack's, in lower case.
+        name: name of the metric; by default the class name of the attack, in
+            lower case.
         keep_perturbations: whether to keep them, as `<name>_perturbation`.
 
     Raises:
-        ValueError: if `attack` is none of this kind.
+        ValueError: if `attack` is not such an attack.
+
+    Example:
+        >>> pgd = dd_keras.attacks.PGD(eps=0.1, steps=10, bounds=(0, 1))
+        >>> metric = dd_keras.evaluation.AccuracyUnderAttack(pgd, name="pgd10")
+        >>> report = dd_keras.evaluate_robustness(
+        ...     classifier, x_test, y_test, ["accuracy", metric], verbose=0
+        ... )
+        >>> report.summary()["pgd10_accuracy"] < report.summary()["accuracy"]
+        True
     """
 
     def __init__(
@@ -96,7 +116,7 @@ class AccuracyUnderAttack(Metric):
         return arrays
 
     def estimates(self, samples: Samples) -> dict[str, Estimate]:
-        """`<name>_accuracy`, and of an `AutoAttack` what each attack left."""
+        """`<name>_accuracy`; of an `AutoAttack` also that after each attack."""
         correct = samples.correct_under(f"{self.name}_fooled")
         return {
             f"{self.name}_accuracy": proportion(correct),
@@ -117,7 +137,7 @@ class AccuracyUnderAttack(Metric):
         return numbers
 
     def reliability_warnings(self, samples: Samples) -> list[str]:
-        """Tells of weaker attacks that fool more, and of masked gradients."""
+        """Warns if a weaker attack fools more, and of masked gradients."""
         found_by = samples.values.get(f"{self.name}_found_by")
         if found_by is None:
             return self._weaker_found_more(samples)

@@ -25,29 +25,37 @@ _RESTARTS = 5
 
 @keras.saving.register_keras_serializable("dd_keras")
 class AdaptiveChecks(Metric):
-    """Signs that attacks along the gradient are not at their best.
+    """Checks of whether attacks along the gradient are reliable.
 
-    - `adaptive_unbounded_accuracy`: under PGD whose eps lets any input become
-      any other. It must be 0: otherwise the attack does not find what there is
-      for certain.
+    - `adaptive_unbounded_accuracy`: under PGD with an eps that allows any
+      valid input. It should be 0: adversarial examples exist then, and an
+      attack that does not find them is unreliable.
     - `adaptive_pgd_accuracy` and `adaptive_restarts_accuracy`: under PGD with
       40 steps at `eps`, from one random start and from five.
-    - `adaptive_saturated`: the share of samples where the gradient of the
-      float32 cross-entropy is below 1e-12. Attacks here do not lose it
-      (`decisions.cross_entropy_logit_gradient`); those of other libraries on
-      an export do.
+    - `adaptive_saturated`: the share of samples for which the norm of the
+      gradient of the float32 cross-entropy is below 1e-12. The attacks of this
+      library are not affected (`decisions.cross_entropy_logit_gradient`), but
+      those of other libraries are.
 
-    Each that is suspicious gives a reliability warning that says what to do.
-    Arrays: `adaptive_unbounded_fooled`, `adaptive_pgd_fooled`,
+    A suspicious number gives a reliability warning with advice. Arrays:
+    `adaptive_unbounded_fooled`, `adaptive_pgd_fooled`,
     `adaptive_restarts_fooled` and `adaptive_saturated`, bool (N,).
 
     Args:
         eps: radius of the l_p ball, above 0, in units of the inputs.
         norm: the order p, inf or 2.
-        bounds: (low, high) of valid inputs, needed.
+        bounds: (low, high) of valid inputs; required.
 
     Raises:
-        ValueError: if an argument is outside of its range.
+        ValueError: if an argument is outside its range, or `bounds` is None.
+
+    Example:
+        >>> checks = dd_keras.evaluation.AdaptiveChecks(eps=0.1, bounds=(0, 1))
+        >>> report = dd_keras.evaluate_robustness(
+        ...     classifier, x_test[:20], y_test[:20], checks, verbose=0
+        ... )
+        >>> report.summary()["adaptive_unbounded_accuracy"]
+        0.0
     """
 
     name = "adaptive"
@@ -98,7 +106,7 @@ class AdaptiveChecks(Metric):
         }
 
     def estimates(self, samples: Samples) -> dict[str, Estimate]:
-        """The four numbers, as above."""
+        """The four numbers described above."""
         return {
             **{
                 f"adaptive_{which}_accuracy": proportion(
@@ -112,7 +120,7 @@ class AdaptiveChecks(Metric):
         }
 
     def reliability_warnings(self, samples: Samples) -> list[str]:
-        """Tells of each check that did not come out as it should."""
+        """Warns of each check that failed."""
         fooled = {
             which: float(np.mean(samples.values[f"adaptive_{which}_fooled"]))
             for which in ("pgd", "restarts", "unbounded")

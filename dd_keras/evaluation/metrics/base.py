@@ -24,12 +24,24 @@ SUSPICIOUS = 0.01
 
 
 class Samples(NamedTuple):
-    """What was measured on a data set.
+    """The measurements on a data set, and which samples count.
 
     Attributes:
-        values: dict of name to array, (N, ...).
-        correct: bool, (N,): correctly classified without attack.
-        misclassified: what to do with the others, one of `POLICIES`.
+        values: dict from names to arrays, (N, ...).
+        correct: bool, (N,): correctly classified without an attack.
+        misclassified: how the others count, one of `POLICIES`, see
+            `evaluate_robustness`.
+
+    Example:
+        >>> report = dd_keras.evaluate_robustness(
+        ...     classifier, x_test, y_test, misclassified="zero", verbose=0
+        ... )
+        >>> samples = report.samples()
+        >>> print(np.all(samples.distances("rho2")[~samples.correct] == 0))
+        True
+        >>> eps = np.array([0.1, 0.5, 1.0])
+        >>> samples.robust_at(eps, "l2", "rho2_fooled").shape
+        (100, 3)
     """
 
     values: dict[str, np.ndarray]
@@ -37,7 +49,7 @@ class Samples(NamedTuple):
     misclassified: str
 
     def distances(self, name: str) -> np.ndarray:
-        """The distances of this name that count, by the policy."""
+        """The distances of this name, (M,), by the policy `misclassified`."""
         values = self.values[name]
         if self.misclassified == "exclude":
             return values[self.correct]
@@ -56,13 +68,13 @@ class Samples(NamedTuple):
         """Which samples are correctly classified under an attack.
 
         Args:
-            fooled_name: name of the array, bool (N, ...), that says where the
+            fooled_name: name of the array, bool (N, ...), of whether the
                 attack changed the decision.
 
         Returns:
-            bool, (M, ...), of the samples that count: all of them (M = N), the
-            misclassified ones as incorrect; under the policy "exclude" only
-            the M that are correctly classified without attack.
+            bool, (M, ...). All samples count (M = N), misclassified ones as
+            incorrect; with the policy "exclude" only the M samples that are
+            correctly classified without an attack.
         """
         fooled = self.values[fooled_name]
         correct = self.correct.reshape([-1] + [1] * (fooled.ndim - 1))
@@ -71,18 +83,18 @@ class Samples(NamedTuple):
     def robust_at(
         self, eps: np.ndarray, distance_name: str, fooled_name: str
     ) -> np.ndarray:
-        """Which samples withstand each eps, by the distances measured.
+        """Which samples are robust at each eps, by the measured distances.
 
         Args:
             eps: (E,), in units of the distances.
             distance_name: name of the array of distances, (N,).
-            fooled_name: name of the array that says where there is one, bool
-                (N,).
+            fooled_name: name of the array, bool (N,), of whether the attack
+                changed the decision.
 
         Returns:
-            bool, (M, E), of the samples that count (see `correct_under`):
-            correctly classified without attack, and no perturbation of at
-            most eps was found.
+            bool, (M, E), for the M samples of `correct_under`: whether they
+            are correctly classified without an attack, and no perturbation of
+            length up to eps was found.
         """
         distances = np.where(
             self.values[fooled_name], self.values[distance_name], np.inf
@@ -92,13 +104,32 @@ class Samples(NamedTuple):
 
 
 class Metric(EqualByConfig):
-    """Base of all metrics. Subclasses have a `name` and `get_config`.
+    """Base of all metrics. Subclasses set `name` and implement `estimates`.
+
+    `measure` runs in the graph, on each batch. `estimates` turns the arrays of
+    the whole data set into numbers with confidence intervals. A subclass whose
+    constructor has arguments also overrides `get_config`.
 
     Attributes:
-        name: what the metric is called; no two in one report are the same.
-        attack: the attack it runs, or None.
-        distance_name: name of the array that holds the lengths of the
-            perturbations, where the attack looks for the smallest; or empty.
+        name: the metric's name, unique in a report.
+        attack: the attack that the metric runs, or None.
+        distance_name: name of the array of the perturbations' lengths, if the
+            attack searches for the smallest; else empty.
+
+    Example:
+        >>> from dd_keras.evaluation.statistics import mean
+        >>> class Confidence(dd_keras.evaluation.Metric):
+        ...     name = "confidence"
+        ...     def measure(self, network, x, forward):
+        ...         p = tf.nn.softmax(forward.logits)
+        ...         return {"confidence": tf.reduce_max(p, axis=1)}
+        ...     def estimates(self, samples):
+        ...         return {"confidence": mean(samples.values["confidence"])}
+        >>> report = dd_keras.evaluate_robustness(
+        ...     classifier, x_test, y_test, Confidence(), verbose=0
+        ... )
+        >>> report.summary()["confidence"] > 0.5
+        True
     """
 
     name: str
@@ -107,7 +138,7 @@ class Metric(EqualByConfig):
 
     @property
     def all_attacks(self) -> dict[str, attacks.Attack]:
-        """All attacks that it runs, by name: its `attack`, if it has one."""
+        """All attacks that the metric runs, by name."""
         return {} if self.attack is None else {self.name: self.attack}
 
     def measure(
@@ -128,22 +159,34 @@ class Metric(EqualByConfig):
     def finish(
         self, x: np.ndarray, values: dict[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
-        """What of a batch is kept, from NumPy arrays: a dict as `measure`'s."""
+        """Post-processes the arrays of a batch, outside the graph.
+
+        Args:
+            x: (B, ...), the inputs.
+            values: the arrays of `measure`.
+
+        Returns:
+            dict of the arrays to keep, (B, ...).
+        """
         return values
 
     def estimates(self, samples: Samples) -> dict[str, Estimate]:
-        """The numbers of a data set: dict of name to `Estimate`."""
+        """The numbers of a data set: dict of name to `Estimate`.
+
+        See evaluation/statistics.py for means, medians and proportions.
+        """
         raise NotImplementedError
 
     def reliability_warnings(self, samples: Samples) -> list[str]:
-        """Why the numbers are not to be trusted: list of str."""
+        """Reasons not to trust the numbers: a list of str."""
         return []
 
     def keeping_perturbations(self) -> "Metric":
-        """The metric that also keeps what its attack found of each sample.
+        """The same metric, which also keeps the perturbations of its attack.
 
-        As the array `<name>_perturbation`, (N, ...), which a report writes by
-        `to_npz` alone. The metric itself, if it has no such argument.
+        They are the array `<name>_perturbation`, (N, ...), which only
+        `RobustnessReport.to_npz` writes. A metric without the argument
+        `keep_perturbations` is returned unchanged.
         """
         config = self.get_config()
         if "keep_perturbations" not in config:

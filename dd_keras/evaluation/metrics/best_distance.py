@@ -22,33 +22,45 @@ from dd_keras.utils import norms
 
 @keras.saving.register_keras_serializable("dd_keras")
 class BestDistance(Metric):
-    """How far the nearest other decision is, by the best of several attacks.
+    """The best known distance: the shortest that any of several attacks finds.
 
-    Each attack is run on all samples; of each sample the shortest perturbation
-    that changes the decision counts. It is an upper bound of the distance to
-    the decision boundary, as any attack gives it, but a closer one: a single
-    attack may be lenient with the very network that was trained against it.
+    All attacks are run on all samples; for each sample, the shortest
+    perturbation that changes the decision counts. Like that of any attack, its
+    length is an upper bound of the distance to the decision boundary, but a
+    tighter one: a network may resist just the attack it was trained against.
 
-    Arrays and numbers, p the norm of the attacks: `rho<p>_best`, the relative
-    size ||perturbation||_p / ||x||_p (Eq. 7); `l<p>_best`, its length in units
-    of the inputs; the arrays `rho<p>_best_fooled` and `rho<p>_best_found_by`,
-    int: the number of the attack that found it, -1 where none did (such a
-    sample has the distance of the first attack's last try); and the numbers
-    `rho<p>_best_by_<attack>`, the share of the samples each of them is best
-    on, the first of equals.
+    Arrays and numbers, for the norm p of the attacks: `rho<p>_best`, the
+    relative size ||perturbation||_p / ||x||_p (Eq. 7); `l<p>_best`, the length
+    in units of the inputs; and `rho<p>_best_fooled`. Array: the int
+    `rho<p>_best_found_by`, the index of the best attack, or -1 if no attack
+    changed the decision (then the perturbation is that of the first attack).
+    Numbers: `rho<p>_best_by_<attack>`, the share of samples on which each
+    attack is best, or the first of equally good ones.
 
-    Accuracy under any eps follows without a further attack:
-    `RobustnessReport.robust_accuracy`.
+    `RobustnessReport.robust_accuracy` derives the robust accuracy at any eps
+    from these distances.
 
     Args:
-        attacks_by_name: dict of str to untargeted attacks with a `norm`, the
-            same of all.
-        prefix: put before all names, as in `Distance`.
+        attacks_by_name: dict from names to untargeted attacks with a `norm`,
+            which must be the same for all.
+        prefix: prefix of all names, as in `Distance`.
         keep_perturbations: as in `Distance`.
 
     Raises:
-        ValueError: if an attack is none of this kind, if norms differ, or if
-            there is none.
+        ValueError: if an attack is not such an attack, if norms differ, or if
+            there is no attack.
+
+    Example:
+        >>> best = dd_keras.evaluation.BestDistance({
+        ...     "deepfool": dd_keras.attacks.DeepFool(),
+        ...     "ddn": dd_keras.attacks.DDN(steps=50),
+        ... })
+        >>> report = dd_keras.evaluate_robustness(
+        ...     classifier, x_test, y_test, best, verbose=0
+        ... )
+        >>> sorted(report.summary())
+        ['l2_best', 'rho2_best', 'rho2_best_by_ddn', 'rho2_best_by_deepfool',
+         'rho2_best_fooled', 'samples']
     """
 
     def __init__(
@@ -91,7 +103,7 @@ class BestDistance(Metric):
 
     @property
     def all_attacks(self) -> dict[str, attacks.Attack]:
-        """Its attacks by name."""
+        """The attacks by name."""
         return self._attacks
 
     def get_config(self) -> dict:
@@ -157,5 +169,5 @@ class BestDistance(Metric):
         }
 
     def reliability_warnings(self, samples: Samples) -> list[str]:
-        """Tells of samples that no attack fooled."""
+        """Warns if there are samples that no attack fooled."""
         return not_fooled(self.name, samples)

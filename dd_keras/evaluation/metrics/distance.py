@@ -19,21 +19,31 @@ from dd_keras.utils import norms
 
 @keras.saving.register_keras_serializable("dd_keras")
 class Distance(Metric):
-    """How far the nearest other decision is, by an attack that looks for it.
+    """The distance to the decision boundary that an attack finds.
 
-    Arrays and numbers, p the norm of the attack: `rho<p>`, the relative
-    size ||perturbation||_p / ||x||_p (Eq. 7); `l<p>`, its length in units of
-    the inputs (Eq. 1 of the supplement); and the arrays `rho<p>_fooled` and
-    `rho<p>_iterations`.
+    Arrays and numbers, for the norm p of the attack: `rho<p>`, the relative
+    size ||perturbation||_p / ||x||_p (Eq. 7); `l<p>`, the length of the
+    perturbation in units of the inputs (Eq. 1 of the supplement); and
+    `rho<p>_fooled`. Array: `rho<p>_iterations`.
 
     Args:
-        attack: an untargeted attack with a `norm`, `DeepFool` for one.
-        prefix: put before all names, so that two attacks in the same norm
-            can stand in one report.
+        attack: an untargeted attack with a `norm` that searches for the
+            smallest perturbation, such as `DeepFool`.
+        prefix: prefix of all names, to tell apart attacks of the same norm in
+            one report.
         keep_perturbations: whether to keep them, as `rho<p>_perturbation`.
 
     Raises:
-        ValueError: if `attack` is none of this kind.
+        ValueError: if `attack` is targeted or has no `norm`.
+
+    Example:
+        >>> ddn = dd_keras.attacks.DDN(steps=50, bounds=(0, 1))
+        >>> metric = dd_keras.evaluation.Distance(ddn, prefix="ddn_")
+        >>> report = dd_keras.evaluate_robustness(
+        ...     classifier, x_test, y_test, metric, verbose=0
+        ... )
+        >>> sorted(report.summary())
+        ['ddn_l2', 'ddn_rho2', 'ddn_rho2_fooled', 'samples']
     """
 
     def __init__(
@@ -80,5 +90,5 @@ class Distance(Metric):
         }
 
     def reliability_warnings(self, samples: Samples) -> list[str]:
-        """Tells of samples that the attack did not fool."""
+        """Warns if there are samples that the attack did not fool."""
         return not_fooled(self.name, samples)

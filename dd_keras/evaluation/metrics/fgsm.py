@@ -32,13 +32,21 @@ class SmallestEps(Metric):
     paper's rho_inf (supplement, Eq. 2), ||perturbation||_inf / ||x||_inf; and
     `fgsm_rho_fooled`. Numbers: the means `fgsm_rho` and `fgsm_eps`, and
     `eps_ref`, the smallest eps at which half of all samples are
-    misclassified; a sample that is misclassified already counts there from
-    eps 0 on, whatever the policy. All are found to the `tolerance` of the
-    attack. With an attack of `float32_gradient=True` all names begin with
-    `paper_`.
+    misclassified. In `eps_ref` a sample that is misclassified without an
+    attack counts from eps 0 on, whatever `misclassified` is. The precision is
+    the attack's `tolerance`. If the attack has `float32_gradient=True`, all
+    names begin with `paper_`.
 
     Args:
         attack: `attacks.MinimalFGSM()` by default.
+
+    Example:
+        >>> report = dd_keras.evaluate_robustness(
+        ...     classifier, x_test, y_test, dd_keras.evaluation.SmallestEps(),
+        ...     verbose=0,
+        ... )
+        >>> sorted(report.summary())
+        ['eps_ref', 'fgsm_eps', 'fgsm_rho', 'samples']
     """
 
     def __init__(self, attack: attacks.Attack | None = None):
@@ -76,7 +84,7 @@ class SmallestEps(Metric):
         }
 
     def reliability_warnings(self, samples: Samples) -> list[str]:
-        """Tells of samples that no eps fooled."""
+        """Warns if there are samples that no eps fooled."""
         return not_fooled(self.name, samples)
 
 
@@ -86,12 +94,22 @@ class EpsSweep(Metric):
 
     All eps share one direction, that of the gradient at the clean input.
     Array: `fgsm_fooled`, bool (N, E). Numbers: `fgsm_accuracy@<eps>`. With
-    `float32_gradient` these begin with `paper_`.
+    `float32_gradient` all names begin with `paper_`.
 
     Args:
-        eps: sequence of numbers above 0, in units of the inputs.
+        eps: a number or a sequence of E numbers, above 0 and different, in
+            units of the inputs.
         bounds: as in `attacks.FGSM`; None, as in the paper, for no bounds.
         float32_gradient: as in `attacks.FGSM`.
+
+    Example:
+        >>> sweep = dd_keras.evaluation.EpsSweep([0.05, 0.2], bounds=(0, 1))
+        >>> report = dd_keras.evaluate_robustness(
+        ...     classifier, x_test, y_test, sweep, verbose=0
+        ... )
+        >>> at = report.summary()
+        >>> at["fgsm_accuracy@0.2"] < at["fgsm_accuracy@0.05"]
+        True
     """
 
     def __init__(

@@ -27,9 +27,9 @@ def get(
     """A metric from its name or its attack.
 
     Args:
-        metric: a `Metric`, which is returned as it is; an attack: with an
-            `eps` it becomes an `AccuracyUnderAttack`, else a `Distance`; or a
-            name:
+        metric: a `Metric`, which is returned unchanged; an attack, which
+            becomes an `AccuracyUnderAttack` if it has an `eps`, else a
+            `Distance`; or a name:
 
             - "accuracy";
             - "rho2", "l2": `Distance(DeepFool())`, and so for any norm, as
@@ -38,8 +38,8 @@ def get(
               `SmallestEps()`;
             - "fgsm": `EpsSweep` at 20 eps up to 0.4 of the valid range;
             - "paper_fgsm", and "paper_fgsm_rho", "paper_fgsm_eps" or
-              "paper_eps_ref": the same by the gradient that float32 rounds, as
-              the paper's numbers have it;
+              "paper_eps_ref": the same with `float32_gradient=True`, which
+              agrees with the paper's numbers;
             - "pgd": `AccuracyUnderAttack` PGD in l_inf with 40 steps, at eps a
               tenth of the valid range;
             - "autoattack": `AccuracyUnderAttack` by `AutoAttack` in l_inf, at
@@ -50,15 +50,22 @@ def get(
               DeepFool, DDN and FAB, and so for other norms, without DDN;
             - "pass": `PASS` of DeepFool's images.
         bounds: (low, high), the valid range of the inputs. "fgsm", "pgd",
-            "autoattack", "adaptive" and "pass" need it; PGD, AutoAttack, C&W
-            and the attacks of "rho2_best" keep to it; DeepFool of "rho2" and
-            FGSM, as in the paper, do not.
+            "autoattack", "adaptive" and "pass" need it. PGD, AutoAttack, C&W
+            and the attacks of "rho2_best" keep to it; as in the paper, the
+            DeepFool of "rho2" and FGSM do not.
 
     Returns:
         A `Metric`.
 
     Raises:
         ValueError: if the name is not known, or bounds are missing.
+
+    Example:
+        >>> from dd_keras.evaluation import metrics
+        >>> metrics.get("rhoinf").attack.norm
+        inf
+        >>> metrics.get(dd_keras.attacks.PGD(eps=0.1))
+        AccuracyUnderAttack(name='pgd')
     """
     if isinstance(metric, Metric):
         return metric

@@ -15,18 +15,30 @@ from dd_keras.utils import validation
 
 @keras.saving.register_keras_serializable("dd_keras")
 class PASS(Metric):
-    """How alike adversarial and clean images look (Rozsa et al., 2016).
+    """Perceptual similarity of adversarial and clean images: PASS.
 
-    Array and number: `pass`, at most 1, see `similarity.pass_score`. Needs
-    the extra `evaluation`.
+    The psychometric perceptual adversarial similarity score of Rozsa et al.
+    (2016): structural similarity after an alignment of the images, see
+    `similarity.pass_score`. Array and number: `pass`, at most 1, for equal
+    images. It needs the extra `evaluation`.
 
     Args:
-        attack: whose images; `attacks.DeepFool()` by default.
-        bounds: (low, high), the inputs that are pixels 0 and 255: numbers or
-            arrays that broadcast against a sample.
+        attack: the attack that makes the images; `attacks.DeepFool()` by
+            default.
+        bounds: (low, high), the inputs that correspond to pixels 0 and 255,
+            numbers or arrays that broadcast against a sample; required.
 
     Raises:
         ImportError: if OpenCV or scikit-image is not installed.
+        ValueError: if `bounds` is None, or `attack` is targeted.
+
+    Example:
+        >>> metric = dd_keras.evaluation.PASS(bounds=(0, 1))
+        >>> report = dd_keras.evaluate_robustness(
+        ...     classifier, x_test[:10], y_test[:10], metric, verbose=0
+        ... )
+        >>> 0.5 < report.summary()["pass"] <= 1
+        True
     """
 
     name = "pass"
@@ -60,7 +72,7 @@ class PASS(Metric):
     def finish(
         self, x: np.ndarray, values: dict[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
-        """Compares the images, which takes libraries outside of the graph."""
+        """Compares the images with libraries that run outside the graph."""
         low, high = map(np.asarray, self.bounds)
 
         def pixels(inputs):

@@ -15,22 +15,35 @@ from dd_keras.utils import config
 
 @keras.saving.register_keras_serializable("dd_keras")
 class AccuracyUnderTransfer(Metric):
-    """Accuracy on adversarial inputs made for another classifier.
+    """Accuracy on adversarial examples made for another classifier.
 
-    Of a sound evaluation, what was made for the undefended classifier fools
-    the defended one less than what was made for itself. Arrays and number:
-    `<name>_fooled`, `<name>_accuracy`.
+    If the evaluation is sound, examples made for the undefended classifier
+    fool the defended one less often than examples made for itself. Array:
+    `<name>_fooled`. Number: `<name>_accuracy`.
 
     Args:
-        source: the classifier that is attacked, a built `keras.Model` of the
-            same inputs and classes: the one before the defence. A str, the
-            digest of its weights, in a metric read from a file, which cannot
-            measure any more.
-        attack: an attack with an `eps` and a `norm`.
-        name: of the metric.
+        source: the classifier to attack, a built `keras.Model` with the same
+            inputs and classes, usually the one before the defence. In a metric
+            read from a file, a str, the digest of its weights; such a metric
+            cannot measure.
+        attack: an untargeted attack with an `eps` and a `norm`.
+        name: name of the metric.
 
     Raises:
-        ValueError: if `attack` is none of this kind.
+        ValueError: if `attack` is not such an attack.
+
+    Example:
+        >>> defended = keras.models.clone_model(classifier)
+        >>> defended.set_weights([0.9 * w for w in classifier.get_weights()])
+        >>> pgd = dd_keras.attacks.PGD(eps=0.1, steps=10, bounds=(0, 1))
+        >>> transfer = dd_keras.evaluation.AccuracyUnderTransfer(
+        ...     source=classifier, attack=pgd
+        ... )
+        >>> report = dd_keras.evaluate_robustness(
+        ...     defended, x_test, y_test, ["accuracy", transfer], verbose=0
+        ... )
+        >>> report.summary()["transfer_accuracy"] < report.summary()["accuracy"]
+        True
     """
 
     def __init__(
