@@ -17,6 +17,16 @@ import tensorflow as tf
 
 from dd_keras.utils import keras_internals, validation
 
+__all__ = [
+    "NAMES",
+    "barrier",
+    "from_chief",
+    "is_chief",
+    "num_workers",
+    "strategy",
+    "worker_index",
+]
+
 NAMES = ("none", "mirrored", "multi_worker")
 
 # What TensorFlow says in a worker whose partners are gone.

@@ -1,9 +1,9 @@
 """
 Title: Deep Defense: a classifier that small perturbations do not fool
-Author: [The dd_keras authors](https://github.com/dd-keras/dd_keras)
+Author: The dd_keras authors
 Date created: 2026/11/30
 Last modified: 2026/11/30
-Description: Fine-tune an image classifier so that adversarial examples have to be farther away.
+Description: Fine-tuning an image classifier against small adversarial perturbations.
 Accelerator: GPU
 """
 
@@ -18,7 +18,7 @@ decision boundaries, and repeats this until the decision changes.
 [Deep Defense](https://arxiv.org/abs/1803.00404) (Yan, Guo and Zhang, NeurIPS 2018)
 adds the size of DeepFool's perturbation to the training loss. DeepFool is made of
 differentiable operations, so the gradient of that size with respect to the
-weights is found by backpropagation *through the attack*. The regulariser pushes
+weights is found by backpropagation *through the attack*. The regularizer pushes
 the boundary away from correctly classified samples, and pulls it closer to
 misclassified ones:
 
@@ -69,18 +69,16 @@ input_shape = x_train.shape[1:]
 """
 ## The classifier
 
-Nothing special, but for two things. Its outputs are logits, which DeepFool needs.
-And it has no dropout or batch normalization: the attack has to see the function
-that is trained.
+Nothing special, but for three things. Its outputs are logits, which DeepFool needs.
+It has no dropout or batch normalization: the attack has to see the function that is
+trained. And it has strides in place of pooling, whose second derivative is slow.
 """
 
 classifier = keras.Sequential(
     [
         keras.Input(input_shape),
-        layers.Conv2D(16, 5, activation="relu"),
-        layers.MaxPooling2D(),
-        layers.Conv2D(32, 5, activation="relu"),
-        layers.MaxPooling2D(),
+        layers.Conv2D(16, 5, strides=2, activation="relu"),
+        layers.Conv2D(32, 5, strides=2, activation="relu"),
         layers.Flatten(),
         layers.Dense(100, activation="relu"),
         layers.Dense(num_classes),
@@ -134,11 +132,12 @@ def deepfool(model, x, iterations=5, overshoot=0.02):
             tf.where(is_predicted, np.inf, distance), axis=1, output_type=tf.int32
         )
 
-        def of_nearest(values):
-            return tf.gather(values, nearest, axis=1, batch_dims=1)
-
-        scale = tf.abs(of_nearest(f)) / tf.maximum(of_nearest(squares), 1e-12)
-        step = scale[:, None, None, None] * of_nearest(w)
+        f, w, squares = (
+            tf.gather(values, nearest, axis=1, batch_dims=1)
+            for values in (f, w, squares)
+        )
+        scale = tf.abs(f) / tf.maximum(squares, 1e-12)
+        step = scale[:, None, None, None] * w
         unchanged = tf.argmax(logits, axis=-1, output_type=tf.int32) == predicted
         perturbation += tf.where(unchanged[:, None, None, None], step, 0.0)
     return (1 + overshoot) * perturbation
@@ -149,8 +148,7 @@ def deepfool(model, x, iterations=5, overshoot=0.02):
 
 We report the accuracy, the mean of `rho`, and the accuracy when an attacker may
 change each pixel by at most 0.1, found by projected gradient descent (PGD). PGD is
-independent of DeepFool, so it tells whether the distance to DeepFool's boundary is
-more than an artefact of training against it.
+not what the classifier is trained against, so it is the more honest judge.
 """
 
 
@@ -196,14 +194,14 @@ perturbation_before = smallest_perturbation(classifier, tf.constant(x_test[:4]))
 """
 ## The Deep Defense model
 
-`train_step()` computes the loss, the perturbations and the regulariser under one
-tape. `exp` is computed only where it counts, so that the other branch cannot
-overflow.
+`train_step()` computes the loss, the perturbations and the regularizer under one
+tape. Each sample has one exponent, so that the
+exponential of the other case cannot overflow.
 """
 
 
 class DeepDefense(keras.Model):
-    """Trains a classifier with Deep Defense's regulariser."""
+    """Trains a classifier with Deep Defense's regularizer."""
 
     def __init__(self, classifier, lam=15.0, c=25.0, d=5.0):
         super().__init__()
@@ -240,7 +238,7 @@ class DeepDefense(keras.Model):
 ## Fine-tune
 
 Two epochs from the trained weights, at a low rate. A step takes several times as
-long as without the regulariser: five iterations of DeepFool with ten gradients
+long as without the regularizer: five iterations of DeepFool with ten gradients
 each, and backpropagation through all of them.
 """
 
