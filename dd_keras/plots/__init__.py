@@ -1,8 +1,9 @@
 """The paper's figures, drawn with matplotlib from numbers already computed.
 
 Every figure is written to `path`, in the format that its ending says: .png,
-.pdf or .svg. Nothing else in the library imports this package: it takes
-matplotlib and adjustText, which come with the extra `apps`.
+.pdf or .svg. `inline_svg` gives a figure as text for a
+page. In the library only the HTML reports import this package, when one is
+written: it takes matplotlib and adjustText, which come with the extra `apps`.
 """
 
 try:
@@ -15,6 +16,7 @@ try:
     from dd_keras.plots.frontier import frontier
     from dd_keras.plots.histogram import rho_histogram
     from dd_keras.plots.images import adversarial_images
+    from dd_keras.plots.inline import inline_svg
 except ModuleNotFoundError as error:
     raise ImportError(
         "dd_keras.plots draws with matplotlib and adjustText: pip install "
@@ -25,6 +27,7 @@ __all__ = [
     "adversarial_images",
     "convergence_curves",
     "frontier",
+    "inline_svg",
     "rho_histogram",
     "robust_accuracy_curves",
     "success_rate_curves",
