@@ -7,6 +7,12 @@ templates in templates/. Pages take Jinja2 and matplotlib, of the extra `apps`.
 
 from dd_keras.evaluation.html_report.comparison import compare_to_html
 from dd_keras.evaluation.html_report.images import AttackedImages
-from dd_keras.evaluation.html_report.page import require_libraries, write
+from dd_keras.evaluation.html_report.page import UNIT, require_libraries, write
 
-__all__ = ["AttackedImages", "compare_to_html", "require_libraries", "write"]
+__all__ = [
+    "UNIT",
+    "AttackedImages",
+    "compare_to_html",
+    "require_libraries",
+    "write",
+]

@@ -85,15 +85,13 @@ def norm_of(metric: Metric) -> float:
 
 def distance_metric(report: RobustnessReport) -> Metric | None:
     """The metric whose distances say most: the closest bounds, l_2 first."""
-    found = [m for m in report.metrics if m.distance_name]
+    kinds = (BestDistance, Distance, SmallestEps)
+    known = [m for m in report.metrics if isinstance(m, kinds)]
 
     def rank(metric):
-        kinds = (BestDistance, Distance, SmallestEps)
         kind = [isinstance(metric, k) for k in kinds].index(True)
         return kind, norm_of(metric) != 2
 
-    known = [m for m in found if isinstance(m, BestDistance | Distance)]
-    known += [m for m in found if isinstance(m, SmallestEps)]
     return min(known, key=rank, default=None)
 
 
@@ -196,7 +194,8 @@ def _of_distance(report, metric, unit):
 
 def table(report: RobustnessReport) -> list[Group]:
     """All numbers of a report, metric by metric, each explained."""
-    samples, groups, seen = report.samples(), [], set()
+    samples, groups = report.samples(), []
+    seen: set[str] = set()
     for metric in report.metrics:
         texts = metric.explanations()
         rows = [
@@ -266,7 +265,7 @@ def curves(report: RobustnessReport) -> dict[float, dict[str, dict]]:
         name = kind_of(metric)
         if isinstance(metric, BestDistance):
             name = "best known distance"
-        if name in found.get(norm, {}) or getattr(metric, "prefix", ""):
+        if name in found.get(norm, {}) or getattr(metric, "prefix", None):
             name = metric.distance_name
         series = report.robust_accuracy(distance=metric.distance_name)
         if np.all(np.diff(series["eps"]) > 0):  # else nothing was found

@@ -156,7 +156,13 @@ class AttackedImages:
                 f"x: expected {len(held)} inputs, one for each sample of the "
                 f"{'report' if index is None else 'index'}; received {len(x)}."
             )
-        low, high = map(np.asarray, validation.validate_bounds(bounds))
+        limits: Any = validation.validate_bounds(bounds)
+        if limits is None:
+            raise ValueError(
+                "bounds: expected the inputs that are pixels 0 and 255; "
+                "received None."
+            )
+        low, high = map(np.asarray, limits)
         wanted = cls.wanted(report)
         missing = np.setdiff1d(wanted, held)
         if len(missing):
