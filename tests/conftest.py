@@ -73,14 +73,14 @@ CORE = {
     "tables", "text", "trades", "training", "warm_up",
 }  # fmt: skip
 NOT_CORE = {
-    "any_classifier", "applications", "apps", "barely_trained",
-    "benchmarks", "client", "corrupt_inputs", "datasets", "distribution",
-    "docs", "docstrings", "endpoints", "evaluation_apps", "export_app",
-    "figures", "frontier", "kerashub", "layers", "model_server",
+    "any_classifier", "applications", "apps", "barely_trained", "benchmarks",
+    "client", "corrupt_inputs", "datasets", "distribution", "docs",
+    "docstrings", "endpoints", "evaluation_apps", "export_app", "figures",
+    "frontier", "html_report", "kerashub", "layers", "model_server",
     "mutations", "networks", "packaging", "planted_links", "progress",
-    "properties", "public_names", "published", "readme", "reproduce",
-    "results", "resume", "saved_before", "serving_benchmark", "similarity",
-    "soak", "sweep", "training_apps", "training_as_keras",
+    "properties", "public_names", "published", "readme", "reproduce", "results",
+    "resume", "saved_before", "serving_benchmark", "similarity", "soak",
+    "sweep", "training_apps", "training_as_keras",
 }  # fmt: skip
 
 

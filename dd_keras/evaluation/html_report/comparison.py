@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dd_keras.evaluation.html_report import content, page
+from dd_keras.evaluation.metrics import BestDistance
 from dd_keras.evaluation.report import RobustnessReport
 from dd_keras.evaluation.statistics import Estimate
 
@@ -85,7 +86,7 @@ def compare_to_html(
         "comparison.html.jinja",
         title=title,
         headline=verdict(listed),
-        notes=[],
+        notes=_notes(listed),
         models=list(listed),
         parts=parts(listed),
         figures=_figures(listed, unit),
@@ -185,6 +186,23 @@ def verdict(listed: Mapping[str, Sequence[RobustnessReport]]) -> str:
     return f"{list(estimates)[best]} is ahead in {what}: {told}."
 
 
+def _notes(listed):
+    """What the verdict does not say."""
+    first = next(iter(listed.values()))
+    name, place, _ = _measure(first)
+    notes = []
+    metric = content.distance_metric(first[place])
+    if name == getattr(metric, "name", None) and not isinstance(
+        metric, BestDistance
+    ):
+        notes.append(
+            "An attack is lenient with classifiers that were trained against "
+            "it, as Deep Defense is against DeepFool: the metrics rho2_best "
+            "and autoattack judge more strictly."
+        )
+    return notes
+
+
 def _measure(reports):
     """What robustness is compared by: (number, which report, in words)."""
     sized = [(place, content.strongest(r)) for place, r in enumerate(reports)]
@@ -196,7 +214,9 @@ def _measure(reports):
                 return (
                     f"{metric.name}_accuracy",
                     place,
-                    f"accuracy under {content.kind_of(metric)}",
+                    f"accuracy under {content.kind_of(metric)} "
+                    f"({content.order_of(metric.attack.norm)}, eps "
+                    f"{metric.attack.eps:.4g})",
                 )
         for place, report in enumerate(reports):
             metric = content.distance_metric(report)
