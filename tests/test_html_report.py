@@ -881,13 +881,15 @@ def test_page_opens_without_errors_and_fits_the_screen(path, width):
 
 
 @needs_browser
-def test_comparison_fits_a_narrow_screen(path):
-    reports = {name[:99]: made(seed=i) for i, name in enumerate(HOSTILE[:6])}
+@pytest.mark.parametrize(("models", "width"), [(6, 390), (9, 1280), (4, 1280)])
+def test_comparison_fits_the_screen(path, models, width):
+    reports = {name[:99]: made(seed=i) for i, name in enumerate(HOSTILE)}
+    reports = dict(list(reports.items())[-models:])
     compare_to_html(reports, path, class_names=HOSTILE)
-    told = opened(path, 390)
+    told = opened(path, width)
     assert told["console"] == []
     assert told["requests"] == []
-    assert told["width"] <= told["screen"] <= 390
+    assert told["width"] <= told["screen"] <= width
 
 
 @needs_browser

@@ -106,7 +106,7 @@ def write(
         misclassified=report.misclassified,
         groups=content.table(report),
         figures=figures(report, unit),
-        distances=histogram({title: report}, names.given, metric),
+        distances=histogram({"this classifier": report}, names.given, metric),
         classes=content.by_class(report),
         names=names,
         most_classes=content.MOST_CLASSES,
