@@ -47,7 +47,10 @@ HOSTILE = (
     "猫 🐈",
 )
 CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))),
+    filter(
+        None,
+        map(shutil.which, ("chromium", "chromium-browser", "google-chrome")),
+    ),
     None,
 )
 needs_browser = pytest.mark.skipif(

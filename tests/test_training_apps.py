@@ -124,7 +124,7 @@ def test_every_model_has_its_page(all_defenses, results):
         assert title in together
         assert page.count("data:image/png") >= 3 * 20
         assert "decisions that DeepFool changed" in page
-        assert "--html" in page  # the command
+        assert "<dt>html</dt><dd>True</dd>" in page  # among the settings
 
 
 def test_every_defense_has_its_numbers(results):
