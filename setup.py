@@ -12,6 +12,7 @@ VERSION = re.search(
 # What the programs in apps/ and dd_keras.plots need besides the library.
 APPS = [
     "adjustText>=1.3",
+    "jinja2>=3.1",
     "matplotlib>=3.8",
     "scikit-learn>=1.4",
     "tensorboard>=2.18",
@@ -60,7 +61,10 @@ setuptools.setup(
         "Typing :: Typed",
     ],
     packages=setuptools.find_packages(include=["dd_keras", "dd_keras.*"]),
-    package_data={"dd_keras": ["py.typed"]},
+    package_data={
+        "dd_keras": ["py.typed"],
+        "dd_keras.evaluation.html_report": ["templates/*"],
+    },
     python_requires=">=3.11,<3.14",
     # Each bound and its reason: README, "Dependencies". The lowest versions
     # are tried by `make matrix`.

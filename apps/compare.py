@@ -10,7 +10,9 @@ the best known distances, as gains over the first --model, and AutoAttack.
 Prints the tables, and writes them to --output_dir as text, Markdown and CSV,
 all numbers with their confidence intervals as comparison.json, each model's
 reports as reports/NAME.json and reports/NAME_best.json, and the figures
-success_rate.png, trade_off.png, rho.png and robust_accuracy.png. C&W and PASS
+success_rate.png, trade_off.png, rho.png and robust_accuracy.png; with --html
+also report.html, all models side by side, and a page of each with its most
+fragile images, reports/NAME.html. C&W and PASS
 take long, and are measured on the first --few images; the strongest attacks,
 on the first --best. Two LeNets on MNIST take about 20 minutes on two CPU cores.
 Interrupted, the same command resumes where it was.
@@ -23,7 +25,7 @@ import time
 
 from absl import app, flags
 
-from shared import best_known, cli, inputs
+from shared import best_known, cli, inputs, pages
 from shared.evaluation import attacks_of, evaluate_split
 from shared.flags import define_evaluation_flags
 from shared.provenance import as_rows, provenance, write_json
@@ -43,6 +45,7 @@ flags.DEFINE_string(
     "ours", None, "The NAME whose eps_ref all are compared at.", required=True
 )
 define_evaluation_flags(output_dir="runs/compare")
+pages.define_flag("report.html, and reports/NAME.html of each model")
 flags.DEFINE_integer(
     "few", 1000, "Images for C&W and PASS; 0: neither.", lower_bound=0
 )
@@ -66,6 +69,7 @@ _ENDINGS = {"text": "txt", "markdown": "md", "csv": "csv"}
 def main():
     """Compares classifiers, from flags to files."""
     started = time.time()
+    pages.check()
     paths = dict(text.split("=", 1) for text in FLAGS.model)
     if len(paths) < len(FLAGS.model):
         cli.fail(f"--model: expected each name once; received {FLAGS.model}")
@@ -110,7 +114,9 @@ def main():
         chosen.append(evaluation.EpsSweep(paper_eps, float32_gradient=True))
     reports, few, best = {}, {}, {}
     for name in classifiers:
-        reports[name] = evaluate(name, "DeepFool, FGSM and PGD", chosen)
+        reports[name] = evaluate(
+            name, "DeepFool, FGSM and PGD", pages.kept(chosen, data.bounds)
+        )
         if FLAGS.few:
             few[name] = evaluate(
                 name, "C&W and PASS", ["cw", "pass"], FLAGS.few
@@ -123,6 +129,8 @@ def main():
     if best:
         comparison["best_known"] = best_known.numbers(best)
     written = _write(comparison, reports, best, output_dir, started)
+    if FLAGS.html:
+        written += _pages(classifiers, data, reports, few, best, output_dir)
     shutil.rmtree(checkpoints)
     for table in _tables(comparison, FLAGS.format).values():
         print(f"\n{table}")
@@ -278,6 +286,37 @@ def _write(comparison, reports, best, output_dir, started):
             {name: report.values["rho2"] for name, report in reports.items()},
             next(iter(reports.values())).labels,
             part,
+        )
+    return written
+
+
+def _pages(classifiers, data, reports, few, best, output_dir):
+    """Writes the page of all models, and one of each; returns their paths."""
+    paths = dict(text.split("=", 1) for text in FLAGS.model)
+    all_of = {
+        name: [more[name] for more in (reports, best, few) if name in more]
+        for name in reports
+    }
+    written = [
+        pages.write_comparison(
+            all_of,
+            os.path.join(output_dir, "report.html"),
+            data,
+            models=paths,
+        )
+    ]
+    for name, report in reports.items():
+        classifier = classifiers[name]
+        behind = classifier.data(data)
+        written.append(
+            pages.write(
+                report,
+                os.path.join(output_dir, "reports", f"{name}.html"),
+                paths[name],
+                classifier,
+                behind,
+                getattr(behind, FLAGS.split),
+            )
         )
     return written
 

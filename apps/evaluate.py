@@ -11,7 +11,8 @@ Prints a table, and writes to --output_dir evaluation.json (numbers, confidence
 intervals, costs, what made them), report.json (every image), report.npz (the
 same arrays for NumPy), table.md, and where they were measured success_rate.png
 (FGSM against eps), robust_accuracy.png (from the best known distances) and
-rho.png (rho_2 by class). LeNet on MNIST's 10,000 test images with the default
+rho.png (rho_2 by class). --html adds report.html, all of it as one page, with
+the most fragile images. LeNet on MNIST's 10,000 test images with the default
 metrics takes about a minute and a half on two CPU cores; autoattack and
 rho2_best take about half a second an image each. Interrupted, the same command
 resumes where it was. On several machines, give each its --shard, and join what
@@ -26,7 +27,7 @@ import time
 
 from absl import app, flags
 
-from shared import cli, inputs, robustbench
+from shared import cli, inputs, pages, robustbench
 from shared.evaluation import evaluate_split, numbers_of, write_report
 from shared.flags import define_evaluation_flags
 
@@ -100,6 +101,7 @@ flags.DEFINE_string(
     None,
     "i/n: evaluate the i-th of n parts of the data, i from 1 to n.",
 )
+pages.define_flag()
 flags.DEFINE_bool(
     "robustbench",
     False,
@@ -125,6 +127,7 @@ def _shard_of(text):
 def main():
     """Evaluates a classifier, from flags to files."""
     started = time.time()
+    pages.check()
     output_dir = cli.own_directory(FLAGS.output_dir)
     _metrics(bounds=(0.0, 255.0))  # checked before the data, which take long
     classifier = inputs.load_classifier(FLAGS.model, None, FLAGS.activation)
@@ -152,6 +155,16 @@ def main():
         FLAGS.model,
         total_seconds=time.time() - started,
     )
+    if FLAGS.html:
+        page = os.path.join(output_dir, "report.html")
+        images = getattr(data, FLAGS.split)
+        paths.append(
+            pages.write(
+                *(report, page, FLAGS.model, classifier, data, images),
+                FLAGS.batch_size,
+                total_seconds=time.time() - started,
+            )
+        )
     if FLAGS.robustbench:
         paths.append(os.path.join(output_dir, "robustbench.json"))
         robustbench.write(report, FLAGS.model, FLAGS.dataset, paths[-1])
@@ -181,7 +194,7 @@ def _metrics(bounds):
         )
     if FLAGS.keep_perturbations:
         chosen = [metric.keeping_perturbations() for metric in chosen]
-    return chosen
+    return pages.kept(chosen)
 
 
 def _pgd(eps, bounds):

@@ -5,7 +5,9 @@
     python apps/merge.py --shards=part1,part2 --output_dir=whole
 
 Writes to --output_dir what apps/evaluate.py writes without --shard; report.json
-is the same file to the bit.
+is the same file to the bit. The page of --html has no pictures, as the images
+are not at hand; from which class to which attacks lead, if the shards were
+evaluated with --html.
 """
 
 import json
@@ -14,7 +16,7 @@ import time
 
 from absl import app, flags
 
-from shared import cli
+from shared import cli, pages
 from shared.evaluation import write_report
 from shared.flags import define_output_dir
 
@@ -31,6 +33,7 @@ flags.DEFINE_list(
 flags.DEFINE_enum(
     "format", "text", tables.FORMS, "Of the table that is printed."
 )
+pages.define_flag()
 define_output_dir("runs/merge")
 
 
@@ -38,6 +41,7 @@ define_output_dir("runs/merge")
 def main():
     """Merges reports, from flags to files."""
     started = time.time()
+    pages.check()
     reports, models, seconds = [], set(), 0.0
     for directory in FLAGS.shards:
         reports.append(
@@ -55,9 +59,11 @@ def main():
         )
     output_dir = cli.own_directory(FLAGS.output_dir)
     report = merge_reports(reports)
-    paths = write_report(
-        report, output_dir, models.pop(), total_seconds=seconds
-    )
+    model = models.pop()
+    paths = write_report(report, output_dir, model, total_seconds=seconds)
+    if FLAGS.html:
+        page = os.path.join(output_dir, "report.html")
+        paths.append(pages.write(report, page, model, total_seconds=seconds))
     print(f"\n{report.table(FLAGS.format)}")
     cli.print_written(paths, started)
 

@@ -255,6 +255,7 @@ def test_results_say_what_made_them(trained, results):
         "max_image_pixels": None,
         "output_dir": str(directory),
         "export_dir": None,
+        "html": False,
         "eval_only": False,
         "limit": IMAGES,
         "validation_split": 0.0,

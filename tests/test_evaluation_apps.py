@@ -1,5 +1,6 @@
 """apps/evaluate.py and apps/compare.py, run as a user would."""
 
+import base64
 import contextlib
 import csv
 import io
@@ -233,6 +234,42 @@ def test_merged_shards_write_the_report_of_the_whole(
         run("merge", f"--shards={shards[0]}", f"--output_dir={whole}")
 
 
+def test_pages_of_shards_show_their_own_images(
+    model_path, digits_data, tmp_path
+):
+    test = list(digits_data.test.take(120).as_numpy_iterator())
+    shards = []
+    for index in (1, 2):
+        shards.append(str(tmp_path / str(index)))
+        run(
+            "evaluate",
+            f"--model={model_path}",
+            "--metrics=accuracy,rho2",
+            f"--shard={index}/2",
+            "--html",
+            f"--output_dir={shards[-1]}",
+            *FEW,
+        )
+        page = (tmp_path / str(index) / "report.html").read_text()
+        assert f"part {index} of 2 of the data set" in page
+        cards = page.split('<article class="card">')[1:]
+        assert len(cards) >= 20
+        for card in cards:
+            (sample,) = re.findall(r"<dt>sample</dt><dd>(\d+)</dd>", card)
+            clean, *_ = re.findall(r"data:image/png;base64,([^\"]+)", card)
+            shown = tf.io.decode_png(base64.b64decode(clean)).numpy()
+            image, label = test[int(sample) + 60 * (index - 1)]
+            np.testing.assert_allclose(shown, image, atol=0.51)
+            assert f'<span class="name" title="{label}">' in card
+    whole = tmp_path / "whole"
+    shown = ",".join(shards)
+    run("merge", f"--shards={shown}", "--html", f"--output_dir={whole}")
+    page = (whole / "report.html").read_text()
+    assert "<img" not in page
+    assert "The images are not at hand here" in page
+    assert "120 decisions that DeepFool changed" in page
+
+
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "1/2/3", "a/b", "-1/2"])
 def test_bad_shard_is_refused_by_the_flag(shard, model_path):
     with pytest.raises(flags.Error, match="--shard must be i/n"):
@@ -335,6 +372,7 @@ def compared(model_path, weaker_path, tmp_path_factory):
             "--ours=ours",
             "--few=20",
             "--best=15",
+            "--html",
             f"--output_dir={directory}",
             *FEW,
         )
@@ -469,6 +507,26 @@ def test_comparison_is_written_in_every_form(compared):
     ):  # fmt: skip
         assert (directory / figure).read_bytes().startswith(b"\x89PNG")
     assert not (directory / "checkpoints").exists()
+
+
+def test_comparison_has_a_page_of_all_and_one_of_each(compared):
+    directory, output = compared
+    together = (directory / "report.html").read_text()
+    found = json.loads((directory / "comparison.json").read_text())
+    assert "accuracy under AutoAttack" in together
+    for name in ("ours", "weaker"):
+        report = RobustnessReport.from_json(
+            directory / "reports" / f"{name}.json"
+        )
+        page = (directory / "reports" / f"{name}.html").read_text()
+        for estimate in report.estimates.values():
+            assert estimate.text() in page
+            assert estimate.text() in together
+        best = found["best_known"]["models"][name]["l2_best"][0]
+        assert f"{best:#.4g}" in together
+        assert page.count("data:image/png") >= 3 * 20
+        assert str(directory / "reports" / f"{name}.html") in output
+    assert str(directory / "report.html") in output
 
 
 @pytest.mark.parametrize(

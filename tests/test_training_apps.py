@@ -80,6 +80,7 @@ def all_defenses(tmp_path_factory):
             "--beta=0.5",
             "--fraction=1",
             f"--reference={affine(directory / 'mine.keras')}",
+            "--html",
             f"--output_dir={directory / 'out'}",
         )
     return directory, "\n".join(" ".join(map(str, a)) for a in printed)
@@ -99,6 +100,8 @@ def test_every_defense_has_its_files(all_defenses):
         "convergence.png",
         "adversarial_images.png",
         "logs",
+        "report.html",
+        *(f"{name}.html" for name in TITLES),
     }
     for name in ("convergence.png", "adversarial_images.png"):
         assert drawn(output_dir / name)
@@ -108,6 +111,20 @@ def test_every_defense_has_its_files(all_defenses):
     }
     for name in DEFENSES:
         assert str(output_dir / f"{name}.keras") in all_defenses[1]
+
+
+def test_every_model_has_its_page(all_defenses, results):
+    folder = all_defenses[0] / "out"
+    together = (folder / "report.html").read_text()
+    for name, title in TITLES.items():
+        page = (folder / f"{name}.html").read_text()
+        rho = f"{results['models'][name]['rho2']:#.4g}"
+        assert f"<td>{rho}</td>" in page
+        assert rho in together
+        assert title in together
+        assert page.count("data:image/png") >= 3 * 20
+        assert "decisions that DeepFool changed" in page
+        assert "<dt>html</dt><dd>True</dd>" in page  # among the settings
 
 
 def test_every_defense_has_its_numbers(results):

@@ -17,6 +17,7 @@ from shared import (
     barely_trained,
     cli,
     inputs,
+    pages,
     pictures,
     results,
     serving,
@@ -65,6 +66,7 @@ def define_flags(archs: list[str], **defaults: object) -> None:
         "Also write every model as EXPORT_DIR/ARCH_MODEL/VERSION/, a "
         "SavedModel for TensorFlow Serving with a model card.",
     )
+    pages.define_flag("report.html, and MODEL.html of each model")
     flags.DEFINE_bool(
         "eval_only", False, "Evaluate the models in --output_dir; train none."
     )
@@ -89,6 +91,7 @@ def run(program: str, dataset: str, recipe: str | None = None) -> None:
             an input is bad or training fails; see `cli.main`.
     """
     started = time.time()
+    pages.check()
     this = Run.of_flags(program, dataset, recipe)
     with training.start().scope():
         output_dir = cli.own_directory(FLAGS.output_dir)
@@ -122,6 +125,8 @@ def run(program: str, dataset: str, recipe: str | None = None) -> None:
     )
     if FLAGS.export_dir:
         written += _export(this, data, models, reports, curves)
+    if FLAGS.html:
+        written += _pages(this, data, models, reports)
     written += _finish(found, directory)
     print(f"\n{results.table(found)}")
     reference = found["models"][REFERENCE]
@@ -192,12 +197,13 @@ def _evaluate(models, data, directory):
     reports = {}
     for name, model in models.items():
         print(f"\nEvaluating: {title_of(name)}")
-        stage = f"evaluation_{name}_{len(more)}"
+        stage = f"evaluation_{name}_{len(more)}{'_html' * FLAGS.html}"
         reports[name] = training.evaluate(
             model,
             test,
             *more,
             checkpoint_dir=directory and directory.checkpoints(stage),
+            keep_classes=FLAGS.html,
         )
     return reports
 
@@ -254,6 +260,27 @@ def _export(this, data, models, reports, curves):
         for name, model in models.items()
     ]
     return versions + serving.write_server_files(data, FLAGS.export_dir)
+
+
+def _pages(this, data, models, reports):
+    """Writes the page of all models, and one of each; returns their paths."""
+    made = {"dataset": this.dataset, "settings": this.flags}
+    titled = {title_of(name): [report] for name, report in reports.items()}
+    page = os.path.join(FLAGS.output_dir, "report.html")
+    written = [pages.write_comparison(titled, page, data, **made)]
+    for name, model in models.items():
+        written.append(
+            pages.write(
+                reports[name],
+                os.path.join(FLAGS.output_dir, f"{name}.html"),
+                title_of(name),
+                inputs.Classifier(model, None),
+                data,
+                data.test,
+                **made,
+            )
+        )
+    return written
 
 
 def _finish(found, directory):

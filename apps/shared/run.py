@@ -18,7 +18,7 @@ FLAGS = flags.FLAGS
 # changes no more than the last bits of its results.
 _NOT_OF_THE_RUN = {
     "data_dir", "output_dir", "export_dir", "checkpoint_steps",
-    "distribution", "replicas", "overwrite", "max_image_pixels",
+    "distribution", "replicas", "overwrite", "max_image_pixels", "html",
 }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from shared.training_flags import settings
 import dd_keras
 from dd_keras import datasets, distribution, networks
 from dd_keras.defenses import METHODS, Settings
-from dd_keras.evaluation import Metric, RobustnessReport
+from dd_keras.evaluation import Metric, RobustnessReport, metrics
 from dd_keras.networks import applications
 from dd_keras.training import DivergenceError
 from dd_keras.utils import files
@@ -165,6 +165,7 @@ def evaluate(
     test: tf.data.Dataset,
     *more: str | Metric,
     checkpoint_dir: str | None = None,
+    keep_classes: bool = False,
 ) -> RobustnessReport:
     """The `RobustnessReport` of accuracy, rho and distance, as of the flags.
 
@@ -175,11 +176,15 @@ def evaluate(
         test: batches to evaluate on.
         *more: further metrics, see `evaluate_robustness`.
         checkpoint_dir: where finished batches are kept; None: nowhere.
+        keep_classes: whether to keep the classes that the attack reaches.
     """
+    distance = metrics.get(settings().evaluation_attack)
+    if keep_classes:
+        distance = distance.keeping_classes()
     return dd_keras.evaluate_robustness(
         model,
         test,
-        metrics=("accuracy", settings().evaluation_attack, *more),
+        metrics=("accuracy", distance, *more),
         checkpoint_dir=checkpoint_dir,
     )
 

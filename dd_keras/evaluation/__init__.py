@@ -1,6 +1,7 @@
 """Evaluation: from a classifier and a data set to a robustness report."""
 
 from dd_keras.evaluation.evaluate import evaluate_robustness
+from dd_keras.evaluation.html_report import AttackedImages, compare_to_html
 from dd_keras.evaluation.merge import merge_reports
 from dd_keras.evaluation.metrics import (
     PASS,
@@ -24,12 +25,14 @@ __all__ = [
     "AccuracyUnderAttack",
     "AccuracyUnderTransfer",
     "AdaptiveChecks",
+    "AttackedImages",
     "BestDistance",
     "Distance",
     "EpsSweep",
     "Metric",
     "RobustnessReport",
     "SmallestEps",
+    "compare_to_html",
     "evaluate_robustness",
     "merge_reports",
 ]

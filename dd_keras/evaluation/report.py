@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import keras
 import numpy as np
@@ -344,6 +344,26 @@ class RobustnessReport:
         )
         with files.atomic_write(path) as part, open(part, "wb") as file:
             np.savez_compressed(file, report=np.array(content), **self.values)
+
+    def to_html(self, path: str | os.PathLike, **options: Any) -> None:
+        """Writes a page to open, share and print: one file, atomically.
+
+        It loads nothing and runs nothing. Without images it has none.
+
+        Args:
+            path: file to write.
+            **options: any of `title`, str; `images`, an `AttackedImages`;
+                `class_names`, of all classes in their order; `unit` of the
+                inputs, as "pixels of 0 to 255"; `provenance`, a dict of what
+                made the report; `note`, why there are no images.
+
+        Raises:
+            ImportError: if Jinja2 or matplotlib is not installed.
+            ValueError: if an option does not fit the report.
+        """
+        from dd_keras.evaluation import html_report
+
+        html_report.write(self, path, **options)
 
     def _settings(self):
         return {

@@ -1,8 +1,15 @@
 """The paper's figures, drawn with matplotlib from given numbers.
 
+<<<<<<< HEAD
 Each figure is written to `path`, in the format of its extension: .png, .pdf or
 .svg. Import this package explicitly, by `from dd_keras import plots`: it needs
 matplotlib and adjustText, which the extra `apps` installs.
+=======
+Every figure is written to `path`, in the format that its ending says: .png,
+.pdf or .svg. `inline_svg` gives a figure as text for a
+page. In the library only the HTML reports import this package, when one is
+written: it takes matplotlib and adjustText, which come with the extra `apps`.
+>>>>>>> html-report
 """
 
 try:
@@ -15,6 +22,7 @@ try:
     from dd_keras.plots.frontier import frontier
     from dd_keras.plots.histogram import rho_histogram
     from dd_keras.plots.images import adversarial_images
+    from dd_keras.plots.inline import inline_svg
 except ModuleNotFoundError as error:
     raise ImportError(
         "dd_keras.plots draws with matplotlib and adjustText: pip install "
@@ -25,6 +33,7 @@ __all__ = [
     "adversarial_images",
     "convergence_curves",
     "frontier",
+    "inline_svg",
     "rho_histogram",
     "robust_accuracy_curves",
     "success_rate_curves",

@@ -335,14 +335,12 @@ def _plot_shares(axes, curves, key):
                 f"{where}: expected 'low' <= {key!r} <= 'high', or neither "
                 f"'low' nor 'high'; received {reprlib.repr(curve)}."
             )
-        axes.fill_between(
-            eps,
-            100 * rates["low"],
-            100 * rates["high"],
-            color=COLORS[i % len(COLORS)],
-            alpha=0.2,
-            linewidth=0,
-        )
+        band = eps, 100 * rates["low"], 100 * rates["high"]
+        color = COLORS[i % len(COLORS)]
+        if len(eps) > 1:
+            axes.fill_between(*band, color=color, alpha=0.2, linewidth=0)
+        else:
+            axes.vlines(*band, color=color, linewidth=2, alpha=0.5)
         if not extra:
             extra.append(Patch(color="0.8", label="95 % confidence"))
     return extra

@@ -85,7 +85,8 @@ def rho_histogram(
     edges = np.linspace(0, top or 1.0, _BINS + 1)
     for axes, (k, chosen) in zip(grid.flat, members.items(), strict=False):
         title = wrap(class_names[k], PAGE / columns - 0.4, max_lines=2)
-        axes.set_title(title, fontsize=TEXT_SIZE)
+        # A dollar sign of a name is no formula.
+        axes.set_title(title, fontsize=TEXT_SIZE, parse_math=False)
         _panel(axes, [values[chosen] for values in rhos.values()], edges)
     for axes in grid.flat[len(members) :]:
         axes.remove()

@@ -6,7 +6,12 @@ name; names.py finds a metric by name.
 
 from dd_keras.evaluation.metrics.accuracy import Accuracy, AccuracyUnderAttack
 from dd_keras.evaluation.metrics.adaptive import AdaptiveChecks
-from dd_keras.evaluation.metrics.base import POLICIES, Metric, Samples
+from dd_keras.evaluation.metrics.base import (
+    POLICIES,
+    Explanation,
+    Metric,
+    Samples,
+)
 from dd_keras.evaluation.metrics.best_distance import BestDistance
 from dd_keras.evaluation.metrics.distance import Distance
 from dd_keras.evaluation.metrics.fgsm import EpsSweep, SmallestEps
@@ -24,6 +29,7 @@ __all__ = [
     "BestDistance",
     "Distance",
     "EpsSweep",
+    "Explanation",
     "Metric",
     "Samples",
     "SmallestEps",

@@ -11,9 +11,13 @@ import tensorflow as tf
 from dd_keras import attacks
 from dd_keras.evaluation.metrics.base import (
     PERTURBATION,
+    REACHED,
     SUSPICIOUS,
+    Explanation,
     Metric,
     Samples,
+    order_of,
+    reached,
     validate_attack,
 )
 from dd_keras.evaluation.statistics import Estimate, proportion
@@ -38,6 +42,11 @@ class Accuracy(Metric):
         """`accuracy`, over all samples."""
         return {"accuracy": proportion(samples.correct)}
 
+    def explanations(self) -> dict[str, Explanation]:
+        """What `accuracy` means."""
+        text = "The share of samples that are correctly classified, unattacked."
+        return {"accuracy": Explanation(text, True)}
+
 
 # Up to 0.1 its name was AccuracyUnder, and so it stands in saved reports.
 @keras.saving.register_keras_serializable("dd_keras", "AccuracyUnder")
@@ -58,6 +67,8 @@ class AccuracyUnderAttack(Metric):
         name: name of the metric; by default the class name of the attack, in
             lower case.
         keep_perturbations: whether to keep them, as `<name>_perturbation`.
+        keep_classes: whether to keep the classes of the perturbed inputs, as
+            `<name>_reached`, int (N,).
 
     Raises:
         ValueError: if `attack` is not such an attack.
@@ -77,9 +88,11 @@ class AccuracyUnderAttack(Metric):
         attack: attacks.Attack,
         name: str | None = None,
         keep_perturbations: bool = False,
+        keep_classes: bool = False,
     ):
         self.attack = validate_attack(attack, "eps", "norm")
         self.keep_perturbations = bool(keep_perturbations)
+        self.keep_classes = bool(keep_classes)
         self.name = name or type(attack).__name__.lower()
 
     def get_config(self) -> dict:
@@ -89,6 +102,7 @@ class AccuracyUnderAttack(Metric):
             "attack": attack,
             "name": self.name,
             "keep_perturbations": self.keep_perturbations,
+            "keep_classes": self.keep_classes,
         }
 
     def measure(
@@ -113,6 +127,10 @@ class AccuracyUnderAttack(Metric):
             arrays[f"{self.name}_found_by"] = found.found_by
         if self.keep_perturbations:
             arrays[self.name + PERTURBATION] = found.perturbation
+        if self.keep_classes:
+            arrays[self.name + REACHED] = reached(
+                network, x, found.perturbation
+            )
         return arrays
 
     def estimates(self, samples: Samples) -> dict[str, Estimate]:
@@ -135,6 +153,27 @@ class AccuracyUnderAttack(Metric):
             correct = correct & (found_by[counted] != number)
             numbers[f"{self.name}_accuracy_after_{name}"] = proportion(correct)
         return numbers
+
+    def explanations(self) -> dict[str, Explanation]:
+        """What each number means."""
+        attack = self.attack
+        kind = type(attack).__name__
+        size = f"{order_of(attack.norm)} up to {attack.eps:g}"
+        found = {
+            f"{self.name}_accuracy": Explanation(
+                f"The share of samples that are correctly classified and stay "
+                f"so under {kind}, perturbations of {size} in units of the "
+                "inputs.",
+                True,
+            )
+        }
+        for name in getattr(attack, "attack_names", ()):
+            found[f"{self.name}_accuracy_after_{name}"] = Explanation(
+                f"What of that accuracy was left once {name} and the attacks "
+                f"before it had been run; the last is that of {kind}.",
+                True,
+            )
+        return found
 
     def reliability_warnings(self, samples: Samples) -> list[str]:
         """Warns if a weaker attack fools more, and of masked gradients."""

@@ -14,7 +14,13 @@ import tensorflow as tf
 
 from dd_keras import attacks
 from dd_keras.attacks import decisions
-from dd_keras.evaluation.metrics.base import SUSPICIOUS, Metric, Samples
+from dd_keras.evaluation.metrics.base import (
+    SUSPICIOUS,
+    Explanation,
+    Metric,
+    Samples,
+    order_of,
+)
 from dd_keras.evaluation.statistics import Estimate, proportion
 from dd_keras.utils import norms, validation
 
@@ -116,6 +122,29 @@ class AdaptiveChecks(Metric):
             },
             "adaptive_saturated": proportion(
                 samples.values["adaptive_saturated"]
+            ),
+        }
+
+    def explanations(self) -> dict[str, Explanation]:
+        """What the four numbers mean."""
+        size = f"{order_of(self.norm)} up to {self.eps:g}"
+        return {
+            "adaptive_pgd_accuracy": Explanation(
+                f"Accuracy under PGD of one random start, {size}.", True
+            ),
+            "adaptive_restarts_accuracy": Explanation(
+                f"Accuracy under PGD of {_RESTARTS} random starts, {size}. "
+                "Much below that of one start, one is not enough.",
+                True,
+            ),
+            "adaptive_unbounded_accuracy": Explanation(
+                "Accuracy under PGD that may turn any input into any other. A "
+                "check of the attack: anything but 0 says that gradients "
+                "mislead it."
+            ),
+            "adaptive_saturated": Explanation(
+                "The share of samples where the float32 cross-entropy has no "
+                "gradient. A check: other libraries' attacks stand still there."
             ),
         }
 

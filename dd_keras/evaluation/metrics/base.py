@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from dd_keras import attacks
+from dd_keras.attacks import decisions
 from dd_keras.evaluation.statistics import Estimate
 from dd_keras.utils.config import EqualByConfig
 
@@ -19,6 +20,8 @@ from dd_keras.utils.config import EqualByConfig
 POLICIES = ("predicted", "zero", "exclude")
 # How the names of arrays end that hold a perturbation of each sample.
 PERTURBATION = "_perturbation"
+# And those that hold the class that the perturbed input is taken for.
+REACHED = "_reached"
 # Share of samples above which a number is not to be trusted.
 SUSPICIOUS = 0.01
 
@@ -103,6 +106,19 @@ class Samples(NamedTuple):
         return robust[self.counted]
 
 
+class Explanation(NamedTuple):
+    """What a number means, for readers of a report.
+
+    Attributes:
+        text: one sentence or a few, in plain words.
+        higher_is_better: whether a larger number is a better classifier;
+            None where neither is.
+    """
+
+    text: str
+    higher_is_better: bool | None = None
+
+
 class Metric(EqualByConfig):
     """Base of all metrics. Subclasses set `name` and implement `estimates`.
 
@@ -181,6 +197,10 @@ class Metric(EqualByConfig):
         """Reasons not to trust the numbers: a list of str."""
         return []
 
+    def explanations(self) -> dict[str, Explanation]:
+        """What each number of `estimates` means: dict of its name to that."""
+        return {}
+
     def keeping_perturbations(self) -> "Metric":
         """The same metric, which also keeps the perturbations of its attack.
 
@@ -188,10 +208,21 @@ class Metric(EqualByConfig):
         `RobustnessReport.to_npz` writes. A metric without the argument
         `keep_perturbations` is returned unchanged.
         """
+        return self._keeping("keep_perturbations")
+
+    def keeping_classes(self) -> "Metric":
+        """The metric that also keeps which class each perturbed input got.
+
+        As the array `<name>_reached`, int (N,), for one forward pass a sample
+        more. The metric itself, if it has no such argument.
+        """
+        return self._keeping("keep_classes")
+
+    def _keeping(self, argument):
         config = self.get_config()
-        if "keep_perturbations" not in config:
+        if argument not in config:
             return self
-        return self.from_config(config | {"keep_perturbations": True})
+        return self.from_config(config | {argument: True})
 
     def get_config(self) -> dict:
         """The constructor's arguments, for Keras serialisation."""
@@ -227,6 +258,19 @@ def validate_attack(attack: attacks.Attack, *settings: str) -> attacks.Attack:
             f"{attack!r}."
         )
     return attack
+
+
+def reached(
+    network: keras.Model, x: tf.Tensor, perturbation: tf.Tensor
+) -> tf.Tensor:
+    """The classes of perturbed inputs: int32, (B,)."""
+    logits = attacks.inference_form(network)(x + perturbation)
+    return decisions.predicted_class(logits)
+
+
+def order_of(norm: float) -> str:
+    """A norm as it is written in text: "l_2", "l_inf"."""
+    return f"l_{norm:g}"
 
 
 def not_fooled(name: str, samples: Samples) -> list[str]:

@@ -11,9 +11,13 @@ from dd_keras import attacks
 from dd_keras.attacks.rows import choose_rows
 from dd_keras.evaluation.metrics.base import (
     PERTURBATION,
+    REACHED,
+    Explanation,
     Metric,
     Samples,
     not_fooled,
+    order_of,
+    reached,
     validate_attack,
 )
 from dd_keras.evaluation.statistics import Estimate, mean, proportion
@@ -45,6 +49,7 @@ class BestDistance(Metric):
             which must be the same for all.
         prefix: prefix of all names, as in `Distance`.
         keep_perturbations: as in `Distance`.
+        keep_classes: as in `Distance`.
 
     Raises:
         ValueError: if an attack is not such an attack, if norms differ, or if
@@ -68,6 +73,7 @@ class BestDistance(Metric):
         attacks_by_name: Mapping[str, Any],
         prefix: str = "",
         keep_perturbations: bool = False,
+        keep_classes: bool = False,
     ):
         self._attacks: dict[str, Any] = {
             str(name): validate_attack(attack, "norm")
@@ -82,6 +88,7 @@ class BestDistance(Metric):
         self.norm = orders.pop()
         self.prefix = str(prefix)
         self.keep_perturbations = bool(keep_perturbations)
+        self.keep_classes = bool(keep_classes)
         self.name = f"{prefix}rho{self.norm:g}_best"
         self.distance_name = f"{prefix}l{self.norm:g}_best"
 
@@ -116,6 +123,7 @@ class BestDistance(Metric):
             "attacks_by_name": serialised,
             "prefix": self.prefix,
             "keep_perturbations": self.keep_perturbations,
+            "keep_classes": self.keep_classes,
         }
 
     @classmethod
@@ -153,6 +161,8 @@ class BestDistance(Metric):
         }
         if self.keep_perturbations:
             arrays[self.name + PERTURBATION] = perturbation
+        if self.keep_classes:
+            arrays[self.name + REACHED] = reached(network, x, perturbation)
         return arrays
 
     def estimates(self, samples: Samples) -> dict[str, Estimate]:
@@ -171,3 +181,33 @@ class BestDistance(Metric):
     def reliability_warnings(self, samples: Samples) -> list[str]:
         """Warns if there are samples that no attack fooled."""
         return not_fooled(self.name, samples)
+
+    def explanations(self) -> dict[str, Explanation]:
+        """What each number means."""
+        order = order_of(self.norm)
+        names = ", ".join(self._attacks)
+        return {
+            self.name: Explanation(
+                "The mean size of the shortest perturbation that any of "
+                f"{names} finds to change the decision, over the size of the "
+                f"input, both in {order}. The closest upper bound here of how "
+                "far the decision boundary is.",
+                True,
+            ),
+            self.distance_name: Explanation(
+                f"The mean length, in {order} and in units of the inputs, of "
+                f"the shortest perturbation that any of {names} finds.",
+                True,
+            ),
+            f"{self.name}_fooled": Explanation(
+                "The share of samples whose decision any of the attacks "
+                "changed."
+            ),
+            **{
+                f"{self.name}_by_{name}": Explanation(
+                    f"The share of samples on which {name} found the shortest "
+                    "perturbation of all, the first of equals."
+                )
+                for name in self._attacks
+            },
+        }

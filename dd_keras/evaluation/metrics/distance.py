@@ -8,9 +8,13 @@ import tensorflow as tf
 from dd_keras import attacks
 from dd_keras.evaluation.metrics.base import (
     PERTURBATION,
+    REACHED,
+    Explanation,
     Metric,
     Samples,
     not_fooled,
+    order_of,
+    reached,
     validate_attack,
 )
 from dd_keras.evaluation.statistics import Estimate, mean, proportion
@@ -32,6 +36,8 @@ class Distance(Metric):
         prefix: prefix of all names, to tell apart attacks of the same norm in
             one report.
         keep_perturbations: whether to keep them, as `rho<p>_perturbation`.
+        keep_classes: whether to keep the classes of the perturbed inputs, as
+            `rho<p>_reached`, int (N,).
 
     Raises:
         ValueError: if `attack` is targeted or has no `norm`.
@@ -47,10 +53,15 @@ class Distance(Metric):
     """
 
     def __init__(
-        self, attack: Any, prefix: str = "", keep_perturbations: bool = False
+        self,
+        attack: Any,
+        prefix: str = "",
+        keep_perturbations: bool = False,
+        keep_classes: bool = False,
     ):
         self.attack = validate_attack(attack, "norm")
         self.keep_perturbations = bool(keep_perturbations)
+        self.keep_classes = bool(keep_classes)
         self.prefix = str(prefix)
         self.name = f"{prefix}rho{attack.norm:g}"
         self.distance_name = f"{prefix}l{attack.norm:g}"
@@ -62,6 +73,7 @@ class Distance(Metric):
             "attack": attack,
             "prefix": self.prefix,
             "keep_perturbations": self.keep_perturbations,
+            "keep_classes": self.keep_classes,
         }
 
     def measure(
@@ -78,6 +90,10 @@ class Distance(Metric):
         }
         if self.keep_perturbations:
             arrays[self.name + PERTURBATION] = found.perturbation
+        if self.keep_classes:
+            arrays[self.name + REACHED] = reached(
+                network, x, found.perturbation
+            )
         return arrays
 
     def estimates(self, samples: Samples) -> dict[str, Estimate]:
@@ -92,3 +108,25 @@ class Distance(Metric):
     def reliability_warnings(self, samples: Samples) -> list[str]:
         """Warns if there are samples that the attack did not fool."""
         return not_fooled(self.name, samples)
+
+    def explanations(self) -> dict[str, Explanation]:
+        """What the three numbers mean."""
+        kind, order = type(self.attack).__name__, order_of(self.attack.norm)
+        return {
+            self.name: Explanation(
+                f"The mean size of the perturbation that {kind} needs to "
+                f"change the decision, over the size of the input, both in "
+                f"{order} (Eq. 7 of the Deep Defense paper). Shorter ones may "
+                "exist: read it as an upper bound.",
+                True,
+            ),
+            self.distance_name: Explanation(
+                f"The mean length, in {order} and in units of the inputs, of "
+                f"the perturbation that {kind} needs to change the decision.",
+                True,
+            ),
+            f"{self.name}_fooled": Explanation(
+                f"The share of samples whose decision {kind} changed. Below "
+                "100 % the distances say less than they seem to."
+            ),
+        }

@@ -15,6 +15,7 @@ import tensorflow as tf
 from dd_keras import attacks
 from dd_keras.attacks import decisions
 from dd_keras.evaluation.metrics.base import (
+    Explanation,
     Metric,
     Samples,
     not_fooled,
@@ -86,6 +87,27 @@ class SmallestEps(Metric):
     def reliability_warnings(self, samples: Samples) -> list[str]:
         """Warns if there are samples that no eps fooled."""
         return not_fooled(self.name, samples)
+
+    def explanations(self) -> dict[str, Explanation]:
+        """What the three numbers mean."""
+        return {
+            self.name: Explanation(
+                "The mean of the smallest eps at which FGSM changes the "
+                "decision, over the largest value of the input: the paper's "
+                f"rho_inf{_rounded(self._prefix)}.",
+                True,
+            ),
+            self.distance_name: Explanation(
+                "The mean of the smallest eps at which FGSM changes the "
+                f"decision, in units of the inputs{_rounded(self._prefix)}.",
+                True,
+            ),
+            f"{self._prefix}eps_ref": Explanation(
+                "The smallest eps at which FGSM leaves half of all samples "
+                f"misclassified{_rounded(self._prefix)}.",
+                True,
+            ),
+        }
 
 
 @keras.saving.register_keras_serializable("dd_keras")
@@ -162,6 +184,23 @@ class EpsSweep(Metric):
             f"{self.name}_accuracy@{eps:g}": proportion(column)
             for eps, column in zip(self.eps, correct.T, strict=True)
         }
+
+    def explanations(self) -> dict[str, Explanation]:
+        """What the number of each eps means."""
+        return {
+            f"{self.name}_accuracy@{eps:g}": Explanation(
+                "The share of samples that are correctly classified and stay "
+                f"so under one step of FGSM, l_inf {eps:g} in units of the "
+                f"inputs{_rounded(_prefix(self.attack.float32_gradient))}.",
+                True,
+            )
+            for eps in self.eps
+        }
+
+
+def _rounded(prefix):
+    """Of the paper's form, what differs."""
+    return ", by the gradient that float32 rounds" if prefix else ""
 
 
 def _prefix(float32_gradient):

@@ -8,7 +8,12 @@ import tensorflow as tf
 
 from dd_keras import attacks
 from dd_keras.evaluation import similarity
-from dd_keras.evaluation.metrics.base import Metric, Samples, validate_attack
+from dd_keras.evaluation.metrics.base import (
+    Explanation,
+    Metric,
+    Samples,
+    validate_attack,
+)
 from dd_keras.evaluation.statistics import Estimate, mean
 from dd_keras.utils import validation
 
@@ -89,3 +94,14 @@ class PASS(Metric):
         if samples.misclassified == "exclude":
             values = values[samples.correct]
         return {"pass": mean(values)}
+
+    def explanations(self) -> dict[str, Explanation]:
+        """What `pass` means."""
+        kind = type(self.attack).__name__
+        return {
+            "pass": Explanation(
+                f"How alike clean images and those of {kind} look, at most 1 "
+                "(the perceptual similarity of Rozsa et al., 2016). It falls "
+                "as perturbations have to grow."
+            )
+        }

@@ -8,7 +8,13 @@ import tensorflow as tf
 from dd_keras import attacks
 from dd_keras.attacks import decisions
 from dd_keras.classifier import logits
-from dd_keras.evaluation.metrics.base import Metric, Samples, validate_attack
+from dd_keras.evaluation.metrics.base import (
+    Explanation,
+    Metric,
+    Samples,
+    order_of,
+    validate_attack,
+)
 from dd_keras.evaluation.statistics import Estimate, proportion
 from dd_keras.utils import config
 
@@ -86,3 +92,16 @@ class AccuracyUnderTransfer(Metric):
         """`<name>_accuracy`."""
         correct = samples.correct_under(f"{self.name}_fooled")
         return {f"{self.name}_accuracy": proportion(correct)}
+
+    def explanations(self) -> dict[str, Explanation]:
+        """What `<name>_accuracy` means."""
+        attack = self.attack
+        return {
+            f"{self.name}_accuracy": Explanation(
+                f"Accuracy on what {type(attack).__name__}, "
+                f"{order_of(attack.norm)} up to {attack.eps:g}, finds on "
+                "another classifier. It should not be below that of a direct "
+                "attack.",
+                True,
+            )
+        }
