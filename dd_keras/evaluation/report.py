@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from dd_keras.evaluation.metrics import EpsSweep, Metric, Samples
 from dd_keras.evaluation.metrics.base import PERTURBATION
 from dd_keras.evaluation.statistics import Estimate, proportion
-from dd_keras.utils import files, tables
+from dd_keras.utils import config, files, tables
 
 # Arrays that have another name now, in reports of before.
 _NAMES_UP_TO_0_1 = {"fgs_fooled": "fgsm_fooled"}
@@ -316,7 +316,12 @@ class RobustnessReport:
                 for name, rows in content["samples"].items()
             }
             report = cls(
-                tuple(map(_restored, content["metrics"])),
+                tuple(
+                    keras.saving.deserialize_keras_object(
+                        config.from_json(metric)
+                    )
+                    for metric in content["metrics"]
+                ),
                 content["misclassified"],
                 values,
                 tuple(content["warnings"]),
@@ -373,7 +378,7 @@ class RobustnessReport:
             "costs": self.costs,
             **({"shard": self.shard} if self.shard else {}),
             "metrics": [
-                _finite(keras.saving.serialize_keras_object(metric))
+                config.for_json(keras.saving.serialize_keras_object(metric))
                 for metric in self.metrics
             ],
         }
@@ -381,26 +386,3 @@ class RobustnessReport:
 
 def _or_none(number):
     return number if math.isfinite(number) else None
-
-
-# JSON has no infinity; the norm of an attack may be infinite.
-_INFINITY = "Infinity"
-
-
-def _finite(config):
-    """A config with infinity as a word."""
-    return _replaced(config, math.inf, _INFINITY)
-
-
-def _restored(config):
-    """The metric of a config as `_finite` made it."""
-    config = _replaced(config, _INFINITY, math.inf)
-    return keras.saving.deserialize_keras_object(config)
-
-
-def _replaced(config, old, new):
-    if isinstance(config, dict):
-        return {k: _replaced(v, old, new) for k, v in config.items()}
-    if isinstance(config, (list, tuple)):
-        return [_replaced(v, old, new) for v in config]
-    return new if type(config) is type(old) and config == old else config

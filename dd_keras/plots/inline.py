@@ -43,14 +43,14 @@ def inline_svg(draw: Callable[[str], None], name: str, label: str) -> str:
         ValueError: if `name` is not of letters and digits.
 
     Example:
-        from dd_keras import plots
-
-        curves = {"reference": {"eps": [1, 2], "success_rate": [0.2, 0.5]}}
-        text = plots.inline_svg(
-            lambda path: plots.success_rate_curves(curves, path),
-            "fgsm",
-            "Success rate of FGSM against eps",
-        )
+        >>> curves = {"reference": {"eps": [1, 2], "success_rate": [0.2, 0.5]}}
+        >>> text = dd_keras.plots.inline_svg(
+        ...     lambda path: dd_keras.plots.success_rate_curves(curves, path),
+        ...     "fgsm",
+        ...     "Success rate of FGSM against eps",
+        ... )
+        >>> text[:4], text[-6:]
+        ('<svg', '</svg>')
     """
     if not (name.isascii() and name.isalnum()):
         raise ValueError(

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,6 +10,8 @@ import keras
 import numpy as np
 
 DEFAULT_BATCH_SIZE = 32  # of arrays, as in Keras
+# JSON has no infinity; the norm of an attack may be infinite.
+_INFINITY = "Infinity"
 
 
 class EqualByConfig:
@@ -44,6 +47,24 @@ def digest_of_arrays(arrays: Iterable[Any]) -> str:
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def for_json(config: Any) -> Any:
+    """A nested configuration with infinity as a word."""
+    return _replaced(config, math.inf, _INFINITY)
+
+
+def from_json(config: Any) -> Any:
+    """The configuration that `for_json` was given."""
+    return _replaced(config, _INFINITY, math.inf)
+
+
+def _replaced(config, old, new):
+    if isinstance(config, dict):
+        return {k: _replaced(v, old, new) for k, v in config.items()}
+    if isinstance(config, (list, tuple)):
+        return [_replaced(v, old, new) for v in config]
+    return new if type(config) is type(old) and config == old else config
 
 
 def _digest(config):

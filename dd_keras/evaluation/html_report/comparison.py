@@ -61,10 +61,17 @@ def compare_to_html(
             `class_names` are too few.
 
     Example:
-        report = dd_keras.evaluate_robustness(classifier, x_test, y_test)
-        dd_keras.evaluation.compare_to_html(
-            {"before": report, "after": report}, "comparison.html"
-        )
+        >>> before, after = (
+        ...     dd_keras.evaluate_robustness(
+        ...         model, x_test, y_test, metrics=["accuracy"], verbose=0
+        ...     )
+        ...     for model in (classifier, keras.models.clone_model(classifier))
+        ... )
+        >>> dd_keras.evaluation.compare_to_html(
+        ...     {"trained": before, "untrained": after}, "comparison.html"
+        ... )
+        >>> os.path.exists("comparison.html")
+        True
     """
     listed = {
         str(name): [given] if isinstance(given, RobustnessReport) else [*given]

@@ -41,6 +41,17 @@ class AttackedImages:
     Raises:
         ValueError: if shapes do not fit together, or pixels are outside of 0
             to 255.
+
+    Example:
+        >>> report = dd_keras.evaluate_robustness(
+        ...     classifier, x_test, y_test, metrics=["rho2"], verbose=0
+        ... )
+        >>> images = dd_keras.evaluation.AttackedImages.of(
+        ...     report, classifier, x_test, bounds=(0, 1)
+        ... )
+        >>> images.clean.shape[1:], images.norm
+        ((8, 8, 1), 2.0)
+        >>> report.to_html("report.html", images=images)
     """
 
     index: np.ndarray
@@ -125,24 +136,6 @@ class AttackedImages:
         Raises:
             ValueError: if `x` are no images of 1 or 3 channels, or outside of
                 `bounds`, or their number is not the report's.
-
-        Example:
-            import numpy as np
-
-            images = np.random.default_rng(0).uniform(size=(12, 4, 4, 1))
-            labels = np.arange(12) % 3
-            network = keras.Sequential(
-                [
-                    keras.Input((4, 4, 1)),
-                    keras.layers.Flatten(),
-                    keras.layers.Dense(3),
-                ]
-            )
-            report = dd_keras.evaluate_robustness(network, images, labels)
-            shown = dd_keras.evaluation.AttackedImages.of(
-                report, network, images, bounds=(0, 1)
-            )
-            report.to_html("report.html", images=shown)
         """
         x = np.asarray(x)
         if x.ndim != 4 or x.shape[-1] not in (1, 3):

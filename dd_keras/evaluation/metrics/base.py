@@ -113,6 +113,11 @@ class Explanation(NamedTuple):
         text: one sentence or a few, in plain words.
         higher_is_better: whether a larger number is a better classifier;
             None where neither is.
+
+    Example:
+        >>> explained = dd_keras.evaluation.Accuracy().explanations()
+        >>> explained["accuracy"].higher_is_better
+        True
     """
 
     text: str
