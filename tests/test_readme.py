@@ -43,6 +43,10 @@ READMES = (
         if "_build" not in path.parts
     ),
 )  # fmt: skip
+GUIDES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / "docs" / "guides").glob("*.py")
+)
 # What a flag's value is, where it names something the reader has.
 OWN = re.compile(r"[A-Z][A-Z0-9_]+(\.keras|\.h5)?")
 FILES = ("model", "reference", "preprocessing", "results", "flagfile")
@@ -50,10 +54,13 @@ FILES = ("model", "reference", "preprocessing", "results", "flagfile")
 
 def commands():
     """All commands of the READMEs that run a program: (file, words)."""
-    for name in (*READMES, "benchmarks/README.md"):
+    for name in (*READMES, *GUIDES, "benchmarks/README.md"):
         text = (ROOT / name).read_text("utf-8")
+        if name in GUIDES:  # the text of a guide stands in its comments
+            text = re.sub(r"^# ?", "", text, flags=re.MULTILINE)
         lines = re.findall(r"^    (.*)$", text, re.MULTILINE)
-        for line in [*lines, *re.findall(r"`(python [^`]+)`", text)]:
+        inline = re.findall(r"`(python [^`]+)`", text)
+        for line in [*lines, *(" ".join(words.split()) for words in inline)]:
             found = re.search(r"python ((?:apps|benchmarks)/\w+\.py.*)", line)
             if found and "..." not in line:
                 yield name, shlex.split(found[1], comments=True)

@@ -167,5 +167,7 @@ print(
 # - `version="plus"` of AutoAttack, with restarts.
 # - `evaluation.AccuracyUnderTransfer(undefended, attack)`: does what was found
 #   on another classifier work here?
-# - `python apps/compare.py --best=1000` for files, `--shard=1/4` for several
-#   machines.
+# - A page to share: `report.to_html("report.html")`.
+# - For files: `python apps/compare.py --model=before=BEFORE.keras
+#   --model=after=AFTER.keras --ours=after --best=1000 --html`. `evaluate.py
+#   --shard=1/4` is for several machines.

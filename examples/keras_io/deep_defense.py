@@ -254,8 +254,8 @@ after = measure(classifier)
 """
 ## Look at the perturbations
 
-The perturbations that fool the defended classifier are larger, and they look more
-like parts of another digit.
+The perturbations that fool the defended classifier are larger, and more of them is at
+the strokes of the digits.
 """
 
 perturbation_after = smallest_perturbation(classifier, tf.constant(x_test[:4])).numpy()
@@ -277,14 +277,14 @@ plt.show()
 """
 ## Conclusion
 
-Deep Defense made the nearest adversarial example of a trained classifier farther
-away, and the classifier more accurate under an attack that it was not trained on,
-for a small loss of accuracy on clean images or none.
+In our run, two epochs took the mean `rho` from 0.14 to 0.22, and the accuracy under
+PGD, an attack that the classifier was not trained on, from 50 % to 69 %. The accuracy
+on clean images fell from 98.2 % to 97.4 %. A larger `c` costs less accuracy and gains
+less distance; more epochs at a falling rate win accuracy back.
 
-Before you rely on such numbers, use stronger attacks: a network that was trained
+Before you rely on such numbers, use stronger attacks. A network that was trained
 against DeepFool is farther from its boundary by DeepFool's account than by that of
-[AutoAttack](https://arxiv.org/abs/2003.01690) or other attacks. And `c` decides what
-you get: the smaller it is, the more distance, and the more accuracy it may cost.
+[AutoAttack](https://arxiv.org/abs/2003.01690), for example.
 
 ## References
 
