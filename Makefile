@@ -52,6 +52,7 @@ wheel: $(READY)
 # The site, docs/_build/index.html; warnings are errors, and guides are run.
 docs: $(READY)
 	$(VENV)/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build
+	$(VENV)/bin/python .ci/check_site.py
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

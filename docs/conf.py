@@ -18,6 +18,7 @@ release = re.search(
 extensions = [
     "mathml",
     "myst_nb",
+    "notebooks",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
 ]
@@ -28,6 +29,7 @@ exclude_patterns = [
     "conf.py",
     "docstrings.py",
     "mathml.py",
+    "notebooks.py",
 ]
 default_role = "code"  # in docstrings, what stands in single backticks
 highlight_language = "none"  # of code that does not say what it is
