@@ -20,6 +20,8 @@ from matplotlib.text import Text
 from shared import pictures
 
 from dd_keras import plots
+from dd_keras.defenses.methods import METHODS
+from dd_keras.plots import style
 
 HISTORIES = {
     "plain": {"accuracy": [0.9, 0.91, 0.92], "rho": [0.2, 0.21, 0.2]},
@@ -629,12 +631,12 @@ def test_no_two_series_look_alike(saved, tmp_path, models):
         for axes in figure.axes:
             colors = [line.get_color() for line in axes.lines]
             lines = [str(line._dash_pattern) for line in axes.lines]
-            assert len(set(colors)) == min(models, 6)
+            assert len(set(colors)) == min(models, 7)
             assert len(set(lines)) == 5
             assert len(set(zip(colors, lines, strict=True))) == models
             if markers:
                 dots = {line.get_marker() for line in axes.lines}
-                assert len(dots) == min(models, 6)
+                assert len(dots) == min(models, 7)
         (legend,) = figure.legends
         assert [line.get_color() for line in legend.get_lines()] == colors
 
@@ -965,3 +967,35 @@ def test_programs_picture_typical_images_of_different_classes(monkeypatch):
     )
     found = pictures._choose([reference, defended], [reference, defended])
     assert found == [1, 3]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["Deep Defense", "reference"],
+        ["reference", "mine", "deep_defense", "Adv. Train II", "other"],
+        ["adv_train_2", "deep_defense", "reference", "one", "two", "three"],
+    ],
+)
+def test_a_method_looks_the_same_in_every_figure(names):
+    numbers = dict(zip(names, style.style_numbers(names), strict=True))
+    assert len(set(numbers.values())) == len(names)
+    known = {name.lower().replace("_", " "): i for name, i in numbers.items()}
+    assert known["deep defense"] == 0
+    assert known["reference"] == 6
+    assert known.get("adv. train ii", 1) == known.get("adv train 2", 1) == 1
+    assert style.series_style(6)["color"] == "#000000"
+
+
+def test_methods_with_titles_have_a_look_of_their_own():
+    titles = [method.title for method in METHODS.values()]
+    numbers = style.style_numbers(titles)
+    assert numbers == style.style_numbers(METHODS)
+    assert len(set(numbers)) == len(titles)
+    order = np.random.default_rng(0).permutation(len(titles))
+    mixed = style.style_numbers([titles[i] for i in order])
+    assert mixed == [numbers[i] for i in order]
+
+
+def test_two_names_of_one_method_in_a_figure_differ():
+    assert style.style_numbers(["clean", "Clean"]) == [5, 0]

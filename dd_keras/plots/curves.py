@@ -33,6 +33,8 @@ from dd_keras.plots.style import (
     plot_series,
     rho_symbol,
     save,
+    series_style,
+    style_numbers,
     wrap,
 )
 
@@ -67,7 +69,9 @@ def convergence_curves(
     rho = rho_symbol(norm)
     figure = new_figure(PAGE, 2.8)
     left, right = figure.subplots(1, 2)
-    for i, (name, history) in enumerate(histories.items()):
+    for i, (name, history) in zip(
+        style_numbers(histories), histories.items(), strict=True
+    ):
         where = f"histories[{name!r}]"
         accuracy = numbers(f"{where}['accuracy']", history["accuracy"], 1)
         values = numbers(f"{where}['rho']", history["rho"])
@@ -215,7 +219,9 @@ def trade_off(
     axes = figure.subplots()
     axes.margins(0.12)
     labels = []
-    for i, (name, entry) in enumerate(points.items()):
+    for i, (name, entry) in zip(
+        style_numbers(points), points.items(), strict=True
+    ):
         where = f"points[{name!r}]"
         x = numbers(f"{where}['rho']", entry["rho"])
         y = 100 * numbers(f"{where}['accuracy']", entry["accuracy"], 1)
@@ -254,13 +260,14 @@ def _mark_eps_ref(axes, eps_ref, names):
     """Vertical lines at eps_ref; returns the legend's entry."""
     common = not isinstance(eps_ref, Mapping)
     marks = {None: eps_ref} if common else eps_ref
+    styles = dict(zip(names, style_numbers(names), strict=True))
     for name, eps in marks.items():
         if not common and name not in names:
             raise ValueError(
                 f"eps_ref: expected names out of {names}; received {name!r}."
             )
         (eps,) = numbers("eps_ref", [eps])
-        color = "0.4" if common else COLORS[names.index(name) % len(COLORS)]
+        color = "0.4" if common else series_style(styles[name])["color"]
         axes.axvline(eps, color=color, linestyle=":", linewidth=1, zorder=1)
     return Line2D(
         [], [], color="0.4", linestyle=":", label=r"$\epsilon_{\mathrm{ref}}$"
@@ -310,7 +317,9 @@ def _plot_shares(axes, curves, key):
     """
     check_series("curves", curves, ("eps", key))
     extra: list = []  # legend entries that all models share
-    for i, (name, curve) in enumerate(curves.items()):
+    for i, (name, curve) in zip(
+        style_numbers(curves), curves.items(), strict=True
+    ):
         where = f"curves[{name!r}]"
         eps = numbers(f"{where}['eps']", curve["eps"])
         if np.any(np.diff(eps) <= 0):

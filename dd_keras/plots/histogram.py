@@ -20,6 +20,7 @@ from dd_keras.plots.style import (
     rho_symbol,
     save,
     series_style,
+    style_numbers,
     wrap,
 )
 
@@ -87,7 +88,16 @@ def rho_histogram(
         title = wrap(class_names[k], PAGE / columns - 0.4, max_lines=2)
         # A dollar sign of a name is no formula.
         axes.set_title(title, fontsize=TEXT_SIZE, parse_math=False)
-        _panel(axes, [values[chosen] for values in rhos.values()], edges)
+        _panel(
+            axes,
+            {
+                i: values[chosen]
+                for i, values in zip(
+                    style_numbers(rhos), rhos.values(), strict=True
+                )
+            },
+            edges,
+        )
     for axes in grid.flat[len(members) :]:
         axes.remove()
     for axes in grid.flat[len(members) - columns : len(members)]:
@@ -105,7 +115,7 @@ def rho_histogram(
         figure,
         [
             Line2D([], [], label=name, **series_style(i))
-            for i, name in enumerate(rhos)
+            for i, name in zip(style_numbers(rhos), rhos, strict=True)
         ],
     )
     save(figure, path)
@@ -151,9 +161,9 @@ def _shown(members, mean):
 
 
 def _panel(axes, series, edges):
-    """The histograms of one class, one a model."""
+    """The histograms of one class, one a model, by the number of its style."""
     finish_axes(axes)
-    if not series[0].size:
+    if not any(values.size for values in series.values()):
         axes.text(
             0.5,
             0.5,
@@ -164,12 +174,12 @@ def _panel(axes, series, edges):
             fontsize=SMALL_SIZE,
         )
         return
-    for i, values in enumerate(series):
+    for i, values in series.items():
         _histogram(axes, i, values, edges)
 
 
 def _histogram(axes, i, values, edges):
-    """The outline of series i's histogram, in per cent, and its mean."""
+    """The outline of a histogram in style i, in per cent, and its mean."""
     counts, _ = np.histogram(values, edges)
     axes.stairs(100 * counts / len(values), edges, **series_style(i))
     axes.axvline(values.mean(), **series_style(i) | {"linewidth": 0.8})

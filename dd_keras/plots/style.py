@@ -3,10 +3,11 @@
 Sizes are those of print: a column is 3.3 inches wide, a page 7.
 """
 
+import itertools
 import math
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from matplotlib.artist import Artist
@@ -21,10 +22,35 @@ _DPI = 200
 
 # Okabe and Ito's palette, told apart under every colour blindness; markers
 # and lines tell the series apart in grey. The numbers of colours and of lines
-# have no common factor, so the first 30 series differ in at least one.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = ("o", "s", "^", "D", "v", "P")
+# have no common factor, so the first 35 series differ in at least one.
+COLORS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"),
+    "#000000",
+)
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _LINES = ("-", "--", "-.", ":", (0, (4, 1, 1, 1, 1, 1)))
+# A method looks the same in every figure: the number of its style, by its
+# title or the name that programs have for it.
+_STYLES = {
+    "deep defense": 0,
+    "adv. train ii": 1,
+    "adv train 2": 1,
+    "adv. train i": 2,
+    "adv train 1": 2,
+    "deep defense + adv. train ii": 3,
+    "combined": 3,
+    "parseval": 4,
+    "fine-tuned, no regulariser": 5,
+    "clean": 5,
+    "reference": 6,
+    "deep defense, two epochs more": 7,
+    "pgd adversarial training": 8,
+    "pgd": 8,
+    "trades": 9,
+    "mma": 11,
+    "input-gradient regularisation": 12,
+    "input gradient": 12,
+}
 
 # The date of writing, which would make two files of one figure differ.
 _DATES = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}, ".png": None}
@@ -37,8 +63,24 @@ def new_figure(
     return Figure(figsize=(width, height), dpi=_DPI, layout=layout)
 
 
+def style_numbers(names: Iterable[str]) -> list[int]:
+    """Which style each series of a figure has.
+
+    Known methods have their own, all others the first that are free.
+    """
+    names = list(names)
+    known = [_STYLES.get(name.lower().replace("_", " ")) for name in names]
+    taken, numbers = set(known), []
+    for number in known:
+        if number is None or number in numbers:
+            number = next(i for i in itertools.count() if i not in taken)
+            taken.add(number)
+        numbers.append(number)
+    return numbers
+
+
 def series_style(i: int) -> dict[str, Any]:
-    """Colour and line of series i."""
+    """Colour and line of style i."""
     return {
         "color": COLORS[i % len(COLORS)],
         "linestyle": _LINES[i % len(_LINES)],
@@ -49,7 +91,7 @@ def series_style(i: int) -> dict[str, Any]:
 def plot_series(
     axes: Axes, i: int, name: str, x: Sequence, y: Sequence
 ) -> None:
-    """The curve of series i."""
+    """A series' curve, in style i."""
     axes.plot(
         x,
         y,
