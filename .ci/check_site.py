@@ -10,7 +10,6 @@ Run by `make docs`, from the root of the repository. Asserts that
   console or a request that fails, and fits a wide and a narrow screen.
 """
 
-import contextlib
 import functools
 import html.parser
 import http.server
@@ -172,7 +171,11 @@ def opened(names):
     handler = functools.partial(Handler, directory=SITE)
     server = http.server.ThreadingHTTPServer(("localhost", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    with tempfile.TemporaryDirectory() as folder, contextlib.closing(server):
+    # The browser's processes may outlive it, and still write to its profile.
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        server,
+    ):
         log = pathlib.Path(folder) / "log"
         with log.open("wb") as file:
             browser = subprocess.Popen(
