@@ -191,7 +191,9 @@ class RobustnessBoard(keras.callbacks.Callback):
     def _steps(self):
         """How many steps the optimizer has taken; None without one."""
         optimizer = getattr(self.model, "optimizer", None)
-        return None if optimizer is None else int(optimizer.iterations)
+        if optimizer is None:
+            return None
+        return int(keras.ops.convert_to_numpy(optimizer.iterations))
 
     def _classes(self):
         """The classes with histograms: dict of name to (N,), bool."""
