@@ -220,9 +220,7 @@ def test_frequency_counts_finished_epochs(tmp_path):
 def test_epochs_number_on_and_fit_may_be_called_again(tmp_path):
     model, again = compiled(network()), board(tmp_path)
     model.fit(*TRAIN, epochs=1, callbacks=[again], verbose=0)
-    model.fit(
-        *TRAIN, epochs=3, initial_epoch=1, callbacks=[again], verbose=0
-    )
+    model.fit(*TRAIN, epochs=3, initial_epoch=1, callbacks=[again], verbose=0)
     assert list(records(tmp_path)) == [0, 1, 2, 3]
 
 

@@ -156,16 +156,16 @@ class RobustnessBoard(keras.callbacks.Callback):
                 f"of the model; received {len(names)}."
             )
         own = inputs.has_preprocessor(model)
+        self._inputs = _prepared(model, self._x) if own else self._x
+        self._shown = 0
+        if not own and _are_images(self._x):
+            self._shown = min(self.images, len(self._x))
         try:
-            x = _prepared(model, self._x) if own else self._x
-            self._inputs = logits.cast_inputs(self._network, x)
+            logits.cast_inputs(self._network, self._inputs[:1])
             self._labels = sparse_labels(self._y, classes).numpy()
         except (ValueError, tf.errors.InvalidArgumentError) as error:
             message = getattr(error, "message", str(error))
             raise ValueError(f"data: {message}") from error
-        self._shown = 0
-        if not own and _are_images(self._x):
-            self._shown = min(self.images, len(self._x))
         self._groups = self._classes()
         self._iterations = self._steps()
 
@@ -230,6 +230,7 @@ class RobustnessBoard(keras.callbacks.Callback):
         parts, shown = [], self._shown
         for start in range(0, len(self._inputs), _BATCH):
             x = self._inputs[start : start + _BATCH]
+            x = logits.cast_inputs(self._network, x)
             result = self._attack.run(self._network, x)
             size = norms.rho(result.perturbation, x, self._norm)
             kept = result.perturbation.numpy()[: max(0, shown - start)]
@@ -327,7 +328,7 @@ def _prepared(model, x):
     prepare = tf.function(
         lambda x: inputs.prepare(model, x)[0], autograph=False
     )
-    return prepare(tf.convert_to_tensor(x))
+    return prepare(tf.convert_to_tensor(x)).numpy()
 
 
 def _in_colour(image):
