@@ -26,7 +26,11 @@ from dd_keras.defenses import (
     add_parseval_constraints,
     deepfool_dataset,
 )
-from dd_keras.evaluation import RobustnessReport, evaluate_robustness
+from dd_keras.evaluation import (
+    RobustnessBoard,
+    RobustnessReport,
+    evaluate_robustness,
+)
 from dd_keras.serving import export
 from dd_keras.training import KeepBest, resumable_fit
 from dd_keras.training.optimizers import CoupledSGD
@@ -44,6 +48,7 @@ __all__ = [
     "ParsevalConstraint",
     "RegularizationWarmup",
     "RegularizedDefenseModel",
+    "RobustnessBoard",
     "RobustnessReport",
     "SplitExponential",
     "TRADESModel",

@@ -262,6 +262,7 @@ def test_results_say_what_made_them(trained, results):
         "keep": "last",
         "accuracy_weight": 0.0,
         "checkpoint_steps": None,
+        "robustness_board": False,
         "deterministic": False,
         "distribution": "none",
         "replicas": None,

@@ -204,6 +204,23 @@ def test_input_pipeline(mnist_dir, tmp_path):
     assert all(row["ms_per_batch"] > 0 for row in rows.values())
 
 
+def test_board(mnist_dir, tmp_path):
+    path = tmp_path / "results.json"
+    run(
+        "board",
+        f"--model={LENET}",
+        f"--data_dir={mnist_dir}",
+        "--batch_size=10",
+        "--images=20",
+        "--samples=15",
+        "--turns=2",
+        f"--output={path}",
+    )
+    rows = rows_of(path)
+    assert list(rows) == ["record", "validation on the same images", "epoch"]
+    assert all(row["median_ms"] > 0 for row in rows.values())
+
+
 def test_attacks(mnist_dir, tmp_path):
     path = tmp_path / "results.json"
     run(

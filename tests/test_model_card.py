@@ -2,13 +2,15 @@
 
 import json
 import pathlib
+import sys
 
 import keras
+import matplotlib.image
 import numpy as np
 import pytest
 
 import dd_keras
-from dd_keras import attacks, datasets, evaluation
+from dd_keras import attacks, datasets, evaluation, plots
 from dd_keras.serving import weights_hash
 
 
@@ -105,6 +107,125 @@ def test_what_was_measured(trained_network, report, tmp_path):
         "rho2: mean length",
     ):
         assert words in page
+
+
+@pytest.mark.slow
+def test_what_was_measured_is_drawn(
+    trained_network, report, tmp_path, monkeypatch
+):
+    drawn = {}
+
+    def keep(name):
+        draw = getattr(plots, name)
+
+        def kept(data, *arguments, **options):
+            drawn.setdefault(name, data)  # the page draws it again
+            draw(data, *arguments, **options)
+
+        monkeypatch.setattr(plots, name, kept)
+
+    for name in (
+        "robust_accuracy_curves", "success_rate_curves", "rho_histogram"
+    ):  # fmt: skip
+        keep(name)
+    dd_keras.export(
+        trained_network,
+        tmp_path,
+        report=report,
+        class_names=[f"<b>{k}</b> 猫" for k in range(10)],
+        warm_up_requests=False,
+        card={"owner": "<i>me</i>", "training": {"epochs": 3}},
+    )
+    extra = tmp_path / "1" / "assets.extra"
+    pictures = ["accuracy", "fgsm", "rho"]
+    assert sorted(path.name for path in extra.iterdir()) == [
+        "model_card.html",
+        "model_card.json",
+        "model_card.md",
+        *(f"model_card_{name}.png" for name in pictures),
+    ]
+    assert sum(path.stat().st_size for path in extra.iterdir()) < 600_000
+    page = (extra / "model_card.md").read_text()
+    for name in pictures:
+        assert f"](model_card_{name}.png)\n" in page
+        assert matplotlib.image.imread(extra / f"model_card_{name}.png").std()
+    assert "(model_card.html)\n" in page
+    # What is drawn is what was measured.
+    expected = report.robust_accuracy(distance="l2")["accuracy"]
+    curve = drawn["robust_accuracy_curves"]["l2"]
+    np.testing.assert_array_equal(curve["accuracy"], expected)
+    rates = drawn["success_rate_curves"]["FGSM"]["success_rate"]
+    numbers = report.summary()
+    assert [1 - rate for rate in rates] == pytest.approx(
+        [numbers["fgsm_accuracy@10"], numbers["fgsm_accuracy@20"]]
+    )
+    rho = drawn["rho_histogram"]["rho2"]
+    np.testing.assert_array_equal(rho, report.values["rho2"])
+    # The page has the card's words, and the figures once more.
+    page = (extra / "model_card.html").read_text()
+    assert page.count("<svg") >= 3
+    for words in (
+        weights_hash(trained_network),
+        "intended use",
+        "Nothing is certified",
+        "&lt;i&gt;me&lt;/i&gt;",
+        "&lt;b&gt;3&lt;/b&gt; 猫",
+        f"{numbers['rho2']:#.4g}",
+        "<dt>training / epochs</dt><dd>3</dd>",
+    ):
+        assert words in page, words
+    assert "<i>me" not in page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("missing", ["matplotlib", "jinja2"])
+def test_without_a_library_the_text_is_the_same(
+    report, tmp_path, monkeypatch, missing
+):
+    network = affine_digits()
+    _, whole = card_of(tmp_path / "whole", network, report=report)
+    monkeypatch.setitem(sys.modules, missing, None)
+    if missing == "matplotlib":
+        monkeypatch.setitem(sys.modules, "dd_keras.plots", None)
+        monkeypatch.delattr(dd_keras, "plots")
+    _, page = card_of(tmp_path / "part", network, report=report)
+    left = sorted(
+        path.name for path in (tmp_path / "part/1/assets.extra").iterdir()
+    )
+    assert "model_card.html" not in left
+    assert any(name.endswith(".png") for name in left) == (missing == "jinja2")
+    for name in left:
+        assert whole.count(name) == page.count(name)
+    lines = [line for line in whole.splitlines() if "](model_card" not in line]
+    kept = [line for line in page.splitlines() if "](model_card" not in line]
+    assert list(filter(None, kept)) == list(filter(None, lines))
+
+
+def affine_digits():
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(10),
+        ]
+    )
+
+
+def test_without_a_report_there_are_no_figures(tmp_path):
+    _, page = card_of(tmp_path, small_model(), warm_up_requests=False)
+    files = sorted(p.name for p in (tmp_path / "1/assets.extra").iterdir())
+    assert files == ["model_card.json", "model_card.md"]
+    assert "](model_card" not in page
+
+
+def test_a_report_of_accuracy_alone_has_a_page_and_no_pictures(tmp_path):
+    model = small_model()
+    x, y = np.random.default_rng(0).normal(size=(9, 2, 2, 1)), np.arange(9) % 3
+    report = dd_keras.evaluate_robustness(model, x, y, ["accuracy"])
+    _, page = card_of(tmp_path, model, report=report, warm_up_requests=False)
+    files = sorted(p.name for p in (tmp_path / "1/assets.extra").iterdir())
+    assert files == ["model_card.html", "model_card.json", "model_card.md"]
+    assert "![" not in page
 
 
 def test_defense_is_read_off_its_wrapper(tmp_path):

@@ -13,6 +13,7 @@ from absl import flags
 from absl.testing import flagsaver
 from conftest import run
 from test_apps import affine, parsed, refused, train_only, weights
+from test_board import records
 from tfds_shaped import write_imagenet
 
 from shared import training_flags
@@ -81,6 +82,7 @@ def all_defenses(tmp_path_factory):
             "--fraction=1",
             f"--reference={affine(directory / 'mine.keras')}",
             "--html",
+            "--robustness_board",
             f"--output_dir={directory / 'out'}",
         )
     return directory, "\n".join(" ".join(map(str, a)) for a in printed)
@@ -100,6 +102,7 @@ def test_every_defense_has_its_files(all_defenses):
         "convergence.png",
         "adversarial_images.png",
         "logs",
+        "board",
         "report.html",
         *(f"{name}.html" for name in TITLES),
     }
@@ -111,6 +114,23 @@ def test_every_defense_has_its_files(all_defenses):
     }
     for name in DEFENSES:
         assert str(output_dir / f"{name}.keras") in all_defenses[1]
+    assert {path.name for path in (output_dir / "board").iterdir()} == {
+        *DEFENSES
+    }
+
+
+def test_the_board_shows_the_first_validation_images(all_defenses):
+    """Of each defence, before its first epoch and after it."""
+    images = next(iter(datasets.load("digits").test.batch(8)))[0].numpy()
+    for name in DEFENSES:
+        found = records(all_defenses[0] / "out" / "board" / name)
+        assert list(found) == [0, 1]
+        drawn = sorted(t for t in found[1] if t.startswith("images/"))
+        assert len(drawn) == 8
+        for tag, pixels in zip(drawn, images, strict=True):
+            strip = tf.io.decode_png(found[1][tag][2]).numpy()
+            clean = strip[:, : pixels.shape[1]]
+            assert np.abs(clean - pixels).max() <= 1
 
 
 def test_every_model_has_its_page(all_defenses, results):

@@ -19,6 +19,7 @@ FLAGS = flags.FLAGS
 _NOT_OF_THE_RUN = {
     "data_dir", "output_dir", "export_dir", "checkpoint_steps",
     "distribution", "replicas", "overwrite", "max_image_pixels", "html",
+    "robustness_board",
 }  # fmt: skip
 
 

@@ -121,7 +121,8 @@ def defend(
         validation: batches to validate on.
         checkpoints: directory of its checkpoints.
         chosen: `Settings`; those of the flags by default.
-        bounds: (low, high) of valid inputs, for --bounded.
+        bounds: (low, high) of valid inputs, for --bounded and
+            --robustness_board.
         validation_freq: epochs from one validation to the next.
         log_as: name of its logs; that of the defence by default.
         reference_accuracy: of the classifier, for the error where it diverges.
@@ -147,6 +148,7 @@ def defend(
             checkpoints,
             validation,
             validation_freq,
+            bounds,
         )
     except DivergenceError as error:
         if reference_accuracy is None:
@@ -197,6 +199,7 @@ def _fit(
     checkpoints,
     validation=None,
     validation_freq=1,
+    bounds=None,
 ):
     """Trains a model; returns (convergence curve, seconds), see `defend`."""
     model.compile(
@@ -223,6 +226,7 @@ def _fit(
             log=os.path.join(logs, f"{name}.csv"),
             callbacks=[
                 *_callbacks(model, os.path.join(logs, name)),
+                *_board(name, validation, bounds),
                 *lines,
             ],
             verbose=0 if lines else "auto",
@@ -268,6 +272,17 @@ def _callbacks(model, log_dir):
             )
         )
     return callbacks
+
+
+def _board(name, validation, bounds):
+    """TensorBoard's of a defence, where --robustness_board asks for it."""
+    if not FLAGS.robustness_board or validation is None:
+        return []
+    # A pixel that the preprocessing leaves no range cannot be shown.
+    shown = bounds is not None and bool(np.all(bounds[0] < bounds[1]))
+    options = {"bounds": bounds} if shown else {"images": 0}
+    folder = os.path.join(FLAGS.output_dir, "board", name)
+    return [dd_keras.RobustnessBoard(folder, validation, **options)]
 
 
 def _check_workers_agree(name, model):

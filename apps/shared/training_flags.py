@@ -283,6 +283,13 @@ def _define_run_flags():
         lower_bound=1,
     )
     flags.DEFINE_bool(
+        "robustness_board",
+        False,
+        "Also write images, their perturbations and histograms of rho for "
+        "TensorBoard to OUTPUT_DIR/board, at each epoch of a defence; costs an "
+        "attack on 500 validation images an epoch.",
+    )
+    flags.DEFINE_bool(
         "deterministic",
         False,
         "Only operations that give the same bits in each run, also on GPUs, "

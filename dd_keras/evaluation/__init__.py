@@ -1,5 +1,6 @@
 """Evaluation: from a classifier and a data set to a robustness report."""
 
+from dd_keras.evaluation.board import RobustnessBoard
 from dd_keras.evaluation.evaluate import evaluate_robustness
 from dd_keras.evaluation.html_report import AttackedImages, compare_to_html
 from dd_keras.evaluation.merge import merge_reports
@@ -30,6 +31,7 @@ __all__ = [
     "Distance",
     "EpsSweep",
     "Metric",
+    "RobustnessBoard",
     "RobustnessReport",
     "SmallestEps",
     "compare_to_html",

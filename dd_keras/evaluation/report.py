@@ -359,8 +359,9 @@ class RobustnessReport:
             path: file to write.
             **options: any of `title`, str; `images`, an `AttackedImages`;
                 `class_names`, of all classes in their order; `unit` of the
-                inputs, as "pixels of 0 to 255"; `provenance`, a dict of what
-                made the report; `note`, why there are no images.
+                inputs, as "pixels of 0 to 255"; `provenance` and `about`, dicts
+                of what made the report and of the model; `note`, why there are
+                no images.
 
         Raises:
             ImportError: if Jinja2 or matplotlib is not installed.

@@ -1,15 +1,10 @@
 """The paper's figures, drawn with matplotlib from given numbers.
 
-<<<<<<< HEAD
 Each figure is written to `path`, in the format of its extension: .png, .pdf or
-.svg. Import this package explicitly, by `from dd_keras import plots`: it needs
-matplotlib and adjustText, which the extra `apps` installs.
-=======
-Every figure is written to `path`, in the format that its ending says: .png,
-.pdf or .svg. `inline_svg` gives a figure as text for a
-page. In the library only the HTML reports import this package, when one is
-written: it takes matplotlib and adjustText, which come with the extra `apps`.
->>>>>>> html-report
+.svg; `inline_svg` gives one as text for a page. Import this package explicitly,
+by `from dd_keras import plots`: it needs matplotlib and adjustText, which the
+extra `apps` installs. In the library only the HTML reports import it, when one
+is written.
 """
 
 try:

@@ -3,12 +3,14 @@
 After Mitchell et al., "Model Cards for Model Reporting" (FAT* 2019).
 """
 
+import contextlib
 import datetime
 import hashlib
 import html
 import json
 import os
 import platform
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -16,11 +18,12 @@ import numpy as np
 import tensorflow as tf
 
 from dd_keras.attacks import Attack
+from dd_keras.serving import card_figures
 from dd_keras.serving.endpoints import Endpoint
 from dd_keras.utils import files, tables, text
 from dd_keras.version import __version__
 
-NAME = "model_card"  # .json and .md
+NAME = "model_card"  # .json, .md and .html, and what its figures begin with
 
 _INTENDED_USE = (
     "Classification of images like those of the data set it was trained on, "
@@ -119,11 +122,44 @@ def describe(
     return found
 
 
-def write(card: dict, directory: str) -> None:
-    """Writes a card as model_card.json and model_card.md."""
-    pages = {"json": json.dumps(card, indent=2) + "\n", "md": markdown(card)}
-    for ending, page in pages.items():
-        files.write_text(page, os.path.join(directory, f"{NAME}.{ending}"))
+def write(
+    card: dict,
+    directory: str,
+    report: Any = None,
+    class_names: Sequence[str] | None = None,
+) -> None:
+    """Writes a card as model_card.json and model_card.md.
+
+    With a report also its figures, model_card_*.png, if matplotlib is
+    installed, and as a page, model_card.html, if Jinja2 is, too.
+
+    Args:
+        card: what `describe` returned.
+        directory: where; made if it is missing.
+        report: the `RobustnessReport` of the card, or None.
+        class_names: of all classes, in their order; None: their numbers.
+    """
+    files.write_text(
+        json.dumps(card, indent=2) + "\n",
+        os.path.join(directory, f"{NAME}.json"),
+    )
+    figures = {}
+    if report is not None:
+        figures = card_figures.draw(report, directory, NAME, class_names)
+        with contextlib.suppress(ImportError):  # Jinja2 or matplotlib
+            page = f"{NAME}.html"
+            report.to_html(
+                os.path.join(directory, page),
+                title=str(card["name"]),
+                class_names=class_names,
+                about=_about(card),
+                provenance=_provenance(card),
+                note="A model card has no images.",
+            )
+            figures[page] = "This card as a page, with all figures"
+    files.write_text(
+        markdown(card, figures), os.path.join(directory, f"{NAME}.md")
+    )
 
 
 def weights_hash(model: keras.Model) -> str:
@@ -153,11 +189,16 @@ def weights_hash(model: keras.Model) -> str:
     return digest.hexdigest()
 
 
-def markdown(card: dict) -> str:
+def markdown(card: dict, figures: Mapping[str, str] | None = None) -> str:
     """A card as a page for humans.
 
     Names and values are shown as they are; `intended_use` and `limits` may be
     Markdown, without HTML.
+
+    Args:
+        card: what `describe` returned.
+        figures: dict from the names of files beside it to titles: pictures
+            (.png) are shown, others are linked to.
     """
     facts = {
         "Data set": card["dataset"],
@@ -187,6 +228,7 @@ def markdown(card: dict) -> str:
         _bullets(facts),
         "## Evaluation",
         measured or "Not measured.",
+        *(_shown(file, title) for file, title in (figures or {}).items()),
         "## Intended use",
         _paragraphs(card["intended_use"]),
         "## Limits",
@@ -206,6 +248,44 @@ def markdown(card: dict) -> str:
     if more:
         sections += ["## More", _bullets(more)]
     return "\n\n".join(sections) + "\n"
+
+
+def _shown(file, title):
+    """A picture, or a link to another file."""
+    return f"{'!' * file.endswith('.png')}[{text.markdown(title)}]({file})"
+
+
+def _about(card):
+    """What the page of a card tells of the model."""
+    return {
+        "intended use": _sentences(card["intended_use"]),
+        "limits": _sentences(card["limits"]),
+        "data set": card["dataset"],
+        "defence": card["defense"],
+        "parameters": f"{card['architecture']['parameters']:,}",
+        "layers": ", ".join(
+            f"{layer['name']} ({layer['type']})"
+            for layer in card["architecture"]["layers"]
+        ),
+        "attack behind robustness": card["robustness_attack"],
+        "signatures": ", ".join(card["signatures"]),
+    }
+
+
+def _provenance(card):
+    """How the model was made; long settings are folded away."""
+    more = {k: v for k, v in card.items() if k not in _SECTIONS}
+    return {
+        "weights, SHA-256": card["weights_sha256"],
+        "versions": card["versions"],
+        "date": card["date"],
+        **{k: v for k, v in more.items() if not isinstance(v, dict)},
+        "settings": {k: v for k, v in more.items() if isinstance(v, dict)},
+    }
+
+
+def _sentences(value):
+    return value if isinstance(value, str) else " ".join(map(str, value))
 
 
 def _defense(model):

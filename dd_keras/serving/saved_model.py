@@ -78,8 +78,9 @@ def export(
 
     Bad requests get the error `InvalidArgument`, which says what was expected.
     assets.extra/ of the SavedModel has warm-up requests, which the server
-    replays when it loads the version, and a model card (model_card.json,
-    .md).
+    replays when it loads the version, and a model card (model_card.json, .md;
+    with a report and the extra `apps` also its figures, .png, and a page,
+    .html).
 
     A version appears atomically, even if the process is killed, and none is
     ever overwritten; several processes may export to the same `path`.
@@ -164,13 +165,14 @@ def export(
         )
     _validate_interfaces(resize, report)
     limits = _validate_limits(max_images, max_pixels, max_request_pixels)
+    class_names = _validate_names(class_names, logits.num_classes(network))
     endpoints = server_endpoints.make(
         network,
         preprocessing,
         attack,
         image_shape,
         image_dtype,
-        _validate_names(class_names, logits.num_classes(network)),
+        class_names,
         resize or functools.partial(images.resize, size=image_shape[:2]),
         limits,
     )
@@ -186,7 +188,7 @@ def export(
     with files.atomic_directory(path) as part:
         _write(endpoints, parts, part)
         extra = os.path.join(part, _EXTRA)
-        model_card.write(card, extra)
+        model_card.write(card, extra, report, class_names)
         if examples is not None:
             warm_up.write(endpoints, examples, extra, limits)
         return _place(part, path, version)

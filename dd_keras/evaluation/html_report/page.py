@@ -75,6 +75,7 @@ def write(
     class_names: Sequence[str] | None = None,
     unit: str = UNIT,
     provenance: Mapping | None = None,
+    about: Mapping | None = None,
     note: str = "",
 ) -> None:
     """Writes a report as a page; see `RobustnessReport.to_html`."""
@@ -125,6 +126,7 @@ def write(
         warnings=list(report.warnings),
         settings=_settings(report),
         provenance=list(content.entries(provenance or {})),
+        about=list(content.entries(about or {})),
         note=note,
     )
 
