@@ -35,8 +35,9 @@ _MOST_PIXELS = 2**24  # of a file, as in an export
 _LARGEST_SIDE = 512  # of what a classifier takes: its pixels travel as JSON
 _SHOWN = 5  # most probable classes
 # An adversarial image lies just behind the boundary, and rounding to whole
-# pixels may lead back. Then a perturbation a little longer is taken.
-_LENGTHENED = np.array([1, 1.01, 1.02, 1.05, 1.1, 1.2, 1.5], np.float32)
+# pixels may lead back. Then a perturbation a little longer is taken; a much
+# longer one where nearly all of it is lost in rounding.
+_LENGTHENED = np.float32([1, 1.01, 1.02, 1.05, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20])
 _NEAR = 1.0  # of a pixel, by which preprocessing, turned back, may miss
 
 
