@@ -12,8 +12,8 @@ are upper bounds: there may be nearer images.
 
 Models are exports of dd_keras, or .keras files with --preprocessing; without
 flags, the LeNets of savedmodels/. They run in this process. The server answers
-this machine alone, and the page loads nothing from elsewhere. It is ready in
-half a minute on two CPU cores; an answer takes a second with ddn.
+this machine alone, and the page loads nothing from elsewhere. On two CPU cores
+it is ready in half a minute, and answers in one to three seconds with ddn.
 """
 
 import os

@@ -139,7 +139,7 @@ def opened(profile):
     reading, from_browser = os.pipe()
     command = [
         CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu",
-        "--disable-dev-shm-usage", "--no-first-run",
+        "--disable-dev-shm-usage", "--no-first-run", "--hide-scrollbars",
         "--disable-background-networking", "--disable-component-update",
         # Nothing but this machine is reached, whatever a page asks for.
         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",

@@ -57,7 +57,7 @@ function pictures(model, image) {
       `${model.class}, ${percent(model.probability)}`),
     picture("change", found.perturbation, "The perturbation, amplified",
       `shown \u00d7 ${found.amplified}`,
-      `largest ${found.largest.toFixed(0)} of 255`),
+      `up to \u00b1 ${found.largest.toFixed(0)}`),
     picture("nearest", found.image, "The nearest adversarial image found",
       `${found.class}, ${percent(found.probability)}`,
       `rho ${distance(found.rho)}`, `l\u2082 ${distance(found.l2)}`));
