@@ -79,9 +79,10 @@ NOT_CORE = {
     "endpoints", "evaluation_apps", "examples", "export_app", "figures",
     "frontier", "html_report", "keras_io_example", "kerashub", "layers",
     "model_server", "mutations", "networks", "packaging", "planted_links",
-    "progress", "properties", "public_names", "published", "readme",
-    "reproduce", "results", "resume", "saved_before", "serving_benchmark",
-    "similarity", "soak", "sweep", "training_apps", "training_as_keras",
+    "playground", "progress", "properties", "public_names", "published",
+    "readme", "reproduce", "results", "resume", "saved_before",
+    "serving_benchmark", "similarity", "soak", "sweep", "training_apps",
+    "training_as_keras",
 }  # fmt: skip
 
 

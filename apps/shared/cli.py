@@ -53,7 +53,7 @@ def main(run: Callable[[], None]) -> Callable[[list[str]], None]:
         except tf.errors.OpError as error:
             fail(f"{type(error).__name__}: {_message_of(error)}")
         except KeyboardInterrupt as interrupt:
-            print(f"\n{interrupt or 'Interrupted.'}", file=sys.stderr)
+            print(f"\n{str(interrupt) or 'Interrupted.'}", file=sys.stderr)
             number = getattr(interrupt, "signal", signal.SIGINT)
             raise SystemExit(128 + number) from None  # as shells have it
 
