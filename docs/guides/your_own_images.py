@@ -50,7 +50,7 @@ for name, photograph in zip(
 # uses your own split.
 
 # %%
-data = datasets.load("folder", str(folder), image_size=48)
+data = datasets.load("folder", str(folder), image_size=32)
 print(data.class_names, data.image_shape)
 x, y = map(np.stack, zip(*data.train.as_numpy_iterator(), strict=True))
 x_test, y_test = map(np.stack, zip(*data.test.as_numpy_iterator(), strict=True))
