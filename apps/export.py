@@ -166,7 +166,9 @@ def main():
         },
         **options,
     )
-    written = serving.write_server_files(data, FLAGS.export_dir)
+    written = serving.write_server_files(
+        data, FLAGS.export_dir, {name: classifier}
+    )
     cli.print_written([version, *written], started)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import keras
 import numpy as np
@@ -90,6 +91,7 @@ def test_server_finds_its_files_and_something_to_ask(trained):
         "digits_cnn_deep_defense",
         "digits_cnn_reference",
         "examples",
+        "examples.md",
         "models.config",
     ]
     config = (served / "models.config").read_text()
@@ -100,6 +102,36 @@ def test_server_finds_its_files_and_something_to_ask(trained):
         assert path.name.endswith(f"_class_{label}.png")
         pixels = tf.io.decode_png(path.read_bytes()).numpy()
         np.testing.assert_array_equal(pixels, np.round(image))
+
+
+def test_examples_are_told_as_the_server_answers(trained):
+    served = trained / "served"
+    _, _, *rows = re.findall(
+        r"^\|.*", (served / "examples.md").read_text(), re.M
+    )
+    paths = sorted((served / "examples").iterdir())
+    names = ["digits_cnn_reference", "digits_cnn_deep_defense"]
+    robustness, classes = (
+        {
+            name: tf.saved_model.load(served / name / "1").signatures[signature]
+            for name in names
+        }
+        for signature in ("robustness", "serving_default")
+    )
+    for row, path in zip(rows, paths, strict=True):
+        picture, label, *told = [cell.strip() for cell in row.split("|")[1:-1]]
+        assert picture == f"![](examples/{path.name})"
+        assert path.name.endswith(f"_class_{label}.png")
+        image = tf.io.decode_png(path.read_bytes())[None]
+        image = tf.cast(image, tf.float32)
+        for name, answer in zip(names, told, strict=True):
+            found = classes[name](images=image)
+            near = robustness[name](images=image)
+            probability = 100 * np.max(found["probabilities"])
+            assert answer == (
+                f"{found['classes'][0]}, {probability:.1f} %; rho "
+                f"{near['rho'][0]:.3f} to {near['nearest_class'][0]}"
+            )
 
 
 @pytest.fixture(scope="module")

@@ -242,9 +242,13 @@ def _draw(models, reports, curves, data):
 
 def _export(this, data, models, reports, curves):
     """Exports all models; the paths of what was written."""
+    classifiers = {
+        f"{FLAGS.arch}_{name}": inputs.Classifier(model, None)
+        for name, model in models.items()
+    }
     versions = [
         serving.export(
-            inputs.Classifier(model, None),
+            classifiers[f"{FLAGS.arch}_{name}"],
             data,
             FLAGS.export_dir,
             f"{FLAGS.arch}_{name}",
@@ -257,9 +261,11 @@ def _export(this, data, models, reports, curves):
                 "made_by": provenance()["command"],
             },
         )
-        for name, model in models.items()
+        for name in models
     ]
-    return versions + serving.write_server_files(data, FLAGS.export_dir)
+    return versions + serving.write_server_files(
+        data, FLAGS.export_dir, classifiers
+    )
 
 
 def _pages(this, data, models, reports):

@@ -1,16 +1,20 @@
 """What a model server reads: SavedModels, its configuration, examples."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from shared.inputs import Classifier
 
 import dd_keras
-from dd_keras import datasets
+from dd_keras import attacks, datasets
+from dd_keras.attacks.decisions import predicted_class
+from dd_keras.classifier import logits
 from dd_keras.serving import endpoints, server_config
-from dd_keras.utils import files
+from dd_keras.utils import files, norms, tables, text
 
 _EXAMPLES = 4  # test images beside an export
 
@@ -55,13 +59,17 @@ def export(
 
 
 def write_server_files(
-    data: datasets.Data | None, export_dir: str
+    data: datasets.Data | None,
+    export_dir: str,
+    classifiers: Mapping[str, Classifier],
 ) -> list[str]:
     """Writes the server's configuration, and images to ask it about.
 
     Args:
         data: `datasets.Data` of the images; None for no images.
         export_dir: directory of all models of a server.
+        classifiers: by the name of the model in the server, those exported:
+            examples.md tells what they say of the images.
 
     Returns:
         list of str: what was written.
@@ -69,16 +77,61 @@ def write_server_files(
     dd_keras.serving.write_server_config(export_dir)
     written = [f"{export_dir}: models.config, batching.config"]
     if data is not None and endpoints.can_be_encoded(data.image_shape):
-        written.append(_write_examples(data, export_dir))
+        written.append(_write_examples(data, export_dir, classifiers))
     return written
 
 
-def _write_examples(data, export_dir):
+def _write_examples(data, export_dir, classifiers):
     """Writes the first test images as PNG files; returns their folder."""
     folder = os.path.join(export_dir, server_config.EXAMPLES)
-    for place, (image, label) in enumerate(data.test.take(_EXAMPLES)):
+    examples = list(data.test.take(_EXAMPLES).as_numpy_iterator())
+    pictures = []
+    for place, (image, label) in enumerate(examples):
         pixels = tf.cast(tf.round(image), tf.uint8)
-        path = os.path.join(folder, f"{place}_class_{int(label)}.png")
-        with files.atomic_write(path) as part:
+        pictures.append(f"{place}_class_{int(label)}.png")
+        with files.atomic_write(os.path.join(folder, pictures[-1])) as part:
             tf.io.write_file(part, tf.io.encode_png(pixels))
+    names = data.class_names or [str(k) for k in range(data.num_classes)]
+    names = [text.markdown(name) for name in names]
+    columns = {
+        "image": [
+            f"![]({server_config.EXAMPLES}/{picture})" for picture in pictures
+        ],
+        "label": [names[label] for _, label in examples],
+        **{
+            name: _answers(classifier, data, examples, names)
+            for name, classifier in classifiers.items()
+        },
+    }
+    rows = list(zip(*columns.values(), strict=True))
+    table = tables.render(list(columns), rows, "markdown")
+    files.write_text(
+        "# Examples\n\nWhat the models said when they were exported: class and "
+        "probability; rho, the smallest relative change that DeepFool finds; "
+        f"and the class that it leads to.\n\n{table}\n",
+        os.path.join(export_dir, f"{server_config.EXAMPLES}.md"),
+    )
     return folder
+
+
+def _answers(classifier, data, examples, names):
+    """What a classifier says of each image: a list of str."""
+    network = logits.logits_model(classifier.model, classifier.activation)
+    x = tf.constant(np.round([image for image, _ in examples]), tf.float32)
+    if data.preprocessing is not None:
+        x = data.preprocessing(x)
+    x = logits.cast_inputs(network, x)
+    found = attacks.DeepFool().run(network, x)
+    scores = logits.class_logits(network(x, training=False))
+    probability = tf.reduce_max(tf.nn.softmax(scores), axis=-1)
+    behind = logits.class_logits(network(x + found.perturbation))
+    return [
+        f"{names[k]}, {100 * p:.1f} %; rho {rho:.3f} to {names[j]}"
+        for k, p, rho, j in zip(
+            predicted_class(scores).numpy(),
+            probability.numpy(),
+            norms.rho(found.perturbation, x).numpy(),
+            predicted_class(behind).numpy(),
+            strict=True,
+        )
+    ]
