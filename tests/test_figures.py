@@ -999,3 +999,8 @@ def test_methods_with_titles_have_a_look_of_their_own():
 
 def test_two_names_of_one_method_in_a_figure_differ():
     assert style.style_numbers(["clean", "Clean"]) == [5, 0]
+
+
+def test_others_have_a_colour_that_no_method_has():
+    numbers = style.style_numbers(["FGSM", "DDN", "pgd", "deep_defense"])
+    assert len({style.series_style(i)["color"] for i in numbers}) == 4

@@ -66,17 +66,30 @@ def new_figure(
 def style_numbers(names: Iterable[str]) -> list[int]:
     """Which style each series of a figure has.
 
-    Known methods have their own, all others the first that are free.
+    Known methods have their own, all others the first that are free, of colours
+    that nothing else has as long as there are such.
     """
     names = list(names)
     known = [_STYLES.get(name.lower().replace("_", " ")) for name in names]
-    taken, numbers = set(known), []
+    taken = {number for number in known if number is not None}
+    numbers: list[int] = []
     for number in known:
         if number is None or number in numbers:
-            number = next(i for i in itertools.count() if i not in taken)
+            number = _free(taken)
             taken.add(number)
         numbers.append(number)
     return numbers
+
+
+def _free(taken):
+    """The first number that is not taken, if possible of a new colour."""
+    colors = {number % len(COLORS) for number in taken}
+    return next(
+        number
+        for number in itertools.count()
+        if number not in taken
+        and (number % len(COLORS) not in colors or len(colors) == len(COLORS))
+    )
 
 
 def series_style(i: int) -> dict[str, Any]:
