@@ -5,8 +5,9 @@ import binascii
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -39,6 +40,37 @@ _SHOWN = 5  # most probable classes
 # longer one where nearly all of it is lost in rounding.
 _LENGTHENED = np.float32([1, 1.01, 1.02, 1.05, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20])
 _NEAR = 1.0  # of a pixel, by which preprocessing, turned back, may miss
+
+
+class Boundary(NamedTuple):
+    """What a network says of inputs, and where DeepFool leads from them.
+
+    Attributes:
+        probabilities: float32 (B, n).
+        predicted: int (B,), the classes of the inputs.
+        behind: int (B,), those that the perturbations lead to.
+        perturbation: (B, ...).
+    """
+
+    probabilities: np.ndarray
+    predicted: np.ndarray
+    behind: np.ndarray
+    perturbation: tf.Tensor
+
+
+def to_boundary(network: keras.Model, x: tf.Tensor) -> Boundary:
+    """Looks for the decision boundary around inputs (B, ...), by DeepFool."""
+    perturbation = attacks.DeepFool().run(network, x).perturbation
+    scores = _scores(network, tf.concat([x, x + perturbation], 0))
+    predicted, behind = np.split(predicted_class(scores).numpy(), 2)
+    probabilities = tf.nn.softmax(scores).numpy()[: len(predicted)]
+    return Boundary(probabilities, predicted, behind, perturbation)
+
+
+def _scores(network, x):
+    """The logits of (B, ...) inputs: float32 (B, n)."""
+    found = network(x, training=False)
+    return tf.cast(logits.class_logits(found), tf.float32)
 
 
 class Probe:
@@ -92,7 +124,6 @@ class Probe:
                 f"expected {self.num_classes} names of classes; received "
                 f"{len(self._names)}."
             )
-        self._deepfool = attacks.DeepFool()
         self._range = self._pixel_range()
         if self._range is not None:
             self._finder = ATTACKS[attack](bounds=self._range)
@@ -113,10 +144,9 @@ class Probe:
             - `adversarial`: see `_adversarial`, or None.
         """
         x = self._inputs(image[None])
-        found = self._deepfool.run(self._network, x)
-        scores = self._scores(tf.concat([x, x + found.perturbation], 0))
-        before, after = predicted_class(scores).numpy()
-        probabilities = tf.nn.softmax(scores).numpy()[0]
+        found = to_boundary(self._network, x)
+        before, after = found.predicted[0], found.behind[0]
+        probabilities = found.probabilities[0]
         order = np.argsort(-probabilities, kind="stable")[:_SHOWN]
         crossed = before != after
         return {
@@ -145,7 +175,7 @@ class Probe:
         tried = np.clip(np.rint(image + lengthened), 0, 255)
         tried = tried.astype(np.float32)
         inputs = self._inputs(tried)
-        scores = self._scores(inputs)
+        scores = _scores(self._network, inputs)
         classes = predicted_class(scores).numpy()
         places = np.flatnonzero(classes != predicted)
         if not len(places):
@@ -175,11 +205,6 @@ class Probe:
         if self._preprocessing is not None:
             pixels = self._preprocessing(pixels, training=False)
         return logits.cast_inputs(self._network, pixels)
-
-    def _scores(self, x):
-        """The logits of (B, ...) inputs: float32 (B, n)."""
-        found = self._network(x, training=False)
-        return tf.cast(logits.class_logits(found), tf.float32)
 
     def _pixel_range(self):
         """The inputs that are pixels 0 and 255; None where none are.

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from shared import probe
 from shared.inputs import Classifier
 
 import dd_keras
-from dd_keras import attacks, datasets
-from dd_keras.attacks.decisions import predicted_class
+from dd_keras import datasets
 from dd_keras.classifier import logits
 from dd_keras.serving import endpoints, server_config
 from dd_keras.utils import files, norms, tables, text
@@ -121,17 +121,14 @@ def _answers(classifier, data, examples, names):
     if data.preprocessing is not None:
         x = data.preprocessing(x)
     x = logits.cast_inputs(network, x)
-    found = attacks.DeepFool().run(network, x)
-    scores = logits.class_logits(network(x, training=False))
-    probability = tf.reduce_max(tf.nn.softmax(scores), axis=-1)
-    behind = logits.class_logits(network(x + found.perturbation))
+    found = probe.to_boundary(network, x)
     return [
-        f"{names[k]}, {100 * p:.1f} %; rho {rho:.3f} to {names[j]}"
+        f"{names[k]}, {100 * p.max():.1f} %; rho {rho:.3f} to {names[j]}"
         for k, p, rho, j in zip(
-            predicted_class(scores).numpy(),
-            probability.numpy(),
+            found.predicted,
+            found.probabilities,
             norms.rho(found.perturbation, x).numpy(),
-            predicted_class(behind).numpy(),
+            found.behind,
             strict=True,
         )
     ]
