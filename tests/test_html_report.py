@@ -4,12 +4,12 @@ import html.parser
 import json
 import math
 import re
-import shutil
 import subprocess
 
 import keras
 import numpy as np
 import pytest
+from browser import CHROMIUM, MISSING
 from matplotlib.figure import Figure
 
 from dd_keras import attacks
@@ -46,17 +46,7 @@ HOSTILE = (
     "&lt;b&gt; ]]> --!>",
     "猫 🐈",
 )
-CHROMIUM = next(
-    filter(
-        None,
-        map(shutil.which, ("chromium", "chromium-browser", "google-chrome")),
-    ),
-    None,
-)
-needs_browser = pytest.mark.skipif(
-    CHROMIUM is None,
-    reason="needs a headless browser: chromium is not installed.",
-)
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
 
 
 def made(samples=60, classes=10, seed=0, scale=1.0):

@@ -14,7 +14,7 @@ from dd_keras import attacks, distribution
 from dd_keras.classifier import inputs, logits
 from dd_keras.classifier.labels import sparse_labels
 from dd_keras.evaluation import streams
-from dd_keras.evaluation.html_report.images import shown_perturbation
+from dd_keras.evaluation.html_report.images import as_bytes, shown_perturbation
 from dd_keras.evaluation.metrics.base import validate_attack
 from dd_keras.utils import norms, text, validation
 
@@ -333,5 +333,4 @@ def _prepared(model, x):
 
 def _in_colour(image):
     """Pixels as uint8, (H, W, 3)."""
-    pixels = np.clip(np.rint(image), 0, 255).astype(np.uint8)
-    return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+    return np.broadcast_to(as_bytes(image), (*image.shape[:2], 3))

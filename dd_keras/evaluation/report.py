@@ -97,13 +97,13 @@ class RobustnessReport:
     def estimates(self) -> dict[str, Estimate]:
         """The numbers with their intervals: dict of name to `Estimate`."""
         found = {}
-        for estimates in self._estimates_of_each:
+        for estimates in self.estimates_of_each:
             found.update(estimates)
         return found
 
     @functools.cached_property
-    def _estimates_of_each(self):
-        """The estimates of each metric: a list of dicts."""
+    def estimates_of_each(self) -> list[dict[str, Estimate]]:
+        """The estimates of each metric, in the order of `metrics`."""
         samples = self.samples()
         return [metric.estimates(samples) for metric in self.metrics]
 
@@ -274,7 +274,7 @@ class RobustnessReport:
         """By the first number of each metric: passes a sample, seconds."""
         texts = {}
         for metric, (first, *_) in zip(
-            self.metrics, self._estimates_of_each, strict=True
+            self.metrics, self.estimates_of_each, strict=True
         ):
             cost = self.costs.get(metric.name, Cost(0, 0))
             seconds = self.seconds.get(metric.name)

@@ -29,6 +29,7 @@ from dd_keras.plots.style import (
     SMALL_SIZE,
     add_legend,
     finish_axes,
+    in_styles,
     new_figure,
     plot_series,
     rho_symbol,
@@ -69,9 +70,7 @@ def convergence_curves(
     rho = rho_symbol(norm)
     figure = new_figure(PAGE, 2.8)
     left, right = figure.subplots(1, 2)
-    for i, (name, history) in zip(
-        style_numbers(histories), histories.items(), strict=True
-    ):
+    for i, name, history in in_styles(histories):
         where = f"histories[{name!r}]"
         accuracy = numbers(f"{where}['accuracy']", history["accuracy"], 1)
         values = numbers(f"{where}['rho']", history["rho"])
@@ -219,9 +218,7 @@ def trade_off(
     axes = figure.subplots()
     axes.margins(0.12)
     labels = []
-    for i, (name, entry) in zip(
-        style_numbers(points), points.items(), strict=True
-    ):
+    for i, name, entry in in_styles(points):
         where = f"points[{name!r}]"
         x = numbers(f"{where}['rho']", entry["rho"])
         y = 100 * numbers(f"{where}['accuracy']", entry["accuracy"], 1)
@@ -317,9 +314,7 @@ def _plot_shares(axes, curves, key):
     """
     check_series("curves", curves, ("eps", key))
     extra: list = []  # legend entries that all models share
-    for i, (name, curve) in zip(
-        style_numbers(curves), curves.items(), strict=True
-    ):
+    for i, name, curve in in_styles(curves):
         where = f"curves[{name!r}]"
         eps = numbers(f"{where}['eps']", curve["eps"])
         if np.any(np.diff(eps) <= 0):

@@ -13,10 +13,10 @@ from dd_keras.plots.style import (
     SMALL_SIZE,
     add_legend,
     finish_axes,
+    in_styles,
     new_figure,
     plot_series,
     save,
-    style_numbers,
 )
 
 
@@ -65,9 +65,7 @@ def frontier(
     for axes, (key, title) in zip(panels, measures.items(), strict=True):
         axes.margins(0.1)
         scale, most = (100, 1) if title.endswith("(%)") else (1, math.inf)
-        for i, (name, entry) in zip(
-            style_numbers(points), points.items(), strict=True
-        ):
+        for i, name, entry in in_styles(points):
             where = f"points[{name!r}]"
             x = scale * numbers(f"{where}[{key!r}]", entry[key], most)
             y = 100 * numbers(f"{where}['accuracy']", entry["accuracy"], 1)

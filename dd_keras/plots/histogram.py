@@ -16,11 +16,11 @@ from dd_keras.plots.style import (
     TEXT_SIZE,
     add_legend,
     finish_axes,
+    in_styles,
     new_figure,
     rho_symbol,
     save,
     series_style,
-    style_numbers,
     wrap,
 )
 
@@ -84,18 +84,14 @@ def rho_histogram(
     )
     top = max(values.max() for values in rhos.values())
     edges = np.linspace(0, top or 1.0, _BINS + 1)
+    styled = in_styles(rhos)
     for axes, (k, chosen) in zip(grid.flat, members.items(), strict=False):
         title = wrap(class_names[k], PAGE / columns - 0.4, max_lines=2)
         # A dollar sign of a name is no formula.
         axes.set_title(title, fontsize=TEXT_SIZE, parse_math=False)
         _panel(
             axes,
-            {
-                i: values[chosen]
-                for i, values in zip(
-                    style_numbers(rhos), rhos.values(), strict=True
-                )
-            },
+            {i: values[chosen] for i, _, values in styled},
             edges,
         )
     for axes in grid.flat[len(members) :]:
@@ -115,7 +111,7 @@ def rho_histogram(
         figure,
         [
             Line2D([], [], label=name, **series_style(i))
-            for i, name in zip(style_numbers(rhos), rhos, strict=True)
+            for i, name, _ in styled
         ],
     )
     save(figure, path)

@@ -7,14 +7,16 @@ import itertools
 import math
 import os
 import textwrap
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dd_keras.utils import validation
+
+T = TypeVar("T")
 
 COLUMN, PAGE = 3.3, 7.0  # inches
 TEXT_SIZE, SMALL_SIZE = 8, 7  # points
@@ -79,6 +81,15 @@ def style_numbers(names: Iterable[str]) -> list[int]:
             taken.add(number)
         numbers.append(number)
     return numbers
+
+
+def in_styles(series: Mapping[str, T]) -> list[tuple[int, str, T]]:
+    """The series of a figure: (number of its style, name, value) of each."""
+    numbers = style_numbers(series)
+    return [
+        (number, name, value)
+        for number, (name, value) in zip(numbers, series.items(), strict=True)
+    ]
 
 
 def _free(taken):

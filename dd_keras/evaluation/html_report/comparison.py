@@ -123,11 +123,12 @@ def _explained(alike):
     """The lines of each metric that any of the reports has."""
     groups: dict[str, dict[str, content.Explanation]] = {}
     for report in alike:
-        samples = report.samples()
-        for metric in report.metrics:
+        for metric, estimates in zip(
+            report.metrics, report.estimates_of_each, strict=True
+        ):
             texts = metric.explanations()
             group = groups.setdefault(metric.name, {})
-            for name in metric.estimates(samples):
+            for name in estimates:
                 group.setdefault(name, content.explanation(metric, texts, name))
     for group in groups.values():
         lines = []

@@ -194,9 +194,11 @@ def _of_distance(report, metric, unit):
 
 def table(report: RobustnessReport) -> list[Group]:
     """All numbers of a report, metric by metric, each explained."""
-    samples, groups = report.samples(), []
+    groups = []
     seen: set[str] = set()
-    for metric in report.metrics:
+    for metric, estimates in zip(
+        report.metrics, report.estimates_of_each, strict=True
+    ):
         texts = metric.explanations()
         rows = [
             Row(
@@ -204,7 +206,7 @@ def table(report: RobustnessReport) -> list[Group]:
                 report.estimates[name],
                 explanation(metric, texts, name)[0],
             )
-            for name in metric.estimates(samples)
+            for name in estimates
             if name not in seen
         ]
         seen.update(row.name for row in rows)

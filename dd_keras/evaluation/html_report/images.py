@@ -234,10 +234,10 @@ def shown_perturbation(change: np.ndarray) -> tuple[np.ndarray, float]:
     largest = float(np.abs(change).max())
     factor = float(f"{127.5 / largest:.2g}") if largest else 1.0
     if change.shape[-1] == 3:
-        return _bytes(127.5 + factor * change), factor
+        return as_bytes(127.5 + factor * change), factor
     share = np.clip(factor * change / 127.5, -1, 1)
     end = np.where(share < 0, _BLUE, _RED)  # (H, W, 3)
-    return _bytes(255 + np.abs(share) * (end - 255)), factor
+    return as_bytes(255 + np.abs(share) * (end - 255)), factor
 
 
 def data_uris(images: Sequence[np.ndarray]) -> tuple[list[str], int]:
@@ -253,7 +253,7 @@ def data_uris(images: Sequence[np.ndarray]) -> tuple[list[str], int]:
     """
     shrink = 1
     while True:
-        small = [_bytes(image[::shrink, ::shrink]) for image in images]
+        small = [as_bytes(image[::shrink, ::shrink]) for image in images]
         for kind, encode in (
             ("png", tf.io.encode_png),
             ("jpeg", lambda i: tf.io.encode_jpeg(i, quality=_QUALITY)),
@@ -268,6 +268,6 @@ def data_uris(images: Sequence[np.ndarray]) -> tuple[list[str], int]:
         shrink += 1
 
 
-def _bytes(image):
-    """Pixels as uint8."""
+def as_bytes(image: np.ndarray) -> np.ndarray:
+    """Pixels of 0 to 255, rounded and cut to that, as uint8."""
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)

@@ -162,14 +162,17 @@ def check_class_names(
 
 
 def _pictures(images):
-    """The data URIs of all images, three a row; every n-th pixel is in them."""
+    """Of each image three data URIs and the factor; and n, as `data_uris`."""
     if images is None or not len(images.index):
         return [], 1
-    rows = []
+    rows, factors = [], []
     for clean, change in zip(images.clean, images.perturbation, strict=True):
-        rows += [clean, shown_perturbation(change)[0], clean + change]
+        amplified, factor = shown_perturbation(change)
+        rows += [clean, amplified, clean + change]
+        factors.append(factor)
     uris, shrink = data_uris(rows)
-    return [uris[i : i + 3] for i in range(0, len(uris), 3)], shrink
+    triples = [uris[i : i + 3] for i in range(0, len(uris), 3)]
+    return list(zip(triples, factors, strict=True)), shrink
 
 
 def _card(report, images, pictures, names, metric, sample):
@@ -185,8 +188,8 @@ def _card(report, images, pictures, names, metric, sample):
     shown, factor, before, after = [], 1.0, math.nan, math.nan
     place = None if images is None else images.place_of(sample)
     if place is not None:
-        shown = pictures[place] if images.attack else pictures[place][:1]
-        factor = shown_perturbation(images.perturbation[place])[1]
+        shown, factor = pictures[place]
+        shown = shown if images.attack else shown[:1]
         before = float(images.probabilities[place][predicted])
         if images.attack:
             length = float(images.distance[place])
