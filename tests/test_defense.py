@@ -243,3 +243,59 @@ def test_bad_arguments_are_named_by_every_defence(cls, arguments):
         cls(network(), activation="relu", **arguments)
     with pytest.raises(ValueError, match=r"loss: expected a classification"):
         cls(network(), **arguments).compile("sgd", "mse")
+
+
+# ------------------------------------------------------------- the first step
+
+
+def as_arrays(model, x, y):
+    model.fit(x, y, batch_size=8, verbose=0)
+
+
+def as_data_set(model, x, y):
+    model.fit(tf.data.Dataset.from_tensor_slices((x, y)).batch(8), verbose=0)
+
+
+def as_weighted(model, x, y):
+    model.fit(x, y, batch_size=8, sample_weight=np.ones(len(y)), verbose=0)
+
+
+def as_one_batch(model, x, y):
+    model.train_on_batch(x, y)
+
+
+@pytest.mark.parametrize("metrics", [None, ["accuracy"]])
+@pytest.mark.parametrize(
+    "train", [as_arrays, as_data_set, as_weighted, as_one_batch]
+)
+def test_first_step_traces_once(train, metrics, monkeypatch):
+    traces = []
+    step = DefenseModel.train_step
+
+    def counted(self, data):
+        traces.append(data)
+        return step(self, data)
+
+    monkeypatch.setattr(DefenseModel, "train_step", counted)
+    x, y = clusters()
+    model = DefenseModel(network())
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=metrics)
+    train(model, x, y)
+    assert len(traces) == 1
+    assert int(model.optimizer.iterations) == (
+        1 if train is as_one_batch else 3
+    )
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=metrics)
+    train(model, x, y)
+    assert len(traces) == 2
+
+
+def test_error_of_a_metric_comes_from_the_step():
+    def broken(y_true, y_pred):
+        raise ValueError("this metric is broken")
+
+    x, y = clusters()
+    model = DefenseModel(network())
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=[broken])
+    with pytest.raises(ValueError, match="this metric is broken"):
+        model.fit(x, y, verbose=0)

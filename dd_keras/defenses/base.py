@@ -15,12 +15,13 @@ from dd_keras.classifier.labels import sparse_labels
 from dd_keras.defenses import batch_norm as batch_normalization
 from dd_keras.defenses import checks
 from dd_keras.defenses.objective import Objective, all_computed
+from dd_keras.defenses.single_trace import SingleTraceModel
 from dd_keras.defenses.wrapper import ClassifierWrapper
 from dd_keras.utils import norms, terminal, validation
 
 
 @keras.saving.register_keras_serializable("dd_keras")
-class DefenseModel(ClassifierWrapper):
+class DefenseModel(SingleTraceModel, ClassifierWrapper):
     """Any Keras classifier, trained by `fit`, with its robustness in the logs.
 
     This base class minimises the compiled loss, as `keras.Model` does: plain

@@ -121,6 +121,27 @@ def compiled_by_xla() -> bool:
     )
 
 
+def build_training_state(model: keras.Model, batch: Any) -> None:
+    """Creates the variables of a compiled model's optimizer and metrics.
+
+    `Model._symbolic_build` and `_compile_metrics`: what Keras itself calls
+    under a distribution strategy. No public method builds metrics given by
+    name. Where the names are gone, or the batch does not suit the model, the
+    first step creates the variables, and says what is wrong.
+
+    Args:
+        model: a compiled `keras.Model`.
+        batch: (x, y, sample_weight) or a part of it, arrays or `tf.TensorSpec`s
+            of a batch.
+    """
+    metrics = getattr(model, "_compile_metrics", None)
+    if metrics is not None and not getattr(metrics, "built", True):
+        with contextlib.suppress(Exception):
+            model._symbolic_build(data_batch=batch)
+    if model.optimizer is not None and not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+
+
 def patch_multi_worker_fit() -> None:
     """Lets Keras `fit` under a `MultiWorkerMirroredStrategy`.
 
