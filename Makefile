@@ -13,22 +13,24 @@ MIDDLE := $(MATRIX)/middle/.ready
 PYTEST := -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 CORE := -m core
 
-.PHONY: demo test test-fast check-scale check-mutations
+.PHONY: demo test test-thorough test-fast check-mutations
 .PHONY: matrix matrix-lowest matrix-middle wheel docs lint clean
 
 demo: $(READY)
 	$(VENV)/bin/python apps/digits.py --output_dir=$(DEMO_DIR) --export_dir=savedmodels/digits --overwrite
 
 test: $(READY)
-	$(VENV)/bin/python $(PYTEST)
+	$(VENV)/bin/python $(PYTEST) -m "not thorough"
+
+# The rest of the suite: several processes and killed ones, the paper's
+# experiments in little, examples and benchmarks, every kind of layer and of
+# classifier.
+test-thorough: $(READY)
+	$(VENV)/bin/python $(PYTEST) -m thorough
 
 # The core alone, without subprocesses: tests/conftest.py says what it is.
 test-fast: $(READY)
 	$(VENV)/bin/python $(PYTEST) $(CORE)
-
-# The part of `make test` with several processes, and with killed ones.
-check-scale: $(READY)
-	$(VENV)/bin/python -m pytest -m scale
 
 # 1,000 files of each kind and 1,000 answers of a server, changed at random.
 check-mutations: $(READY)

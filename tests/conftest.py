@@ -57,6 +57,8 @@ LONGEST_FILES = (
 )
 
 
+# Marks of tests that are not of the core, though their files are.
+LEFT_OUT = {"slow", "thorough"}
 # The test files of `make test-fast` and `make matrix`: the library itself,
 # without its programs, servers and data sets. tests/test_packaging.py asserts
 # that every test file is in one of the two lists. A test that takes many
@@ -106,7 +108,9 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
     for item in items:
         name = item.path.stem.removeprefix("test_")
-        if name in CORE and item.get_closest_marker("slow") is None:
+        if name in CORE and not LEFT_OUT & {
+            m.name for m in item.iter_markers()
+        }:
             item.add_marker("core")
 
 
@@ -122,6 +126,25 @@ def no_process(request, monkeypatch):
 
         monkeypatch.setattr(subprocess, "Popen", refuse)
         monkeypatch.setattr(forked, "Program", refuse)
+
+
+def thorough_but(quick, values):
+    """Parameters of a test: those that are not quick ones `make test` omits.
+
+    Args:
+        quick: the values that `make test` tries.
+        values: all, iterable, tuples for several arguments;
+            `make test-thorough` tries the others.
+    """
+    return [
+        value
+        if value in quick
+        else pytest.param(
+            *(value if isinstance(value, tuple) else (value,)),
+            marks=pytest.mark.thorough,
+        )
+        for value in values
+    ]
 
 
 def affine_classifier(weights, biases, dtype="float64"):

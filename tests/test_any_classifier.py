@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import thorough_but
 from keras import layers
 
 import dd_keras
@@ -143,7 +144,19 @@ def values(x):
     return next(iter(x.values())) if isinstance(x, dict) else np.asarray(x)
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+# One of each kind of ending and of input.
+QUICK = (
+    "subclassed, softmax",
+    "nested, subclassed",
+    "averaged ensemble",
+    "told, below a softmax",
+    "of a dict",
+    "uint8, sequential",
+    "quantised to int8",
+)
+
+
+@pytest.mark.parametrize("name", thorough_but(QUICK, CLASSIFIERS))
 def test_is_trained_evaluated_and_exported(name, tmp_path):
     make, ending, x = CLASSIFIERS[name]
     keras.utils.set_random_seed(0)

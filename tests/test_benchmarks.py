@@ -109,6 +109,7 @@ def test_wide_head_leaves_the_attack_as_it_is():
 # The scripts, from end to end
 
 
+@pytest.mark.thorough
 def test_training_step(mnist_dir, tmp_path):
     path = tmp_path / "results.json"
     output = run(
@@ -138,6 +139,7 @@ def test_training_step(mnist_dir, tmp_path):
     assert all(name in output for name in rows)
 
 
+@pytest.mark.thorough
 def test_deepfool(mnist_dir, tmp_path):
     path = tmp_path / "results.json"
     run(
@@ -160,6 +162,7 @@ def test_deepfool(mnist_dir, tmp_path):
         assert foolbox["ratio"] >= min(foolbox["ratios"].values())
 
 
+@pytest.mark.thorough
 def test_scaling_worker():
     setting = {
         "classes": 4,
@@ -175,6 +178,7 @@ def test_scaling_worker():
     assert row["median_ms"] > row["clean_ms"] > 0
 
 
+@pytest.mark.thorough
 def test_compilation_worker(mnist_dir):
     output = run(
         "compilation",
@@ -188,6 +192,7 @@ def test_compilation_worker(mnist_dir):
     assert row["compile_s"] > 0
 
 
+@pytest.mark.thorough
 def test_input_pipeline(mnist_dir, tmp_path):
     path = tmp_path / "results.json"
     run(
@@ -204,6 +209,7 @@ def test_input_pipeline(mnist_dir, tmp_path):
     assert all(row["ms_per_batch"] > 0 for row in rows.values())
 
 
+@pytest.mark.thorough
 def test_board(mnist_dir, tmp_path):
     path = tmp_path / "results.json"
     run(
@@ -221,6 +227,7 @@ def test_board(mnist_dir, tmp_path):
     assert all(row["median_ms"] > 0 for row in rows.values())
 
 
+@pytest.mark.thorough
 def test_attacks(mnist_dir, tmp_path):
     path = tmp_path / "results.json"
     run(
@@ -249,6 +256,7 @@ def test_attacks(mnist_dir, tmp_path):
             assert ours["l2"] <= 1.05 * theirs["l2"]
 
 
+@pytest.mark.thorough
 def test_carlini_wagner(mnist_dir, tmp_path):
     path = tmp_path / "results.json"
     run(
@@ -270,6 +278,7 @@ def test_carlini_wagner(mnist_dir, tmp_path):
     assert rows["dd_keras"]["l2"] <= rows["Foolbox, TensorFlow"]["l2"]
 
 
+@pytest.mark.thorough
 def test_fgsm_variants(mnist_dir, tmp_path):
     path = tmp_path / "results.json"
     run(
@@ -305,6 +314,7 @@ def autoattack(mnist_dir, folder, *given):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+@pytest.mark.thorough
 def test_autoattack_of_ours_goes_on_where_it_was(mnist_dir, tmp_path):
     given = (
         "--sides=ours", "--attacks=apgd-ce", "--batch_size=2", "--batch_size=4"
@@ -330,6 +340,7 @@ def test_autoattack_of_ours_goes_on_where_it_was(mnist_dir, tmp_path):
     assert again["robust_accuracy"] == row["robust_accuracy"]
 
 
+@pytest.mark.thorough
 def test_autoattack_of_both(mnist_dir, tmp_path):
     pytest.importorskip("torch")
     pytest.importorskip("adv_lib")
@@ -435,6 +446,7 @@ def test_keras_networks_are_the_same_in_pytorch():
         in_pytorch.converted(odd)
 
 
+@pytest.mark.thorough
 def test_evaluation_worker(mnist_dir):
     output = run(
         "evaluation",

@@ -98,7 +98,7 @@ def alone(tmp_path_factory):
     return content(path)
 
 
-@pytest.mark.scale
+@pytest.mark.thorough
 @pytest.mark.parametrize("replicas", [2, 3, 4] if THOROUGH else [2, 3])
 def test_replicas_compute_what_one_device_does(alone, tmp_path, replicas):
     """Also where the replicas' shares of a batch differ."""
@@ -108,6 +108,7 @@ def test_replicas_compute_what_one_device_does(alone, tmp_path, replicas):
     assert_close(content(path), alone, 1e-6 if replicas == 3 else 1e-9)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("replicas", [2, 3])
 def test_replicas_evaluate_as_one_device_does(tmp_path, replicas):
     """Also where there are fewer samples than replicas in the last batch."""
@@ -129,7 +130,7 @@ def test_replicas_evaluate_as_one_device_does(tmp_path, replicas):
     assert "shard" in message
 
 
-@pytest.mark.scale
+@pytest.mark.thorough
 def test_workers_compute_what_one_device_does(alone, tmp_path):
     workers = start_workers(output=tmp_path / "{}.npz")
     for worker in workers:
@@ -140,7 +141,7 @@ def test_workers_compute_what_one_device_does(alone, tmp_path):
     assert_close(first, alone)
 
 
-@pytest.mark.scale
+@pytest.mark.thorough
 def test_keras_still_needs_to_be_patched():
     """When this fails, `keras_internals.patch_multi_worker_fit` can go."""
     workers = start_workers(patched=False, output=os.devnull)
@@ -150,7 +151,7 @@ def test_keras_still_needs_to_be_patched():
         assert "PerReplica" in output
 
 
-@pytest.mark.scale
+@pytest.mark.thorough
 def test_keras_needs_to_be_patched_for_shares_that_differ():
     process = start(
         strategy="mirrored", replicas=3, patched=False, output=os.devnull
@@ -161,7 +162,7 @@ def test_keras_needs_to_be_patched_for_shares_that_differ():
     assert "size" in output
 
 
-@pytest.mark.scale
+@pytest.mark.thorough
 def test_workers_have_what_the_chief_has():
     values = ["ä", {"epoch": 3, "of": [None, 1.5]}, 0]
     workers = start_workers(chief_has=values)
@@ -192,7 +193,7 @@ def uninterrupted(tmp_path_factory):
     return content(folder / "0.npz")
 
 
-@pytest.mark.scale
+@pytest.mark.thorough
 @pytest.mark.parametrize("victim", [0, 1])
 def test_job_ends_with_a_worker_and_resumes_from_its_checkpoint(
     tmp_path, victim, uninterrupted

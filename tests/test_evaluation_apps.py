@@ -160,6 +160,7 @@ def test_pgd_of_any_size(model_path, digits_data, tmp_path):
         assert shares[3][name] <= shares[1][name]
 
 
+@pytest.mark.thorough
 def test_strong_attacks_have_flags_and_files(model_path, weaker_path, tmp_path):
     run(
         "evaluate",
@@ -234,6 +235,7 @@ def test_merged_shards_write_the_report_of_the_whole(
         run("merge", f"--shards={shards[0]}", f"--output_dir={whole}")
 
 
+@pytest.mark.thorough
 def test_pages_of_shards_show_their_own_images(
     model_path, digits_data, tmp_path
 ):
@@ -379,6 +381,7 @@ def compared(model_path, weaker_path, tmp_path_factory):
     return directory, printed.getvalue()
 
 
+@pytest.mark.thorough
 def test_comparison_has_all_numbers_of_both_tables(compared):
     directory, _ = compared
     found = json.loads((directory / "comparison.json").read_text())

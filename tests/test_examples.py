@@ -208,6 +208,7 @@ def failures(name, code, names):
     return "".join(said)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_runs(name, names):
     said = failures(name, EXAMPLES[name], names)

@@ -105,6 +105,7 @@ def whole(reference, tmp_path_factory):
     return directory
 
 
+@pytest.mark.thorough
 def test_all_points_are_trained_and_measured(whole, reference):
     found = parsed(whole / "frontier.json")
     assert list(found["series"]) == ["Deep Defense", "PGD, l_2", "clean"]
@@ -156,6 +157,7 @@ def test_all_points_are_trained_and_measured(whole, reference):
     assert "PGD, l_2" in text
 
 
+@pytest.mark.thorough
 def test_stopped_and_started_again_ends_the_same(whole, reference, tmp_path):
     few = (*SERIES[1:], "--noevaluate_reference")
     measure(tmp_path, reference, *few, "--max_runs=1")
@@ -243,6 +245,7 @@ def test_advantage_is_at_equal_accuracy():
     assert first["ours"] == "a"
 
 
+@pytest.mark.thorough
 def test_figure_shows_what_kept_its_accuracy(whole, monkeypatch, tmp_path):
     found = parsed(whole / "frontier.json")
     seen = []
@@ -258,6 +261,7 @@ def test_figure_shows_what_kept_its_accuracy(whole, monkeypatch, tmp_path):
     json.dumps(points)
 
 
+@pytest.mark.thorough
 def test_experiment_has_all_series_and_who_is_ahead(whole, tmp_path):
     """Of the files that the program wrote, in the folders of the steps."""
     plan = Plan(str(tmp_path), smoke=True)

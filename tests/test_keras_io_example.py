@@ -27,6 +27,7 @@ def test_it_has_the_header_that_keras_io_reads():
     assert all(re.fullmatch(r"\d{4}/\d{2}/\d{2}", date) for date in dates)
 
 
+@pytest.mark.thorough
 def test_it_trains_a_more_robust_classifier(monkeypatch):
     """On digits of 8x8 pixels, enlarged: MNIST would be downloaded."""
     pyplot = pytest.importorskip("matplotlib.pyplot")

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 from absl.testing import flagsaver
-from conftest import THOROUGH, program
+from conftest import THOROUGH, program, thorough_but
 from published import CLASSIFIERS, Published
 from published.check import STAGES, check
 
@@ -31,6 +31,7 @@ SPREAD = (
     "row_gru",  # recurrent
 )
 NAMES = CLASSIFIERS if THOROUGH else SPREAD
+QUICK = ("tf_titanic", "mixed_precision", "supervised_contrastive")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def loaded(kind, folder):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", thorough_but(QUICK, NAMES))
 def test_a_published_classifier_is_defended(name, folder):
     row = {}
     keras.backend.clear_session()
@@ -54,12 +55,14 @@ def test_a_published_classifier_is_defended(name, folder):
     assert row["worked"] == list(STAGES)
 
 
+@pytest.mark.thorough
 def test_what_was_saved_gives_the_same_in_a_new_process(folder):
     found = loaded("keras", folder)
     assert set(found) == {path.stem for path in folder.glob("*.npz")}
     assert not {name: error for name, error in found.items() if error}
 
 
+@pytest.mark.thorough
 def test_what_was_exported_gives_the_same_without_keras(folder):
     found = loaded("savedmodel", folder)
     assert found

@@ -82,6 +82,7 @@ def everything(tmp_path_factory):
     return directory, printed.getvalue()
 
 
+@pytest.mark.thorough
 def test_every_experiment_is_written(everything):
     directory, printed = everything
     of_paper = {name for name, e in EXPERIMENTS.items() if e.of_paper}
@@ -97,6 +98,7 @@ def test_every_experiment_is_written(everything):
         assert matplotlib.image.imread(directory / picture).std() > 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", TABLES)
 def test_tables_are_those_of_the_numbers(everything, name):
     directory, printed = everything
@@ -106,6 +108,7 @@ def test_tables_are_those_of_the_numbers(everything, name):
     assert text in printed
 
 
+@pytest.mark.thorough
 def test_each_number_tells_what_made_it(everything):
     directory, _ = everything
     made_by = parsed(directory / "table1_mnist.json")["made_by"]
@@ -122,6 +125,7 @@ def test_each_number_tells_what_made_it(everything):
     assert "--seed=0 " in made_by["mlp_seed0"]["command"]
 
 
+@pytest.mark.thorough
 def test_table1_has_the_numbers_of_its_commands(everything):
     directory, _ = everything
     found = parsed(directory / "table1_mnist.json")["numbers"]["mlp"]
@@ -153,6 +157,7 @@ def test_table1_has_the_numbers_of_its_commands(everything):
     ] == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.thorough
 def test_success_rates_are_of_the_comparison(everything):
     directory, _ = everything
     curves = parsed(directory / "figure5.json")["numbers"]["mlp"]
@@ -192,6 +197,7 @@ def test_best_trial_has_the_largest_rho_of_the_accurate():
     assert tables._best([bad, trial(0.9, 1, "d")], clean) == "c"
 
 
+@pytest.mark.thorough
 def test_nothing_is_run_again(everything, capsys):
     directory, _ = everything
     paths = [*directory.glob("*/*.json"), *directory.glob("*/*.keras")]
@@ -232,6 +238,7 @@ def would_run(directory, experiment, capsys):
     return [line.rsplit("/", 1)[1] for line in lines if "--output_dir" in line]
 
 
+@pytest.mark.thorough
 def test_what_is_missing_is_run_and_no_more(copied, capsys):
     # A copy is as good as the original: paths in commands may differ.
     assert would_run(copied, "all", capsys) == []
@@ -249,6 +256,7 @@ def refused(*arguments):
     return str(caught.value)
 
 
+@pytest.mark.thorough
 def test_results_of_another_command_are_refused(copied):
     path = copied / "mlp_seed0" / "results.json"
     results = parsed(path)
@@ -272,6 +280,7 @@ def test_results_of_another_command_are_refused(copied):
     assert f"{path}: expected what a command wrote; it cannot be read" in line
 
 
+@pytest.mark.thorough
 def test_command_that_fails_is_named(copied):
     shutil.rmtree(copied / "mlp_limits_longer")
     (copied / "mlp_longer0" / "deep_defense.keras").write_bytes(b"no model")
@@ -284,6 +293,7 @@ def test_command_that_fails_is_named(copied):
     )
 
 
+@pytest.mark.thorough
 def test_killed_run_goes_on(everything, tmp_path):
     command = [
         sys.executable,

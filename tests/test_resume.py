@@ -130,7 +130,7 @@ if THOROUGH:
     ]
 
 
-@pytest.mark.scale
+@pytest.mark.thorough
 @pytest.mark.timeout(900)
 def test_killed_app_goes_on_as_if_nothing_had_been(whole, tmp_path):
     """At several moments of one run, those of "seconds" at random."""
@@ -150,7 +150,7 @@ def test_killed_app_goes_on_as_if_nothing_had_been(whole, tmp_path):
         assert (version / "saved_model.pb").exists()
 
 
-@pytest.mark.scale
+@pytest.mark.thorough
 def test_deterministic_runs_are_the_same_run(tmp_path):
     logs = []
     for name in "ab":
@@ -179,7 +179,7 @@ def test_deterministic_runs_are_the_same_run(tmp_path):
             np.testing.assert_array_equal(first, second)
 
 
-@pytest.mark.scale
+@pytest.mark.thorough
 def test_ctrl_c_ends_with_one_line_and_goes_on(tmp_path):
     arguments = [
         "--limit=300", "--batch_size=10", "--reference_epochs=400",
@@ -305,7 +305,7 @@ def test_bad_flags_are_refused(tmp_path, arguments, message):
 # ------------------------------------------------------------ several workers
 
 
-@pytest.mark.scale
+@pytest.mark.thorough
 @pytest.mark.timeout(900)
 def test_two_workers_train_lenet_as_one_does(mnist_dir, tmp_path):
     from test_distribution import cluster

@@ -16,6 +16,9 @@ SIGNATURES = [
 BATCH_SIZES = (2, 3)
 
 
+pytestmark = pytest.mark.thorough
+
+
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
     """What it prints, and its rows, for a small network of 8x8 images."""

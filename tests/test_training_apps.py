@@ -93,6 +93,7 @@ def results(all_defenses):
     return parsed(all_defenses[0] / "out" / "results.json")
 
 
+@pytest.mark.thorough
 def test_every_defense_has_its_files(all_defenses):
     output_dir = all_defenses[0] / "out"
     assert {path.name for path in output_dir.iterdir()} == {
@@ -694,6 +695,7 @@ def test_missing_weights_file_is_refused(tmp_path, photos):
 # --- CIFAR-10 ---------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_cifar10(tmp_path, cifar_dir):
     run(
         "cifar10",
