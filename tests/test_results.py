@@ -400,6 +400,33 @@ def test_best_known_distances_equal_results(network):
     assert tells(*gains, f"{best['images']:,}")
 
 
+@pytest.mark.parametrize("network", NETWORKS)
+def test_both_forms_of_fgsm_equal_results(network):
+    found = loaded(f"best_known/{network}/comparison.json")
+    published = json.loads((ROOT / "apps/paper/published.json").read_text())
+    title = {"mlp": "MLP", "lenet": "LeNet"}[network]
+    for form in ("eps_ref", "paper_eps_ref"):
+        assert f"{found[form]:.1f}" in GUIDE
+    for name in ("reference", "deep_defense"):
+        ours = found["models"][name]
+        paper = published["table1"]["mnist"][network][name]
+        shares = ("0.2", "0.5", "1")
+        expected = [
+            *(ours[f"accuracy@{share}eps_ref"][0] for share in shares),
+            *(ours[f"paper_accuracy@{share}eps_ref"][0] for share in shares),
+            *(paper[f"accuracy@{share}eps_ref"] for share in shares),
+        ]
+        (row,) = [
+            line.split("|")[3:-1]
+            for line in GUIDE.splitlines()
+            if [cell.strip() for cell in line.split("|")[1:3]]
+            == [title, TITLES[name]]
+        ]
+        assert [cell.strip() for cell in row] == [
+            f"{100 * value:.2f} %" for value in expected
+        ]
+
+
 ALONE = {
     "apgd-ce": "APGD, cross-entropy",
     "apgd-t": "APGD, targeted DLR",
