@@ -140,7 +140,7 @@ def thorough_but(quick, values):
         value
         if value in quick
         else pytest.param(
-            *(value if isinstance(value, tuple) else (value,)),
+            *(value if type(value) is tuple else (value,)),
             marks=pytest.mark.thorough,
         )
         for value in values

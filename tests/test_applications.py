@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 from absl.testing import flagsaver
-from conftest import ROOT, THOROUGH, shell, thorough_but
+from conftest import ROOT, THOROUGH, shell
 
 import dd_keras
 from dd_keras.attacks import DeepFool, kernels
@@ -165,7 +165,8 @@ def test_a_thousand_classes_are_keras_whole_network():
     assert dd_keras.logits_model(model) is model
 
 
-@pytest.mark.parametrize("name", thorough_but(["VGG16"], TRAINED))
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", TRAINED)
 def test_two_steps_of_deep_defense(benchmark, name):
     row = benchmark.check(name)
     assert row["input_size"] == TRAINED[name]

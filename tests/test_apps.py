@@ -459,6 +459,7 @@ def zeros(tmp_path_factory):
     return reference, output_dir
 
 
+@pytest.mark.thorough
 def test_zero_strengths_leave_plain_gradient_descent(zeros):
     reference, output_dir = zeros
     start = weights(reference)
@@ -708,6 +709,7 @@ def test_every_flagfile_is_held_to_the_paper():
     assert {path.stem for path in files} == set(PAPER)
 
 
+@pytest.mark.thorough
 def test_mnist_runs_from_its_flagfile(tmp_path, mnist_dir, capsys):
     run(
         "mnist",

@@ -69,6 +69,7 @@ def test_it_does_not_depend_on_the_batch(cascade):
     np.testing.assert_array_equal(parts.found_by, found.found_by)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_under_xla(cascade):
     model, x, y, attack, found = cascade

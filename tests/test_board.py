@@ -439,6 +439,7 @@ print("the same")
 """
 
 
+@pytest.mark.thorough
 def test_on_several_replicas(tmp_path):
     done = shell("-c", ON_TWO_REPLICAS, tmp_path)
     assert "the same" in done.stdout, done.stderr

@@ -451,6 +451,7 @@ def test_the_result_is_a_constant_to_tapes():
 # Against Foolbox
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_as_small_as_foolbox(trained_network):
     data = datasets.load("digits")

@@ -337,6 +337,7 @@ MNIST_LABELS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_mnist_is_mnist(mnist_data, split):
     data = getattr(mnist_data, split)
@@ -554,6 +555,7 @@ def test_check_can_stop_early(small_images):
 # ------------------------------------------------------------------ CIFAR-10
 
 
+@pytest.mark.thorough
 def test_cifar10_is_cifar10(cifar_dir):
     data = datasets.load("cifar10", cifar_dir)
     assert data.image_shape == (32, 32, 3)

@@ -166,6 +166,7 @@ def test_config_comes_back():
     assert DefenseModel(network()).evaluation_attack == attacks.DeepFool()
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_saved_models_train_on_in_a_new_process(tmp_path):
     """All defences; with Adam's moments, and with frozen statistics."""

@@ -209,6 +209,7 @@ pickle.dump(answers, open(sys.argv[3], "wb"))
 """
 
 
+@pytest.mark.thorough
 def test_fresh_process_without_dd_keras(
     path, images, encoded, expected, tmp_path
 ):
@@ -236,6 +237,7 @@ def saved_model_cli(*arguments):
     )  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_saved_model_cli(path, images, expected, tmp_path):
     shown = saved_model_cli(
         "show", "--dir", path, "--tag_set", "serve",
@@ -257,6 +259,7 @@ def test_saved_model_cli(path, images, expected, tmp_path):
     check({"probabilities": probabilities}, expected)
 
 
+@pytest.mark.thorough
 def test_mnist_lenet_in_the_c_api(mnist_data, tmp_path):
     model = keras.saving.load_model(
         ROOT / "savedmodels/mnist_lenet_deep_defense.keras"

@@ -409,6 +409,7 @@ def test_two_names_of_one_metric_measure_it_once(convolutional, metrics):
     assert len(report.metrics) == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_data_set(tmp_path):
     script = tmp_path / "memory.py"

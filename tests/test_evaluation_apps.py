@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags
-from conftest import program, run, start_program
+from conftest import program, run, start_program, thorough_but
 
 from shared import inputs
 
@@ -203,6 +203,7 @@ def test_strong_attacks_have_flags_and_files(model_path, weaker_path, tmp_path):
     )
 
 
+@pytest.mark.thorough
 def test_merged_shards_write_the_report_of_the_whole(
     model_path, evaluated, tmp_path, capsys
 ):
@@ -305,6 +306,7 @@ def test_saved_model_gives_the_same(
     assert np.mean(other) <= 0.05
 
 
+@pytest.mark.thorough
 def test_killed_evaluation_goes_on_to_the_identical_report(
     model_path, evaluated, tmp_path
 ):
@@ -407,6 +409,7 @@ def test_comparison_has_all_numbers_of_both_tables(compared):
     )
 
 
+@pytest.mark.thorough
 def test_comparison_has_what_the_strongest_attacks_leave(compared):
     directory, _ = compared
     best = json.loads((directory / "comparison.json").read_text())["best_known"]
@@ -436,6 +439,7 @@ def test_comparison_has_what_the_strongest_attacks_leave(compared):
     assert (directory / "table3.txt").read_text() in compared[1] + "\n"
 
 
+@pytest.mark.thorough
 def test_both_are_attacked_at_the_eps_ref_of_ours(
     compared, weaker_path, digits_data
 ):
@@ -453,6 +457,7 @@ def test_both_are_attacked_at_the_eps_ref_of_ours(
     )
 
 
+@pytest.mark.thorough
 def test_papers_fgsm_stands_beside_ours(compared, weaker_path, digits_data):
     found = json.loads((compared[0] / "comparison.json").read_text())
     ours, weaker = (found["models"][name] for name in ("ours", "weaker"))
@@ -477,6 +482,7 @@ def test_papers_fgsm_stands_beside_ours(compared, weaker_path, digits_data):
     )
 
 
+@pytest.mark.thorough
 def test_comparison_is_written_in_every_form(compared):
     directory, output = compared
     found = json.loads((directory / "comparison.json").read_text())
@@ -512,6 +518,7 @@ def test_comparison_is_written_in_every_form(compared):
     assert not (directory / "checkpoints").exists()
 
 
+@pytest.mark.thorough
 def test_comparison_has_a_page_of_all_and_one_of_each(compared):
     directory, output = compared
     together = (directory / "report.html").read_text()
@@ -599,7 +606,9 @@ def exported(model_path, digits_data, tmp_path_factory):
     )
 
 
-@pytest.mark.parametrize("flags_given", [[], ["--preprocessing=none"]])
+@pytest.mark.parametrize(
+    "flags_given", thorough_but([[]], [[], ["--preprocessing=none"]])
+)
 def test_an_export_gives_the_numbers_of_its_file(
     exported, evaluated, tmp_path, flags_given
 ):

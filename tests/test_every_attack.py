@@ -168,6 +168,7 @@ def test_inside_and_outside_of_a_graph_are_the_same(attack):
     assert_same(eager, outside, 1e-12)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @every_attack
 def test_xla_equals_plain(attack):
@@ -178,6 +179,7 @@ def test_xla_equals_plain(attack):
     assert_same(compiled(x), plain, 1e-9)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @every_attack
 def test_a_forward_pass_handed_in_serves_as_well(attack):
@@ -219,6 +221,7 @@ def test_half_precision_models(attack, policy):
     assert np.all(lengths(found.perturbation, 2) > 0)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
     ("attack", "ending"),

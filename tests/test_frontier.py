@@ -180,6 +180,7 @@ def test_stopped_and_started_again_ends_the_same(whole, reference, tmp_path):
     assert "expected a run with l2_eps 7.0; it is one with 100.0" in message
 
 
+@pytest.mark.thorough
 def test_a_training_that_diverges_is_a_result(reference, tmp_path):
     measure(
         tmp_path,

@@ -238,9 +238,13 @@ def test_layers_without_a_second_derivative_train(digits_like):
         (attacks.DeepFool(max_iter=5), "regularization", -1),
         (attacks.DeepFool(np.inf, bounds=(-5, 5)), "regularization", -1),
         # These leave misclassified samples where they are.
-        (attacks.SuperDeepFool(), "rho2", 1),
         (attacks.DDN(steps=40), "rho2", 1),
-        (attacks.FAB(2, steps=5), "rho2", 1),
+        pytest.param(
+            attacks.SuperDeepFool(), "rho2", 1, marks=pytest.mark.thorough
+        ),
+        pytest.param(
+            attacks.FAB(2, steps=5), "rho2", 1, marks=pytest.mark.thorough
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -108,6 +108,7 @@ def test_samples_that_are_not_fooled_count_as_far():
     assert_all_close(found, error(x, y, 1.0 * ~correct)[1:])
 
 
+@pytest.mark.thorough
 def test_any_attack_that_finds_distances_serves():
     x, y = clusters(batch=24, dtype=np.float32)
     for adversary in (attacks.DDN(steps=20), attacks.SuperDeepFool()):

@@ -283,6 +283,7 @@ def test_known_version(server, model):
         assert_classified(answer, model)
 
 
+@pytest.mark.thorough
 def test_configured_server_follows_new_versions(
     program, exported, model, tmp_path
 ):
@@ -321,6 +322,7 @@ def test_configured_server_follows_new_versions(
         assert_classified(answer("second"), second)
 
 
+@pytest.mark.thorough
 def test_failing_warm_up_keeps_a_version_from_being_served(
     program, exported, tmp_path
 ):

@@ -406,6 +406,7 @@ def test_saved_deep_network_loads(small, name, tmp_path):
     np.testing.assert_array_equal(loaded(x), model(x))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["nin", "alexnet", "resnet18_cifar"])
 def test_deep_networks_train_with_deep_defense(small, name):
     model = keras.models.clone_model(small[name])

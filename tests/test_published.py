@@ -102,6 +102,7 @@ def test_the_table_shows_what_fails(table, tmp_path, monkeypatch):
     assert not table.passed(row)
 
 
+@pytest.mark.thorough
 def test_other_outputs_are_seen_in_both_processes(table, tmp_path, monkeypatch):
     monkeypatch.setitem(CLASSIFIERS, "affine", published(affine))
     row = table.measure("affine", tmp_path)

@@ -18,6 +18,7 @@ def numbers(printed, name):
     return [float(row) for row in rows]
 
 
+@pytest.mark.thorough
 def test_the_first_script_runs_as_printed_and_gains(
     tmp_path, monkeypatch, capsys
 ):
@@ -117,6 +118,7 @@ def test_the_drawn_digits_are_what_they_are_called():
     assert list(found["classes"].numpy()) == [7, 3]
 
 
+@pytest.mark.thorough
 def test_evaluate_runs_as_printed_on_a_few_images(mnist_dir, tmp_path, capsys):
     """Of the .keras file, and of the SavedModel that was made of it."""
     rows = []

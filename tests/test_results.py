@@ -274,6 +274,21 @@ def test_attack_table_equals_benchmark():
         )
 
 
+def test_carlini_wagner_table_equals_benchmark():
+    rows = benchmark("carlini_wagner")
+    images = loaded("benchmarks/carlini_wagner.json")["images"]
+    assert tells(f"Carlini and Wagner, {images} MNIST test images")
+    assert len(rows) == 3
+    for name, row in rows.items():
+        assert tells(
+            f"| {name} |",
+            f"{row['ms_per_image']:.1f} ms | {row['ratio']:.1f} |",
+            f"{row['processor_ms_per_image']:.1f} ms | "
+            f"{row['processor_ratio']:.1f} |",
+            f"| {row['l2']:.3f} | {100 * row['fooled']:.1f} % |",
+        )
+
+
 def test_evaluation_row_equals_benchmark():
     few, many = benchmark("evaluation").values()
     assert tells(f"{many['images']:,}", f"{many['seconds']:.0f} s")

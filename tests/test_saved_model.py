@@ -372,6 +372,7 @@ def exporting(tmp_path, path, times):
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_killed_at_random_moments(tmp_path):
     path = tmp_path / "small"
@@ -388,6 +389,7 @@ def test_killed_at_random_moments(tmp_path):
     assert all(name.isdecimal() for name in names(path))
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_two_exports_at_once_seen_by_a_third(tmp_path):
     """Each gets its versions, and what a server sees meanwhile is whole."""

@@ -106,6 +106,7 @@ def test_too_few_rounds_have_no_slope(soak, rounds):
     assert soak.summary(made_up()[:rounds]) == {}
 
 
+@pytest.mark.thorough
 def test_soak_of_seconds(tmp_path):
     path = tmp_path / "soak.json"
     done = shell(

@@ -203,6 +203,7 @@ def test_on_digits_the_product_is_as_the_papers(trained_network, digits):
     assert 0.6 < model.c * mean_rho(model, x_test) < 5.1
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "file", "candidates"),

@@ -180,6 +180,7 @@ def test_figures_show_the_runs(whole):
     )
 
 
+@pytest.mark.thorough
 def test_the_app_of_the_data_set_gives_the_same_numbers(
     whole, reference, tmp_path
 ):
@@ -204,6 +205,7 @@ def test_the_app_of_the_data_set_gives_the_same_numbers(
 # --- Stopped, killed, and started again -------------------------------------
 
 
+@pytest.mark.thorough
 def test_stopped_and_killed_it_goes_on_to_the_same_numbers(
     whole, reference, tmp_path, capsys
 ):

@@ -120,6 +120,7 @@ def test_every_defense_has_its_files(all_defenses):
     }
 
 
+@pytest.mark.thorough
 def test_the_board_shows_the_first_validation_images(all_defenses):
     """Of each defence, before its first epoch and after it."""
     images = next(iter(datasets.load("digits").test.batch(8)))[0].numpy()
@@ -134,6 +135,7 @@ def test_the_board_shows_the_first_validation_images(all_defenses):
             assert np.abs(clean - pixels).max() <= 1
 
 
+@pytest.mark.thorough
 def test_every_model_has_its_page(all_defenses, results):
     folder = all_defenses[0] / "out"
     together = (folder / "report.html").read_text()
@@ -148,6 +150,7 @@ def test_every_model_has_its_page(all_defenses, results):
         assert "<dt>html</dt><dd>True</dd>" in page  # among the settings
 
 
+@pytest.mark.thorough
 def test_every_defense_has_its_numbers(results):
     assert list(results["models"]) == list(TITLES)
     assert results["flags"]["defense"] == DEFENSES
@@ -166,6 +169,7 @@ def test_every_defense_has_its_numbers(results):
         assert len(curve["training_loss"]) == 1
 
 
+@pytest.mark.thorough
 def test_every_defense_is_a_row_of_the_table(all_defenses, results):
     for name, title in TITLES.items():
         values = results["models"][name]
@@ -184,6 +188,7 @@ def test_every_defense_is_a_row_of_the_table(all_defenses, results):
         ]
 
 
+@pytest.mark.thorough
 def test_every_defense_trains_in_a_way_of_its_own(all_defenses):
     output_dir = all_defenses[0] / "out"
     kernels = [weights(output_dir / f"{name}.keras")[0] for name in TITLES]
@@ -192,6 +197,7 @@ def test_every_defense_trains_in_a_way_of_its_own(all_defenses):
             assert np.abs(kernel - other).max() > 0
 
 
+@pytest.mark.thorough
 def test_parsevals_file_holds_its_constraint(all_defenses):
     output_dir = all_defenses[0] / "out"
     layer = keras.saving.load_model(output_dir / "parseval.keras").layers[-1]

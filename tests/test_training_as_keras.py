@@ -97,6 +97,7 @@ def whole_defense(tmp_path_factory):
     return fit(tmp_path_factory.mktemp("whole_defense"), **DEFENDED)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("before", "count", "after"), [(1, 3, 2), (2, 1, 1)])
 def test_killed_defense_goes_on_with_other_steps_per_execution(
     whole_defense, tmp_path, before, count, after
