@@ -211,6 +211,7 @@ def test_layers_of_the_nested_network_are_replaced_in_attacks(vgg):
     assert replaced == {"block1_conv1", *pools}
 
 
+@pytest.mark.thorough
 def test_defended_network_loads_in_another_process(vgg, tmp_path):
     model = dd_keras.DeepDefenseModel(
         vgg, attack=DeepFool(max_iter=2, candidates=2)

@@ -328,6 +328,7 @@ def test_table_prints_the_numbers_of_the_json(trained, results):
         assert seconds == f"{results['training_seconds'][name]:.0f} s"
 
 
+@pytest.mark.thorough
 def test_saved_models_load_in_plain_keras(trained, results, tmp_path):
     directory, _ = trained
     data = datasets.load("digits")
@@ -543,6 +544,7 @@ def untrained(tmp_path_factory):
     return directory
 
 
+@pytest.mark.thorough
 def test_zero_epochs_train_nothing(untrained):
     reference = weights(untrained / "reference.keras")
     for new, old in zip(

@@ -239,6 +239,7 @@ class Stop(keras.callbacks.Callback):
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("at", [(0, 1), (1, 2)])
 def test_resumed_training_goes_on_in_the_board(tmp_path, at):
     def fit(name, *callbacks):

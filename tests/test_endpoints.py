@@ -417,9 +417,12 @@ def test_attack_and_its_norm_are_options(trained_network, images, tmp_path):
 @pytest.mark.parametrize(
     "attack",
     [
-        attacks.SuperDeepFool(),
         attacks.DDN(steps=20),
-        attacks.FAB(np.inf, steps=3, num_targets=2),
+        pytest.param(attacks.SuperDeepFool(), marks=pytest.mark.thorough),
+        pytest.param(
+            attacks.FAB(np.inf, steps=3, num_targets=2),
+            marks=pytest.mark.thorough,
+        ),
     ],
     ids=lambda attack: type(attack).__name__,
 )

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags
-from conftest import program, run, start_program, thorough_but
+from conftest import program, run, start_program
 
 from shared import inputs
 
@@ -279,6 +279,7 @@ def test_bad_shard_is_refused_by_the_flag(shard, model_path):
         run("evaluate", f"--model={model_path}", f"--shard={shard}")
 
 
+@pytest.mark.thorough
 def test_saved_model_gives_the_same(
     model_path, digits_data, evaluated, tmp_path
 ):
@@ -606,9 +607,8 @@ def exported(model_path, digits_data, tmp_path_factory):
     )
 
 
-@pytest.mark.parametrize(
-    "flags_given", thorough_but([[]], [[], ["--preprocessing=none"]])
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("flags_given", [[], ["--preprocessing=none"]])
 def test_an_export_gives_the_numbers_of_its_file(
     exported, evaluated, tmp_path, flags_given
 ):
@@ -631,6 +631,7 @@ def test_an_export_gives_the_numbers_of_its_file(
     )
 
 
+@pytest.mark.thorough
 def test_an_exports_rho_is_that_of_its_signature(exported, digits_data):
     data = digits_data.test.take(20).batch(20)
     images, _ = next(iter(data))

@@ -87,6 +87,7 @@ def test_step_is_the_central_difference_of_the_objective(layers):
     assert slope == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=2e-2)
 
 
+@pytest.mark.thorough
 def test_smaller_gradients_come_of_it():
     x, y = clusters(batch=48, dtype=np.float32)
 

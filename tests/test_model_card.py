@@ -8,6 +8,7 @@ import keras
 import matplotlib.image
 import numpy as np
 import pytest
+from conftest import thorough_but
 
 import dd_keras
 from dd_keras import attacks, datasets, evaluation, plots
@@ -178,7 +179,9 @@ def test_what_was_measured_is_drawn(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("missing", ["matplotlib", "jinja2"])
+@pytest.mark.parametrize(
+    "missing", thorough_but(["jinja2"], ["matplotlib", "jinja2"])
+)
 def test_without_a_library_the_text_is_the_same(
     report, tmp_path, monkeypatch, missing
 ):

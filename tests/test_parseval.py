@@ -431,6 +431,7 @@ def test_config_comes_back():
     assert (paper["beta"], paper["fraction"]) == (1e-4, 0.3)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_saved_model_stays_constrained_in_a_new_process(tmp_path):
     model = small_lenet()

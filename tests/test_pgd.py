@@ -280,7 +280,11 @@ def test_random_starts_under_xla():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("norm", "eps"), [(math.inf, 15.0), (2, 100.0)], ids=["inf", "2"]
+    ("norm", "eps"),
+    [
+        pytest.param(math.inf, 15.0, id="inf", marks=pytest.mark.thorough),
+        pytest.param(2, 100.0, id="2"),
+    ],
 )
 def test_pgd_is_as_strong_as_foolboxs(trained_network, digits, norm, eps):
     network, x, labels, bounds = judged(trained_network, digits)

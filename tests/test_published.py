@@ -31,7 +31,7 @@ SPREAD = (
     "row_gru",  # recurrent
 )
 NAMES = CLASSIFIERS if THOROUGH else SPREAD
-QUICK = ("tf_titanic", "mixed_precision", "supervised_contrastive")
+QUICK = ("tf_titanic", "supervised_contrastive")
 
 
 @pytest.fixture(scope="module")

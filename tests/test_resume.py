@@ -214,6 +214,7 @@ def refused(*arguments):
     return str(caught.value)
 
 
+@pytest.mark.thorough
 def test_finished_run_is_not_overwritten_by_chance(tmp_path):
     out = f"--output_dir={tmp_path}"
     run("digits", *TINY, out)

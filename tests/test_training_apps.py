@@ -511,7 +511,13 @@ def imagenet_dir(tmp_path_factory):
     ("arch", "size", "mean", "deviation"),
     [
         # AlexNet takes 67 pixels and more.
-        ("alexnet", 67, (123, 117, 104), (1, 1, 1)),
+        pytest.param(
+            "alexnet",
+            67,
+            (123, 117, 104),
+            (1, 1, 1),
+            marks=pytest.mark.thorough,
+        ),
         (
             "resnet18",
             32,

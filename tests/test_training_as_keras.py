@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import thorough_but
 from test_training import (
     EPOCHS,
     STEPS,
@@ -70,7 +71,10 @@ def test_steps_are_the_same_however_many_are_run_at_once(
 
 @pytest.mark.parametrize(
     ("before", "count", "after"),
-    [(1, 3, 2), (1, 7, 3), (1, 2, 7), (2, 3, 1), (3, 3, 1), (3, 3, 2)],
+    thorough_but(
+        [(1, 3, 2), (3, 3, 1)],
+        [(1, 3, 2), (1, 7, 3), (1, 2, 7), (2, 3, 1), (3, 3, 1), (3, 3, 2)],
+    ),
 )
 def test_killed_training_goes_on_with_other_steps_per_execution(
     whole, tmp_path, before, count, after
