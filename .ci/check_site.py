@@ -10,43 +10,23 @@ Run by `make docs`, from the root of the repository. Asserts that
   console or a request that fails, and fits a wide and a narrow screen.
 """
 
+import contextlib
 import functools
 import html.parser
 import http.server
 import json
 import pathlib
-import re
-import shutil
-import subprocess
+import sys
 import tempfile
 import threading
 import urllib.parse
 
 ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+import browser  # noqa: E402
+
 SITE = ROOT / "docs" / "_build"
 WIDTHS = (1280, 390)  # a laptop's, a telephone's
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-# In frames of either width: what the page asked for, and how wide it is.
-FRAMES = """<!doctype html><title>frames</title><body><script>
-const pages = PAGES, widths = WIDTHS, told = [];
-async function open(page, width) {
-  const frame = document.createElement("iframe");
-  frame.width = width; frame.height = 900; frame.src = page;
-  document.body.append(frame);
-  await new Promise(done => { frame.onload = done; });
-  await new Promise(done => setTimeout(done, 100));
-  const root = frame.contentDocument.documentElement;
-  told.push({page, width, needed: root.scrollWidth, loaded:
-    frame.contentWindow.performance.getEntriesByType("resource").map(
-      entry => [entry.name, entry.responseStatus])});
-  frame.remove();
-}
-(async () => {
-  for (const page of pages)
-    for (const width of widths) await open(page, width);
-  await fetch("/told", {method: "POST", body: JSON.stringify(told)});
-})();
-</script>"""
 
 
 class Page(html.parser.HTMLParser):
@@ -85,7 +65,7 @@ def main():
     links = sum(check_links(name, page, pages) for name, page in pages.items())
     print(f"site: {len(pages)} pages, {links} links within it")
     check_notebooks()
-    if BROWSER is None:
+    if browser.CHROMIUM is None:
         print("site: not opened in a browser, as chromium is not installed")
         return
     check_in_browser(list(pages))
@@ -127,81 +107,53 @@ def check_notebooks():
 
 def check_in_browser(names):
     """Asserts that pages open without errors, and fit the screen."""
-    told, console = opened(names)
-    assert not console, "\n".join(console)
-    assert len(told) == len(names) * len(WIDTHS)
-    for page in told:
-        for url, status in page["loaded"]:
-            assert "//localhost:" in url, (page, url)
-            assert status in (0, 200), (page, url)
-        assert page["needed"] <= page["width"], (
-            f"{page['page']} needs {page['needed']} pixels of {page['width']}"
-        )
-
-
-def opened(names):
-    """What the frames tell, and what the console says."""
-    received, told = threading.Event(), []
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def do_GET(self):
-            if self.path != "/frames":
-                super().do_GET()
-                return
-            text = FRAMES.replace("PAGES", json.dumps(names), 1)
-            text = text.replace("WIDTHS", json.dumps(WIDTHS), 1)
-            self._answer(text.encode())
-
-        def do_POST(self):
-            length = int(self.headers["Content-Length"])
-            told.extend(json.loads(self.rfile.read(length)))
-            self._answer(b"")
-            received.set()
-
-        def _answer(self, content):
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html; charset=utf-8")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *args):
-            pass
-
-    handler = functools.partial(Handler, directory=SITE)
-    server = http.server.ThreadingHTTPServer(("localhost", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    # The browser's processes may outlive it, and still write to its profile.
+    # A browser's processes may outlive it, and still write to its profile.
     with (
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-        server,
+        served() as site,
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,
+        browser.opened(profile) as page,
     ):
-        log = pathlib.Path(folder) / "log"
-        with log.open("wb") as file:
-            browser = subprocess.Popen(
-                [
-                    BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu",
-                    "--disable-dev-shm-usage", "--no-first-run",
-                    "--disable-background-networking",
-                    "--disable-component-update",
-                    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost",
-                    f"--user-data-dir={folder}/profile",
-                    "--window-size=1400,1000", "--enable-logging=stderr",
-                    "--v=0", f"http://localhost:{server.server_port}/frames",
-                ],
-                stdout=file,
-                stderr=file,
-            )  # fmt: skip
-            try:
-                assert received.wait(timeout=300), log.read_text("utf-8")[
-                    -2000:
-                ]
-            finally:
-                browser.terminate()
-                browser.wait()
-                server.shutdown()
-        lines = log.read_text("utf-8", errors="replace")
-    return told, re.findall(r"CONSOLE[:(].*", lines)
+        for name in names:
+            for width in WIDTHS:
+                page.screen(width, 900)
+                page.open(f"{site}/{name}")
+                needed = page.evaluate("document.documentElement.scrollWidth")
+                assert needed <= width, (
+                    f"{name} needs {needed} pixels of {width}"
+                )
+                # A request that fails is told of there, too.
+                assert not page.console, (name, page.console)
+        outside = [
+            url
+            for url in page.requests
+            if not url.startswith((site, "about:", "data:"))
+        ]
+        assert not outside, outside
+
+
+@contextlib.contextmanager
+def served():
+    """The address of a server of the site, as long as this is open."""
+    handler = functools.partial(Quiet, directory=SITE)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Prints no requests; has the icon that browsers ask every server for."""
+
+    def do_GET(self):
+        """As its base class."""
+        if self.path == "/favicon.ico":
+            self.send_response(204)
+            self.end_headers()
+        else:
+            super().do_GET()
+
+    def log_message(self, *args):
+        """Prints nothing."""
 
 
 if __name__ == "__main__":

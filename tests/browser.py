@@ -1,5 +1,7 @@
 """A headless Chromium, driven by its DevTools protocol over a pipe.
 
+For tests, and for .ci/check_site.py.
+
 Standard library alone: messages are JSON, each ended by a zero byte; Chromium
 reads them from its descriptor 3, and writes to 4.
 """
