@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -17,6 +18,8 @@ class SingleTraceModel(keras.Model):
     of metrics given by name in the first training step. The step of a defence
     takes seconds to trace.
     """
+
+    train_function: Callable | None  # Keras', or None before the first `fit`
 
     def make_train_function(self, force: bool = False) -> None:
         """As Keras; the first call builds the optimizer and the metrics."""
