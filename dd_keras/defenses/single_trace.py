@@ -19,7 +19,7 @@ class SingleTraceModel(keras.Model):
     takes seconds to trace.
     """
 
-    train_function: Callable | None  # Keras', or None before the first `fit`
+    train_function: Any  # a function, or None before the first `fit`
 
     def make_train_function(self, force: bool = False) -> None:
         """As Keras; the first call builds the optimizer and the metrics."""
