@@ -452,6 +452,22 @@ ALONE = {
 }
 
 
+def test_autoattack_on_ten_thousand_images_equals_results():
+    found = loaded("autoattack_10000/evaluation.json")
+    assert found["images"] == 10_000
+    value, low, high = found["numbers"]["autoattack_accuracy"]
+    seconds = loaded("benchmarks/autoattack.json")["rows"][
+        "lenet_reference, autoattack, l_inf 0.1: dd_keras"
+    ]["cpu_s_per_image"]
+    minutes = seconds * found["images"] / 60
+    assert tells(
+        f"{100 * value:.1f} %",
+        f"{100 * low:.1f} to {100 * high:.1f}",
+        f"{seconds:.3f} s an image",
+        f"{minutes:.0f} minutes of one core, {minutes / 2:.0f} of two",
+    )
+
+
 def test_autoattack_beside_its_authors_code_equals_results():
     """And nowhere is ours weaker by half a point."""
     found = loaded("benchmarks/autoattack.json")
