@@ -250,6 +250,18 @@ def tidied():
     gc.collect()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_disk():
+    """Nothing here waits for the disk, which took up to a minute.
+
+    A killed process loses nothing of what the system has been given; only a
+    power cut would.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture
 def float64():
     """What is built meanwhile computes in float64."""

@@ -53,7 +53,6 @@ QUICK = [
     if form.name in REPLACED
     or form.name
     in ("Dense", "Conv2D", "LSTM", "MultiHeadAttention", "Dropout", "Embedding")
-    or form.name.startswith("activations.")
 ]
 # Control flow, and what is replaced, differ in graphs and under XLA.
 QUICK_COMPILED = [
