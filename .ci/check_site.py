@@ -124,9 +124,7 @@ def check_in_browser(names):
                 # A request that fails is told of there, too.
                 assert not page.console, (name, page.console)
         outside = [
-            url
-            for url in page.requests
-            if not url.startswith((site, "about:", "data:"))
+            url for url in page.requests if not url.startswith((site, "about:"))
         ]
         assert not outside, outside
 

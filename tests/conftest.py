@@ -146,6 +146,7 @@ def thorough_but(quick, values):
         value
         if value in quick
         else pytest.param(
+            # A named tuple is one argument.
             *(value if type(value) is tuple else (value,)),
             marks=pytest.mark.thorough,
         )

@@ -872,6 +872,7 @@ def test_browser_tells_of_what_a_page_must_not_do(report, path):
         '<img src="http://example.test/a.png"><script>none()</script>'
         '<p style="width: 600px">wide</p>',
     )
+    assert "http://example.test/a.png" in told["requests"]
     for refused in ("http://example.test/a.png", "inline script"):
         assert any(refused in line for line in told["console"])
     assert told["width"] > told["screen"]

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 from absl.testing import flagsaver
-from conftest import THOROUGH, program, thorough_but
+from conftest import THOROUGH, program
 from published import CLASSIFIERS, Published
 from published.check import STAGES, check
 
@@ -31,7 +31,6 @@ SPREAD = (
     "row_gru",  # recurrent
 )
 NAMES = CLASSIFIERS if THOROUGH else SPREAD
-QUICK = ("tf_titanic", "supervised_contrastive")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +46,8 @@ def loaded(kind, folder):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", thorough_but(QUICK, NAMES))
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", NAMES)
 def test_a_published_classifier_is_defended(name, folder):
     row = {}
     keras.backend.clear_session()
