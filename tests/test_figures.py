@@ -162,6 +162,13 @@ def test_convergence_takes_any_number_of_epochs(saved, tmp_path, epochs):
     assert drawn_in(path)
 
 
+def test_convergence_may_leave_epochs_out(saved, tmp_path):
+    curve = {"epochs": [0, 5, 10], "accuracy": [0.9, 0.8, 0.9]}
+    plots.convergence_curves({"m": curve | {"rho": [1, 2, 3]}}, tmp_path / "a.png")
+    for axes in saved[0].axes:
+        np.testing.assert_array_equal(axes.lines[0].get_xdata(), [0, 5, 10])
+
+
 def test_models_may_differ_in_epochs(saved, tmp_path):
     plots.convergence_curves(
         histories(1, 3) | {"early": HISTORIES["plain"]}, tmp_path / "a.png"
@@ -687,6 +694,18 @@ RHOS = {"m": [0.1, 0.2]}
             (changed(POINT, rho=[0.1]),),
             "histories['s']: expected the same length of all; received "
             "{'accuracy': 2, 'rho': 1}.",
+        ),
+        (
+            "convergence_curves",
+            (changed(POINT, epochs=[0, 5, 10]),),
+            "histories['s']: expected the same length of all; received "
+            "{'accuracy': 2, 'epochs': 3}.",
+        ),
+        (
+            "convergence_curves",
+            (changed(POINT, epochs=[0, 0]),),
+            "histories['s']['epochs']: expected increasing numbers; received "
+            "[0.0, 0.0].",
         ),
         (
             "success_rate_curves",

@@ -3,6 +3,7 @@
 import csv
 import re
 import sys
+import types
 
 import keras
 import matplotlib.image
@@ -16,7 +17,7 @@ from test_apps import affine, parsed, refused, train_only, weights
 from test_board import records
 from tfds_shaped import write_imagenet
 
-from shared import training_flags
+from shared import precision, training_flags
 
 import dd_keras
 from dd_keras import datasets, defenses
@@ -268,6 +269,83 @@ def test_flags_reach_the_methods(tmp_path, prepared):
     assert (constraint.beta, constraint.fraction) == (0.125, 0.75)
 
 
+def policies(model):
+    """The dtype policies of a classifier's layers with weights."""
+    return {layer.dtype_policy.name for layer in model.layers if layer.weights}
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_precision_is_that_of_training_alone(tmp_path, monkeypatch, policy):
+    computed = {"fit": [], "evaluate": []}
+
+    def recorded(name, function):
+        def record(model, *arguments, **options):
+            network = getattr(model, "model", model)
+            computed[name].append((policies(network), network(images).dtype))
+            return function(model, *arguments, **options)
+
+        return record
+
+    images = np.zeros((2, 8, 8, 1))
+    monkeypatch.setattr(
+        dd_keras, "resumable_fit", recorded("fit", dd_keras.resumable_fit)
+    )
+    evaluate = recorded("evaluate", dd_keras.evaluate_robustness)
+    monkeypatch.setattr(dd_keras, "evaluate_robustness", evaluate)
+    run(
+        "digits",
+        f"--precision={policy}",
+        "--arch=mlp",
+        "--limit=200",
+        "--reference_epochs=8",
+        "--defense=deep_defense",
+        "--epochs=2",
+        "--max_iter=2",
+        "--validation_freq=2",
+        "--learning_rate=1e-6",
+        f"--output_dir={tmp_path}",
+    )
+    output = "float32" if policy == "float32" else "bfloat16"
+    assert computed["fit"] == 2 * [({policy}, output)]
+    assert computed["evaluate"] == 2 * [({"float32"}, "float32")]
+    for name in ("reference", "deep_defense"):
+        model = keras.saving.load_model(tmp_path / f"{name}.keras")
+        assert policies(model) == {"float32"}
+    found = parsed(tmp_path / "results.json")
+    curve = found["curves"]["deep_defense"]
+    assert curve["epochs"] == [0, 2]
+    assert len(curve["training_loss"]) == 2
+    for key, summary in (("accuracy", "accuracy"), ("rho", "rho2")):
+        first, last = curve[key]
+        # Rounded to three digits, a validation is the evaluation after it.
+        close = 1e-5 if policy == "float32" else 0.03
+        numbers = found["models"]
+        assert first == numbers["reference"][summary]
+        assert last == pytest.approx(
+            numbers["deep_defense"][summary], rel=close
+        )
+
+
+def test_layers_with_a_precision_of_their_own_keep_it(monkeypatch):
+    layers = [
+        keras.Input((8, 8, 1)),
+        keras.layers.Flatten(),
+        keras.layers.Dense(8, name="precise", dtype="float64"),
+        keras.layers.Dense(10, name="last"),
+    ]
+    network = keras.Sequential(layers)
+    given = types.SimpleNamespace(precision="mixed_bfloat16")
+    monkeypatch.setattr(precision, "FLAGS", given)
+    with precision.training_precision(network):
+        assert policies(network) == {"float64", "mixed_bfloat16"}
+    with (
+        pytest.raises(ZeroDivisionError),
+        precision.training_precision(network),
+    ):
+        raise ZeroDivisionError
+    assert policies(network) == {"float64", "float32"}
+
+
 def test_regulariser_starts_late_and_grows(tmp_path, monkeypatch):
     shares = []
     scale = dd_keras.DeepDefenseModel.scale_lam
@@ -332,6 +410,8 @@ def test_regulariser_starts_late_and_grows(tmp_path, monkeypatch):
             "--evaluation_candidates=10",
             r"^error: --evaluation_candidates: expected at most 9, .* 10\.$",
         ),
+        ("--precision=float16", r"flag --precision=float16: .*mixed_bfloat16"),
+        ("--validation_freq=0", r"flag --validation_freq=0: "),
         ("--weights=imagenet", r"^error: --weights: expected with a keras\.ap"),
         ("--augment", r"^error: augment: expected False for 'digits'"),
     ],

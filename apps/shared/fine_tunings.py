@@ -26,12 +26,12 @@ OF_REFERENCE = [
     "arch", "weights", "augment", "batch_size", "momentum",
     "weight_decay", "reference_epochs", "reference_learning_rate",
     "reference_weight_decay", "reference_last_epochs",
-    "reference_last_rate", "seed",
+    "reference_last_rate", "seed", "precision",
 ]  # fmt: skip
 _OF_FINE_TUNING = [
     "dataset", "recipe", "limit", "image_size", "augment", "epochs",
     "halved_epochs", "last_rate", "learning_rate", "momentum",
-    "weight_decay", "lam_start", "regularization_warmup",
+    "weight_decay", "lam_start", "regularization_warmup", "precision",
 ]  # fmt: skip
 
 

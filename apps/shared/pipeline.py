@@ -221,9 +221,14 @@ def _curves(
         print(f"\nEvaluating on the validation images: {title_of(REFERENCE)}")
         batches = validation_batches(data)
         first = training.evaluate(models[REFERENCE], batches).summary()
-    start = {"accuracy": first["accuracy"], "rho": first[f"rho{FLAGS.norm:g}"]}
+    start = {
+        "epochs": 0,
+        "accuracy": first["accuracy"],
+        "rho": first[f"rho{FLAGS.norm:g}"],
+    }
     return {
-        name: curve | {k: [v, *curve[k]] for k, v in start.items()}
+        name: curve
+        | {k: [v, *curve[k]] for k, v in start.items() if k in curve}
         for name, curve in curves.items()
     }
 

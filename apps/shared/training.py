@@ -15,6 +15,7 @@ import tensorflow as tf
 from absl import flags
 
 from shared import barely_trained, inputs, progress, provenance
+from shared.precision import training_precision
 from shared.schedule import Schedule
 from shared.training_flags import settings
 
@@ -70,13 +71,14 @@ def train_reference(
         return inputs.load_classifier(FLAGS.reference, data).model, None
     reference = _build_reference(data)
     print(f"Training the reference: {FLAGS.arch}")
-    _, seconds = _fit(
-        REFERENCE,
-        dd_keras.DefenseModel(reference),
-        Schedule.of_reference(),
-        train,
-        checkpoints,
-    )
+    with training_precision(reference):
+        _, seconds = _fit(
+            REFERENCE,
+            dd_keras.DefenseModel(reference),
+            Schedule.of_reference(),
+            train,
+            checkpoints,
+        )
     return reference, seconds
 
 
@@ -108,7 +110,7 @@ def defend(
     checkpoints: str,
     chosen: Settings | None = None,
     bounds: tuple | None = None,
-    validation_freq: int = 1,
+    validation_freq: int | None = None,
     log_as: str | None = None,
     reference_accuracy: float | None = None,
 ) -> tuple[float, dict]:
@@ -123,13 +125,15 @@ def defend(
         chosen: `Settings`; those of the flags by default.
         bounds: (low, high) of valid inputs, for --bounded and
             --robustness_board.
-        validation_freq: epochs from one validation to the next.
+        validation_freq: epochs from one validation to the next;
+            --validation_freq by default.
         log_as: name of its logs; that of the defence by default.
         reference_accuracy: of the classifier, for the error where it diverges.
 
     Returns:
         (seconds, convergence curve: a dict of lists over epochs, `"accuracy"`
-        and `"rho"` of `validation`, and `"training_loss"`; with --keep=best
+        and `"rho"` of `validation`, and `"training_loss"`; where not each
+        epoch is validated also `"epochs"`, those that are; with --keep=best
         also `"best"`, a dict of the `"epoch"` kept, from 0, and its
         `"score"`; with --c=auto also `"chosen"`, a dict of `"c"`).
 
@@ -138,18 +142,19 @@ def defend(
     """
     keras.utils.set_random_seed(FLAGS.seed)
     chosen = dataclasses.replace(chosen or settings(), bounds=bounds)
-    model, train = METHODS[name].prepare(classifier, train, chosen)
     try:
-        curve, seconds = _fit(
-            log_as or name,
-            model,
-            Schedule.of_fine_tuning(),
-            train,
-            checkpoints,
-            validation,
-            validation_freq,
-            bounds,
-        )
+        with training_precision(classifier):
+            model, train = METHODS[name].prepare(classifier, train, chosen)
+            curve, seconds = _fit(
+                log_as or name,
+                model,
+                Schedule.of_fine_tuning(),
+                train,
+                checkpoints,
+                validation,
+                validation_freq or FLAGS.validation_freq,
+                bounds,
+            )
     except DivergenceError as error:
         if reference_accuracy is None:
             raise
@@ -245,6 +250,10 @@ def _fit(
         "rho": logged.get(rho, []),
         "training_loss": logged.get("loss", []),
     }
+    if validation_freq > 1:
+        curve["epochs"] = list(
+            range(validation_freq, schedule.epochs + 1, validation_freq)
+        )
     if best is not None:
         curve["best"] = best.best
     chosen = getattr(model, "chosen", {})

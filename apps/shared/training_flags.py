@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from shared import precision
 from shared.flags import define_data_flags, define_output_dir
 
 from dd_keras import distribution, networks
@@ -243,6 +244,13 @@ def _require_finite(name):
 
 
 def _define_run_flags():
+    precision.define_flag()
+    flags.DEFINE_integer(
+        "validation_freq",
+        1,
+        "Epochs of fine-tuning from one validation to the next.",
+        lower_bound=1,
+    )
     flags.DEFINE_float(
         "validation_split",
         0.0,

@@ -52,7 +52,8 @@ def convergence_curves(
     Args:
         histories: dict from a model's name to a dict with `"accuracy"` (in
             [0, 1]) and `"rho"`, each a sequence over epochs that starts with
-            epoch 0, the reference. Models may differ in the number of epochs.
+            epoch 0, the reference; optionally `"epochs"`, those that they
+            are of, increasing. Models may differ in the number of epochs.
         path: file to write; its extension sets the format.
         norm: the order p of rho's norm, for the axis label.
 
@@ -75,8 +76,13 @@ def convergence_curves(
         accuracy = numbers(f"{where}['accuracy']", history["accuracy"], 1)
         values = numbers(f"{where}['rho']", history["rho"])
         check_lengths(where, {"accuracy": accuracy, "rho": values})
-        plot_series(left, i, name, range(len(accuracy)), 100 * accuracy)
-        plot_series(right, i, name, range(len(values)), values)
+        epochs = np.arange(len(accuracy))
+        if "epochs" in history:
+            epochs = numbers(f"{where}['epochs']", history["epochs"])
+            _check_increasing(f"{where}['epochs']", epochs)
+            check_lengths(where, {"accuracy": accuracy, "epochs": epochs})
+        plot_series(left, i, name, epochs, 100 * accuracy)
+        plot_series(right, i, name, epochs, values)
     finish_axes(left, "Epoch (0: reference)", "Test accuracy (%)")
     finish_axes(right, "Epoch (0: reference)", f"Test {rho}")
     for axes in (left, right):
@@ -253,6 +259,14 @@ def trade_off(
     save(figure, path)
 
 
+def _check_increasing(name, values):
+    if np.any(np.diff(values) <= 0):
+        raise ValueError(
+            f"{name}: expected increasing numbers; received "
+            f"{reprlib.repr(values.tolist())}."
+        )
+
+
 def _mark_eps_ref(axes, eps_ref, names):
     """Vertical lines at eps_ref; returns the legend's entry."""
     common = not isinstance(eps_ref, Mapping)
@@ -317,11 +331,7 @@ def _plot_shares(axes, curves, key):
     for i, name, curve in in_styles(curves):
         where = f"curves[{name!r}]"
         eps = numbers(f"{where}['eps']", curve["eps"])
-        if np.any(np.diff(eps) <= 0):
-            raise ValueError(
-                f"{where}['eps']: expected increasing numbers; received "
-                f"{reprlib.repr(eps.tolist())}."
-            )
+        _check_increasing(f"{where}['eps']", eps)
         rates = {
             which: numbers(f"{where}[{which!r}]", curve[which], 1)
             for which in (key, "low", "high")
