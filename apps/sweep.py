@@ -1,28 +1,33 @@
-"""Figures 3 and 4 of the paper: how lam and c, and single layers, matter.
+"""Accuracy against robustness, of any defences over their own settings.
 
-    python apps/sweep.py --dataset=mnist --arch=lenet --reference=FILE.keras
-    python apps/sweep.py --figure=3 --epochs=1 --max_runs=4
+    python apps/sweep.py --dataset=mnist --arch=lenet --reference=FILE.keras --series="lam=15=deep_defense c=5,15,25" --series="Adv. Train II=adv_train_2 eps=6,13,25"
+    python apps/sweep.py --dataset=digits --arch=digits_cnn --reference=runs/digits/reference.keras --batch_size=50 --learning_rate=1e-3 --attack_images=300 --l2_eps=300 --linf_eps=50 --series="Deep Defense=deep_defense gradient=implicit c=5,10,20" --series="PGD, l_2=pgd ball=l2 eps=75,150,300"
 
-Figure 3 fine-tunes one reference with each pair of --lams and --cs, Figure 4
-with the regulariser on one layer at a time, and on all. Each run ends in
-runs/NAME.json in --output_dir; sweep.csv and the figures are brought up to
-date after each, and sweep.json holds all of them in the end. Interrupted, or
-stopped by --max_runs, the same command runs what is missing. A run of
-LeNet on MNIST, five epochs, is 3,000 steps of 86 ms on two idle CPU cores
-(benchmarks/training_step.py), and there are 27 + 5 of them; --epochs=1 takes a
-fifth of that.
-"""
+Which defence to take, and how strong? Each --series is a defence with one of
+its settings swept, `NAME=DEFENCE SETTING=VALUE,VALUE,... SETTING=VALUE`; all
+else is as the flags have it. Each point fine-tunes the same --reference for the
+same --epochs. Measured are accuracy and rho_2, as in the paper's Figures 3, 4
+and 6, and, with --fgsm_eps, accuracy under FGSM, of all test images.
 
-import contextlib
-import json
-import math
+With --attack_images also what the strongest attacks leave of so many images,
+within the valid pixels: the best known l_2 distance (the shortest of DeepFool,
+DDN and FAB), and the accuracy under AutoAttack without Square, in l_2 up to
+--l2_eps and in l_inf up to --linf_eps. The figure is then of these, and rho_2
+is of the same images.
+
+Each point ends in runs/NAME.json, and its model in models/, in --output_dir;
+sweep.json, table.md and sweep.png are brought up to date after each.
+Interrupted, or stopped by --max_runs, the same command runs what is missing.
+The paper's own figures: apps/reproduce.py.
+"""  # noqa: E501
+
 import os
+import re
 import time
 
 from absl import app, flags
 
 from paper import sweep_files
-from paper.sweep_files import ALL_LAYERS, FineTuning
 from shared import (
     barely_trained,
     cli,
@@ -33,15 +38,19 @@ from shared import (
 )
 from shared.flags import define_dataset_flag
 from shared.provenance import (
+    as_rows,
     named_flag_values,
     provenance,
     write_json,
 )
 from shared.run import Run, test_batches, training_batches
+from shared.series import parse
 from shared.training_flags import settings
 
+import dd_keras
+from dd_keras import attacks, evaluation
+from dd_keras.evaluation import metrics
 from dd_keras.training import DivergenceError
-from dd_keras.utils import files
 
 FLAGS = flags.FLAGS
 define_dataset_flag()
@@ -49,212 +58,274 @@ training_flags.define(
     ["lenet", "mlp", "digits_cnn", "convnet", "nin"],
     output_dir="runs/sweep",
 )
-flags.DEFINE_list("figure", ["3", "4"], "Which of the two: 3, 4, or 3,4.")
-flags.DEFINE_list("lams", ["5", "15", "25"], "lam of Figure 3.")
-flags.DEFINE_list(
-    "cs", [str(c) for c in range(5, 50, 5)], "c of Figure 3, for each lam."
+flags.DEFINE_multi_string(
+    "series",
+    None,
+    "NAME=DEFENCE SETTING=VALUE,VALUE,... SETTING=VALUE; may be repeated.",
+    required=True,
 )
 flags.DEFINE_list(
-    "layers", None, "Layers of Figure 4; all with weights by default."
+    "fgsm_eps", [], "Of FGSM, in units of the inputs; none by default."
+)
+flags.DEFINE_integer(
+    "attack_images",
+    0,
+    "Test images for the strongest attacks; 0: without these.",
+    lower_bound=0,
+)
+flags.DEFINE_float(
+    "l2_eps", 382.5, "Of AutoAttack in l_2, in units of the inputs."
+)
+flags.DEFINE_float(
+    "linf_eps", 25.5, "Of AutoAttack in l_inf, in units of the inputs."
+)
+flags.DEFINE_bool("evaluate_reference", True, "Measure the reference as well.")
+for name in ("l2_eps", "linf_eps"):
+    flags.register_validator(
+        name, lambda eps: eps > 0, message=f"--{name} must be above 0."
+    )
+flags.register_validator(
+    "fgsm_eps",
+    lambda given: all(re.fullmatch(r"\d+(\.\d*)?", text) for text in given),
+    message="--fgsm_eps must be numbers, separated by commas.",
+)
+flags.DEFINE_integer(
+    "max_runs", None, "Stop after so many new points.", lower_bound=0
 )
 flags.register_validator(
     "epochs", lambda epochs: epochs > 0, message="--epochs must be above 0."
 )
-flags.DEFINE_integer(
-    "max_runs", None, "Stop after so many new runs.", lower_bound=0
-)
-flags.register_validator(
-    "figure",
-    lambda given: given and sorted(given) in (["3"], ["4"], ["3", "4"]),
-    message="--figure must be 3, 4, or 3,4.",
-)
-
 flags.register_validator(
     "distribution",
     lambda name: name != "multi_worker",
     message="--distribution must be none or mirrored: several workers do more "
-    "with a part of the runs each.",
+    "with a part of the series each.",
 )
 flags.register_validator(
     "keep",
     lambda epoch: epoch == "last",
-    message="--keep must be last: the figures are of the last epoch.",
+    message="--keep must be last: test images must not choose.",
 )
+
+_OF_MEASURES = ("attack_images", "l2_eps", "linf_eps", "fgsm_eps")
 
 
 @cli.main
 def main():
     """Sweeps, from flags to files."""
     started = time.time()
+    series = parse(FLAGS.series)
     with training.start().scope():
-        _sweep(started)
+        _sweep(series, started)
 
 
-def _sweep(started):
+def _sweep(series, started):
     output_dir = cli.own_directory(FLAGS.output_dir)
-    os.makedirs(os.path.join(output_dir, "runs"), exist_ok=True)
+    for folder in ("runs", "models"):
+        os.makedirs(os.path.join(output_dir, folder), exist_ok=True)
     data = Run.of_flags(__name__, FLAGS.dataset, FLAGS.recipe).load_data()
     train = training_batches(data)
-    test = test_batches(data)
     path = fine_tunings.reference_path(data, train, output_dir)
-    reference = inputs.load_classifier(path, data).model
+    _check_layers(series, inputs.load_classifier(path, data).model)
     digest = fine_tunings.digest_of(path)
-    first = _evaluated(reference, digest, test, output_dir)
-    runs = _runs(reference)
+    points = [point for points in series.values() for point in points]
     finished = {
-        run.name: fine_tunings.read(
-            fine_tunings.result_path(output_dir, run.name),
-            _identity(run, digest),
+        point.name: fine_tunings.read(
+            fine_tunings.result_path(output_dir, point.name),
+            _identity(point, digest),
         )
-        for run in runs
+        for point in points
     }
-    missing = [run for run in runs if finished[run.name] is None]
-    print(f"{len(runs)} runs, {len(missing)} of them to do.")
-    poor = barely_trained.note(first["accuracy"], data.num_classes)
-    if poor:
-        print(f"warning: {poor}")
-    for run in missing[: FLAGS.max_runs]:
-        print(f"\nFine-tuning: {run.name}")
-        identity = _identity(run, digest)
-        progress = fine_tunings.progress_of(output_dir, run.name, identity)
-        finished[run.name] = {
+    reference = None
+    if FLAGS.evaluate_reference:
+        reference = _reference(path, digest, data, output_dir)
+        accuracy, *_ = reference["numbers"]["accuracy"]
+        poor = barely_trained.note(accuracy, data.num_classes)
+        if poor:
+            print(f"warning: {poor}")
+    missing = [point for point in points if finished[point.name] is None]
+    print(f"{len(points)} points, {len(missing)} of them to do.")
+    for point in missing[: FLAGS.max_runs]:
+        print(f"\nFine-tuning: {point.name}")
+        classifier = training.load_reference(path, data)
+        identity = _identity(point, digest)
+        progress = fine_tunings.progress_of(output_dir, point.name, identity)
+        finished[point.name] = {
             **identity,
-            **_result(
-                run,
-                training.load_reference(path, data),
-                train,
-                test,
-                progress.checkpoints("training"),
-                first["accuracy"],
-                data.bounds,
-            ),
+            "series": point.series,
+            "label": point.label,
+            **_result(point, classifier, data, train, progress, output_dir),
             **provenance(),
         }
         write_json(
-            finished[run.name], fine_tunings.result_path(output_dir, run.name)
+            finished[point.name],
+            fine_tunings.result_path(output_dir, point.name),
         )
         progress.finish()
-        sweep_files.write(runs, finished, first, output_dir)
-    written = sweep_files.write(runs, finished, first, output_dir)
-    if all(finished.values()):
-        written.append(_write_all(finished, first, output_dir))
+        sweep_files.write(_found(series, finished), reference, output_dir)
+    found = _found(series, finished)
+    written = sweep_files.write(found, reference, output_dir)
+    write_json(
+        {"reference": reference, "series": found, **provenance()}, written[0]
+    )
+    print(f"\n{sweep_files.table(found, reference)}")
     print(
-        f"\n{sum(map(bool, finished.values()))} of {len(runs)} runs are done."
+        f"\n{sum(map(bool, finished.values()))} of {len(points)} points are "
+        "done."
     )
     cli.print_written(written, started)
 
 
-def _result(run, classifier, train, test, checkpoints, accuracy, bounds):
-    """Fine-tunes a classifier: its curve, None if it diverged, and seconds."""
+def _check_layers(series, reference):
+    """Makes sure that layers to be regularised alone are there, before hours.
+
+    Raises:
+        SystemExit: with a message, if one is not.
+    """
+    weighted = [
+        layer.name for layer in reference.layers if layer.trainable_weights
+    ]
+    for points in series.values():
+        for point in points:
+            names = point.settings.regularized_layers or []
+            if not set(names) <= set(weighted):
+                cli.fail(
+                    f"--series: regularized_layers of {point.series}: expected "
+                    f"of {weighted}; received {list(names)}."
+                )
+
+
+def _identity(point, digest):
+    return fine_tunings.identity_of(
+        point.name, point.settings, digest, *_OF_MEASURES
+    ) | {"defense": point.defense}
+
+
+def _found(series, finished):
+    """The results that are there: dict of series to list of dicts."""
+    found = {
+        name: [finished[point.name] for point in points]
+        for name, points in series.items()
+    }
+    return {
+        name: [result for result in results if result is not None]
+        for name, results in found.items()
+    }
+
+
+def _reference(path, digest, data, output_dir):
+    """What `_result` is of a point, of the reference."""
+    where = fine_tunings.result_path(output_dir, training.REFERENCE)
+    identity = {
+        "reference_sha256": digest,
+        "measures": named_flag_values(
+            [*_OF_MEASURES, "evaluation_candidates", "limit"]
+        ),
+    }
+    if not FLAGS.reference:  # it was trained here
+        identity["reference_flags"] = named_flag_values(
+            fine_tunings.OF_REFERENCE
+        )
+    found = fine_tunings.read(where, identity)
+    if found is None:
+        print("\nEvaluating: reference")
+        classifier = inputs.load_classifier(path, data).model
+        progress = fine_tunings.progress_of(
+            output_dir, training.REFERENCE, identity
+        )
+        found = {
+            **identity,
+            **_evaluated(
+                training.REFERENCE, classifier, data, progress, output_dir
+            ),
+            **provenance(),
+        }
+        write_json(found, where)
+        progress.finish()
+    return found
+
+
+def _result(point, classifier, data, train, progress, output_dir):
+    """Fine-tunes and measures a classifier; numbers are None if it diverged."""
     started = time.time()
     try:
-        seconds, curve = training.defend(
-            "deep_defense",
+        seconds, _ = training.defend(
+            point.defense,
             classifier,
             train,
-            test,
-            checkpoints,
-            run.settings,
-            bounds,
-            # Figure 4 draws every epoch, Figure 3 the last.
-            validation_freq=1 if run.figure == "4" else FLAGS.epochs,
-            log_as=run.name,
-            reference_accuracy=accuracy,
+            test_batches(data),
+            progress.checkpoints("training"),
+            point.settings,
+            data.bounds,
+            validation_freq=FLAGS.epochs + 1,  # it is measured afterwards
+            log_as=point.name,
         )
     except DivergenceError as error:  # a result, too
         print(error)
-        seconds, curve = time.time() - started, None
-    return {"curve": curve, "seconds": seconds}
-
-
-def _runs(reference):
-    """All runs that the flags ask for."""
-    runs = []
-    if "3" in FLAGS.figure:
-        runs += [
-            FineTuning("3", f"lam={lam}", f"c={c}", settings(lam=lam, c=c))
-            for lam in _numbers("lams")
-            for c in _numbers("cs")
-        ]
-    if "4" in FLAGS.figure:
-        weighted = [
-            layer.name for layer in reference.layers if layer.trainable_weights
-        ]
-        names = FLAGS.layers or [*weighted, ALL_LAYERS]
-        if not set(names) <= {*weighted, ALL_LAYERS} or len(set(names)) < len(
-            names
-        ):
-            cli.fail(
-                f"--layers: expected of {weighted} and {ALL_LAYERS!r}, each "
-                f"once; received {names}."
-            )
-        for name in names:
-            layers = None if name == ALL_LAYERS else [name]
-            chosen = settings(regularized_layers=layers)
-            runs.append(FineTuning("4", f"layer={name}", "", chosen))
-    return runs
-
-
-def _numbers(name):
-    """The numbers of a flag that lists them, each above 0."""
-    try:
-        numbers = [float(text) for text in FLAGS[name].value]
-    except ValueError:
-        numbers = [0]
-    valid = all(0 < number < math.inf for number in numbers)
-    if not numbers or not valid or len(set(numbers)) < len(numbers):
-        cli.fail(
-            f"--{name}: expected different numbers above 0; received "
-            f"{FLAGS[name].value}."
-        )
-    return [int(n) if n == int(n) else n for n in numbers]
-
-
-def _identity(run, digest):
-    return fine_tunings.identity_of(run.name, run.settings, digest)
-
-
-def _evaluated(reference, digest, test, output_dir):
-    """Accuracy and rho of the reference, measured once."""
-    path = fine_tunings.result_path(output_dir, training.REFERENCE)
-    names = ["dataset", "recipe", "limit", "image_size"]
-    names += ["norm", "evaluation_candidates"]
-    if not FLAGS.reference:  # what trained it
-        names += fine_tunings.OF_REFERENCE
-    identity = {"reference_sha256": digest, **named_flag_values(names)}
-    found = fine_tunings.read(path, identity)
-    if found is not None:
-        return found
-    print("\nEvaluating: reference")
-    summary = training.evaluate(reference, test).summary()
-    result = {
-        **identity,
-        "accuracy": summary["accuracy"],
-        "rho": summary[f"rho{FLAGS.norm:g}"],
-    }
-    write_json(result, path)
-    return result
-
-
-def _write_all(finished, first, output_dir):
-    """Writes sweep.json, unless it holds these runs already; its path."""
-    path = os.path.join(output_dir, "sweep.json")
-    with (
-        contextlib.suppress(*files.DAMAGED),
-        open(path, encoding="utf-8") as file,
-    ):
-        if json.load(file).get("runs") == finished:
-            return path
-    write_json(
-        {
-            "reference": first,
-            "runs": finished,
-            "total_seconds": sum(r["seconds"] for r in finished.values()),
-            **provenance(),
-        },
-        path,
+        return {"numbers": None, "training_seconds": time.time() - started}
+    training.save(
+        classifier, os.path.join(output_dir, "models", f"{point.name}.keras")
     )
-    return path
+    return {
+        "training_seconds": seconds,
+        **_evaluated(point.name, classifier, data, progress, output_dir),
+    }
+
+
+def _evaluated(name, classifier, data, progress, output_dir):
+    """The numbers of a classifier; its distances go to runs/NAME.npz."""
+    started = time.time()
+    attacked = FLAGS.attack_images > 0
+    distance = settings().evaluation_attack
+    chosen = ["accuracy"]
+    if FLAGS.fgsm_eps:
+        eps = sorted({float(eps) for eps in FLAGS.fgsm_eps})
+        chosen.append(evaluation.EpsSweep(eps))
+    if not attacked:
+        chosen.append(distance)
+    report = whole = dd_keras.evaluate_robustness(
+        classifier,
+        test_batches(data),
+        metrics=chosen,
+        checkpoint_dir=progress.checkpoints("evaluation_of_all"),
+    )
+    if attacked:
+        few = data._replace(test=data.test.take(FLAGS.attack_images))
+        report = dd_keras.evaluate_robustness(
+            classifier,
+            test_batches(few),
+            metrics=[
+                distance,
+                metrics.get("l2_best", data.bounds),
+                _autoattack("autoattack_l2", FLAGS.l2_eps, 2.0, data.bounds),
+                _autoattack(
+                    "autoattack", FLAGS.linf_eps, float("inf"), data.bounds
+                ),
+            ],
+            checkpoint_dir=progress.checkpoints("evaluation"),
+        )
+    report.to_npz(os.path.join(output_dir, "runs", f"{name}.npz"))
+    p = f"{FLAGS.norm:g}"
+    wanted = {"accuracy", f"rho{p}", f"l{p}", *sweep_files.MEASURES}
+    kept = {
+        key: estimate
+        for key, estimate in (report.estimates | whole.estimates).items()
+        if key in wanted or key.startswith("fgsm_accuracy@")
+    }
+    return {
+        "numbers": as_rows(kept),
+        "images": [len(whole), len(report)],
+        "warnings": report.warnings,
+        "evaluation_seconds": time.time() - started,
+    }
+
+
+def _autoattack(name, eps, norm, bounds):
+    """Accuracy under AutoAttack without Square."""
+    attack = attacks.AutoAttack(
+        eps, norm, ["apgd-ce", "apgd-t", "fab-t"], bounds=bounds
+    )
+    return evaluation.AccuracyUnderAttack(attack, name)
 
 
 if __name__ == "__main__":

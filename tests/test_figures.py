@@ -164,7 +164,9 @@ def test_convergence_takes_any_number_of_epochs(saved, tmp_path, epochs):
 
 def test_convergence_may_leave_epochs_out(saved, tmp_path):
     curve = {"epochs": [0, 5, 10], "accuracy": [0.9, 0.8, 0.9]}
-    plots.convergence_curves({"m": curve | {"rho": [1, 2, 3]}}, tmp_path / "a.png")
+    plots.convergence_curves(
+        {"m": curve | {"rho": [1, 2, 3]}}, tmp_path / "a.png"
+    )
     for axes in saved[0].axes:
         np.testing.assert_array_equal(axes.lines[0].get_xdata(), [0, 5, 10])
 

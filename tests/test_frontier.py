@@ -1,220 +1,23 @@
-"""Accuracy against robustness: the program, its series and its comparison."""
+"""The frontier: who is ahead at equal accuracy, and its table and figure."""
 
 import json
 import shutil
 
-import keras
 import numpy as np
 import pytest
 from absl import flags
-from conftest import imported, run
-from test_apps import contents, parsed, refused
+from conftest import imported
+from test_apps import parsed
+from test_sweep import attacked, quick_attacks, reference
 
-from paper import experiments, frontier, frontiers
-from paper.frontier import MEASURES
-from paper.steps import Plan
+from paper import experiments, frontier, mnist, sweep_files
+from paper.sweep_files import MEASURES
 from shared import series
 
-import dd_keras
-from dd_keras import attacks, evaluation, plots
-from dd_keras.evaluation import metrics
+from dd_keras import plots
 from dd_keras.evaluation.statistics import ratio_of_means
 
-FLAGS = (
-    "--dataset=digits",
-    "--limit=40",
-    "--batch_size=10",
-    "--epochs=2",
-    "--learning_rate=1e-4",
-    "--attack_images=20",
-    "--l2_eps=100",
-    "--linf_eps=10",
-    "--max_iter=2",
-)
-SERIES = (
-    "--series=Deep Defense=deep_defense gradient=implicit c=5,10",
-    "--series=PGD, l_2=pgd ball=l2 attack_steps=2 eps=200",
-    "--series=clean=clean",
-)
-NAMES = [
-    "Deep_Defense_c=5",
-    "Deep_Defense_c=10",
-    "PGD_l_2",
-    "clean",
-]
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-    """A classifier of the digits, hardly trained."""
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential(
-        [
-            keras.Input((8, 8, 1)),
-            keras.layers.Flatten(),
-            keras.layers.Rescaling(1 / 255),
-            keras.layers.Dense(8, "relu"),
-            keras.layers.Dense(10),
-        ]
-    )
-    path = tmp_path_factory.mktemp("reference") / "mine.keras"
-    model.save(path)
-    return path
-
-
-def make_attacks_quick(patch):
-    """The strongest attacks take long to trace: others in their place."""
-
-    def pgd(eps, norm, version, bounds):
-        assert version == ["apgd-ce", "apgd-t", "fab-t"]
-        return attacks.PGD(eps, norm, steps=2, bounds=bounds)
-
-    given = metrics.get
-
-    def best(name, bounds=None):
-        if name != "l2_best":
-            return given(name, bounds)
-        deepfool = attacks.DeepFool(max_iter=3, bounds=bounds)
-        return evaluation.BestDistance({"deepfool": deepfool})
-
-    patch.setattr(attacks, "AutoAttack", pgd)
-    patch.setattr(metrics, "get", best)
-
-
-@pytest.fixture(autouse=True)
-def quick_attacks(monkeypatch):
-    make_attacks_quick(monkeypatch)
-
-
-def measure(directory, reference, *arguments):
-    run(
-        "frontier",
-        *FLAGS,
-        f"--reference={reference}",
-        f"--output_dir={directory}",
-        *arguments,
-    )
-
-
-@pytest.fixture(scope="module")
-def whole(reference, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        make_attacks_quick(patch)
-        measure(directory, reference, *SERIES)
-    return directory
-
-
-@pytest.mark.thorough
-def test_all_points_are_trained_and_measured(whole, reference):
-    found = parsed(whole / "frontier.json")
-    assert list(found["series"]) == ["Deep Defense", "PGD, l_2", "clean"]
-    points = [p for points in found["series"].values() for p in points]
-    assert [p["run"] for p in points] == NAMES
-    first, _, last, clean = points
-    assert first["settings"]["gradient"] == "implicit"
-    assert (first["settings"]["c"], first["settings"]["max_iter"]) == (5, 2)
-    assert (last["settings"]["ball"], last["settings"]["eps"]) == ("l2", 200)
-    assert (clean["label"], clean["defense"]) == ("", "clean")
-    weights = [
-        keras.saving.load_model(path).get_weights()[0]
-        for path in (
-            reference,
-            *(whole / "models" / f"{name}.keras" for name in NAMES),
-        )
-    ]
-    for i, one in enumerate(weights):  # each was trained, and in its own way
-        assert not any(np.array_equal(one, other) for other in weights[:i])
-    data = dd_keras.datasets.load("digits")
-    test = data._replace(test=data.test.take(20)).test.batch(20)
-    x, y = next(iter(test))
-    for point, name in zip(
-        [found["reference"], *points], ["reference", *NAMES], strict=True
-    ):
-        assert point["images"] == [40, 20]
-        path = (
-            reference
-            if name == "reference"
-            else (whole / "models" / f"{name}.keras")
-        )
-        report = dd_keras.evaluate_robustness(
-            keras.saving.load_model(path),
-            (data.preprocessing(x) if data.preprocessing else x, y),
-            metrics=[
-                "accuracy",
-                attacks.DeepFool(max_iter=3, bounds=data.bounds),
-            ],
-            verbose=0,
-        )
-        assert point["numbers"]["l2_best"][0] == pytest.approx(
-            report.summary()["l2"], rel=1e-4
-        )
-        assert set(MEASURES) < set(point["numbers"])
-        kept = np.load(whole / "runs" / f"{name}.npz")
-        assert kept["l2_best"].shape == (20,)
-    text = (whole / "table.md").read_text("utf-8")
-    assert text.count("\n") == len(points) + 3
-    assert "PGD, l_2" in text
-
-
-@pytest.mark.thorough
-def test_stopped_and_started_again_ends_the_same(whole, reference, tmp_path):
-    few = (*SERIES[1:], "--noevaluate_reference")
-    measure(tmp_path, reference, *few, "--max_runs=1")
-    assert len(list((tmp_path / "models").iterdir())) == 1
-    measure(tmp_path, reference, *few)
-    for name in NAMES[2:]:
-        one, other = (
-            parsed(folder / "runs" / f"{name}.json")
-            for folder in (whole, tmp_path)
-        )
-        assert one["numbers"] == other["numbers"]
-    before = contents(tmp_path / "runs")
-    measure(tmp_path, reference, *few)
-    assert contents(tmp_path / "runs") == before
-    assert parsed(tmp_path / "frontier.json")["reference"] is None
-    message = refused(
-        tmp_path, *FLAGS, f"--reference={reference}", *few, "--l2_eps=7",
-        name="frontier",
-    )  # fmt: skip
-    assert "expected a run with l2_eps 7.0; it is one with 100.0" in message
-
-
-@pytest.mark.thorough
-def test_a_training_that_diverges_is_a_result(reference, tmp_path):
-    measure(
-        tmp_path,
-        reference,
-        "--series=clean=clean",
-        "--series=far=adv_train_2 eps=1e30",
-        "--learning_rate=1e30",
-    )
-    found = parsed(tmp_path / "frontier.json")["series"]
-    assert [p["numbers"] for points in found.values() for p in points] == [
-        None,
-        None,
-    ]
-    assert "diverged" in (tmp_path / "table.md").read_text("utf-8")
-    assert not (tmp_path / "frontier.png").exists()
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (["pgd"], "expected NAME=DEFENCE SETTING=VALUE"),
-        (["a=none"], "the defence of clean, deep_defense"),
-        (["a="], "the defence of clean, deep_defense"),
-        (["a=clean", "a=clean"], "expected each name once"),
-        (["a b=clean", "a/b=clean"], "expected points of different names"),
-        (["a=pgd c=5"], "expected settings of pgd, of eps, ball"),
-        (["a=pgd eps=much"], "eps=much"),
-        (["a=pgd ball=l3"], "ball=l3"),
-        (["a=pgd eps=1,2 attack_steps=1,2"], "one setting with several values"),
-    ],
-)
-def test_bad_series_are_named(tmp_path, given, message):
-    words = [f"--series={text}" for text in given]
-    assert message in refused(tmp_path, *FLAGS, *words, name="frontier")
+__all__ = ["attacked", "quick_attacks", "reference"]  # fixtures
 
 
 def result(accuracy, distance):
@@ -247,11 +50,18 @@ def test_advantage_is_at_equal_accuracy():
 
 
 @pytest.mark.thorough
-def test_figure_shows_what_kept_its_accuracy(whole, monkeypatch, tmp_path):
-    found = parsed(whole / "frontier.json")
+def test_figure_shows_what_kept_its_accuracy(attacked, monkeypatch, tmp_path):
+    found = parsed(attacked / "sweep.json")
     seen = []
-    monkeypatch.setattr(plots, "frontier", lambda *given: seen.append(given))
-    frontier.draw(frontier.curves(found["series"]), found["reference"], "f.png")
+
+    def draw(*given):
+        seen.append(given)
+        (tmp_path / given[2]).touch()
+
+    monkeypatch.setattr(plots, "frontier", draw)
+    sweep_files.draw(
+        found["series"], found["reference"], str(tmp_path / "f.png")
+    )
     ((points, measures, _, star, least),) = seen
     assert set(measures) == set(MEASURES)
     accuracy = found["reference"]["numbers"]["accuracy"][0]
@@ -263,27 +73,27 @@ def test_figure_shows_what_kept_its_accuracy(whole, monkeypatch, tmp_path):
 
 
 @pytest.mark.thorough
-def test_experiment_has_all_series_and_who_is_ahead(whole, tmp_path):
+def test_experiment_has_all_series_and_who_is_ahead(attacked, tmp_path):
     """Of the files that the program wrote, in the folders of the steps."""
-    plan = Plan(str(tmp_path), smoke=True)
-    assert list(plan.frontier) == ["implicit", "pgd_l2"]
-    written = parsed(whole / "frontier.json")
+    plan = experiments.plan(str(tmp_path), smoke=True)
+    assert list(mnist.frontier(plan)) == ["implicit", "pgd_l2"]
+    written = parsed(attacked / "sweep.json")
     for name, titles in (
         ("implicit", ["Deep Defense"]),
         ("pgd_l2", ["PGD, l_2", "clean"]),
     ):
         folder = tmp_path / f"mlp_frontier_{name}"
-        shutil.copytree(whole / "runs", folder / "runs")
+        shutil.copytree(attacked / "runs", folder / "runs")
         kept = {title: written["series"][title] for title in titles}
-        (folder / "frontier.json").write_text(
+        (folder / "sweep.json").write_text(
             json.dumps({**written, "series": kept}), encoding="utf-8"
         )
-    numbers = frontiers.frontier(plan)["mlp"]
+    numbers = frontier.frontier(plan)["mlp"]
     assert list(numbers["series"]) == ["Deep Defense", "PGD, l_2", "clean"]
     assert (tmp_path / "frontier_mlp.png").exists()
     names = [one["other"] for one in numbers["advantage"]]
     assert names == ["PGD, l_2", "clean"]
-    text = frontiers.frontier_text({"mlp": numbers})
+    text = frontier.frontier_text({"mlp": numbers})
     assert "PGD, l_2" in text
     for one in numbers["advantage"]:
         if one["ratio"]:
@@ -293,18 +103,20 @@ def test_experiment_has_all_series_and_who_is_ahead(whole, tmp_path):
 
 def test_commands_of_the_experiment_are_the_programs():
     """Each series can be parsed, and the reference is attacked once."""
-    plan = Plan("runs", smoke=False)
-    names = experiments.steps_of("frontier_mnist", plan)
-    assert len(names) == len(set(names)) == 2 * len(plan.frontier)
-    with imported("frontier"):
-        flags.FLAGS(["frontier.py", "--series=a=clean"])
-        for text in plan.frontier.values():
+    plan = experiments.plan("runs")
+    names = experiments.EXPERIMENTS["frontier_mnist"].steps(plan)
+    wanted = mnist.frontier(plan)
+    assert len(names) == len(set(names)) == 2 * len(wanted)
+    with imported("sweep"):
+        flags.FLAGS(["sweep.py", "--series=a=clean"])
+        for text in wanted.values():
             points = series.parse([text])
             assert 1 <= len(next(iter(points.values()))) <= 5
-    for network in plan.networks:
+    for network in mnist.networks(plan):
         own = [
             plan.steps[f"{network}_frontier_{name}"].arguments
-            for name in plan.frontier
+            for name in wanted
         ]
         assert sum("--noevaluate_reference" not in a for a in own) == 1
-    assert not experiments.EXPERIMENTS["frontier_mnist"].of_paper
+        assert all("--attack_images=1000" in a for a in own)
+    assert experiments.EXPERIMENTS["frontier_mnist"].group is None

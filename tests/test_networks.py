@@ -271,6 +271,13 @@ def test_deep_networks_have_their_known_size(
     assert trainable_size(model) == count
 
 
+def test_nin_starts_with_logits_of_one_from_pixels():
+    x = np.random.default_rng(0).normal(0, 64, (20, 32, 32, 3))
+    for seed in range(3):
+        keras.utils.set_random_seed(seed)
+        assert 0.3 < np.std(networks.nin()(x)) < 3
+
+
 def test_size_of_nin_by_hand():
     sizes = [
         conv_size(192, 5, 3), conv_size(160, 1, 192), conv_size(96, 1, 160),

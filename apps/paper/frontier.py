@@ -1,135 +1,74 @@
-"""Accuracy against robustness of many trainings: table, figure, comparison."""
+"""The frontier of all defences on MNIST: table, figure, and who is ahead."""
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
-from dd_keras import plots
-from dd_keras.evaluation.statistics import ratio_of_means
-from dd_keras.utils import files, tables
+from paper import mnist, sweep_files, sweeps
+from paper.steps import Plan
+from paper.tables import NETWORKS, loaded
 
-# What robustness is measured by, and what it is called.
-MEASURES = {
-    "l2_best": "l_2, best known",
-    "autoattack_l2_accuracy": "acc., AutoAttack l_2",
-    "autoattack_accuracy": "acc., AutoAttack l_inf",
-}
-_SYMBOLS = {
-    "l2_best": "Mean best-known $l_2$ distance",
-    "autoattack_l2_accuracy": "AutoAttack, $l_2$ (%)",
-    "autoattack_accuracy": r"AutoAttack, $l_\infty$ (%)",
-}
-# How much accuracy a point may have lost to be drawn.
-_SHOWN = 0.03
+from dd_keras.evaluation.statistics import ratio_of_means
+from dd_keras.utils import tables
+
 # At equal accuracy: no more than so much less.
 TOLERANCE = 0.0005
 
-# What experiment "frontier_mnist" trains: by the name of its step, a --series.
-# Deep Defense's c goes down to an eighth of the paper's; of the classes, the
-# three most probable are considered. eps and d_max are of pixels to 255.
-_IMPLICIT = "deep_defense gradient=implicit"
-_BOUNDED = f"{_IMPLICIT} bounded=true"
-_C = "c=3,5,10,15,25"
-OURS = {
-    "unrolled": f"Deep Defense=deep_defense candidates=3 {_C}",
-    "implicit": f"Deep Defense, implicit={_IMPLICIT} candidates=3 {_C}",
-    "bounded": f"Deep Defense, bounded={_BOUNDED} candidates=3 {_C}",
-    "ddn": f"Deep Defense by DDN={_BOUNDED} attack=ddn max_iter=10 {_C}",
-    "superdeepfool": f"Deep Defense by SuperDeepFool={_BOUNDED} candidates=3 "
-    f"attack=superdeepfool max_iter=2 {_C}",
-    "lam": f"Deep Defense, lam={_IMPLICIT} candidates=3 c=10 "
-    "lam=5,10,30,60,120",
-    "min": f"Deep Defense, min={_IMPLICIT} candidates=3 aggregation=min c=5 "
-    "lam=15,50,150,500,1500",
-    "inverse": f"Deep Defense, inverse={_IMPLICIT} candidates=3 "
-    f"shrinkage=inverse {_C}",
-    "combined": "Deep Defense + Adv. Train II=combined gradient=implicit "
-    "bounded=true candidates=3 c=10 eps=6.375,12.75,25.5,38.25,51",
-}
-OTHERS = {
-    "clean": "clean=clean",
-    "adv_train_1": "Adv. Train I=adv_train_1 include_clean=true,false",
-    "adv_train_2": "Adv. Train II=adv_train_2 bounded=true "
-    "eps=6.375,12.75,25.5,38.25,51",
-    "parseval": "Parseval=parseval beta=1e-4,3e-4,1e-3,3e-3,1e-2",
-    "pgd_linf": "PGD, l_inf=pgd bounded=true eps=6.375,12.75,25.5,38.25,51",
-    "pgd_l2": "PGD, l_2=pgd ball=l2 bounded=true eps=127.5,255,382.5,510,765",
-    "trades": "TRADES, l_2=trades ball=l2 bounded=true eps=510 "
-    "trades_beta=0.3,1,3,6,10",
-    "mma": "MMA=mma bounded=true candidates=3 d_max=255,510,765,1020,1530",
-    "input_gradient": "input gradient=input_gradient "
-    "gradient_lam=1e3,1e4,1e5,1e6,1e7",
-}
 
-Series = Mapping[str, Sequence[Mapping]]
+def frontier(plan: Plan) -> dict:
+    """Every point of every network; draws a figure of each."""
+    numbers = {}
+    for network in mnist.networks(plan):
+        found = {
+            name: loaded(plan.result(_step(network, name)))
+            for name in mnist.frontier(plan)
+        }
+        series = {
+            title: results
+            for one in found.values()
+            for title, results in one["series"].items()
+        }
+        reference = next(iter(found.values()))["reference"]
+        sweep_files.draw(
+            series, reference, plan.path(f"frontier_{network}.png")
+        )
+        numbers[network] = {
+            "reference": sweep_files.kept(reference),
+            "series": {
+                title: [sweep_files.kept(result) for result in results]
+                for title, results in series.items()
+            },
+            "advantage": _advantage(plan, network, found),
+        }
+    return numbers
 
 
-def write(
-    series: Series, reference: Mapping | None, output_dir: str
-) -> list[str]:
-    """Writes table and figure; returns paths, frontier.json the first of them.
-
-    Args:
-        series: dict of names to results of points, as apps/frontier.py has
-            them.
-        reference: the same of the classifier that all start from, or None.
-        output_dir: where the files go.
-    """
-    written = [
-        os.path.join(output_dir, name)
-        for name in ("frontier.json", "table.md", "frontier.png")
-    ]
-    files.write_text(table(series, reference) + "\n", written[1])
-    points = curves(series)
-    if not points:
-        return written[:2]
-    with files.atomic_write(written[2]) as part:
-        draw(points, reference, part)
-    return written
-
-
-def draw(points: dict, reference: Mapping | None, path: str) -> None:
-    """Draws what `curves` returned, down to a few points of accuracy lost."""
-    star = reference and _values(reference["numbers"])
-    best = max(max(entry["accuracy"]) for entry in points.values())
-    least = max(0.0, (star["accuracy"] if star else best) - _SHOWN)
-    plots.frontier(points, _SYMBOLS, path, star, round(least, 3))
-
-
-def curves(series: Series) -> dict[str, dict[str, list]]:
-    """The points that came to a classifier, as `plots.frontier` takes them."""
-    found = {}
-    for name, results in series.items():
-        done = [result for result in results if result["numbers"]]
-        if done:
-            columns = [_values(result["numbers"]) for result in done]
-            found[name] = {
-                key: [column[key] for column in columns] for key in columns[0]
-            } | {"labels": [_short(result["label"]) for result in done]}
-    return found
-
-
-def table(
-    series: Series, reference: Mapping | None, form: str = "markdown"
-) -> str:
-    """All points, a row each."""
-    header = ["defence", "", "accuracy", *MEASURES.values(), "training"]
-    rows = []
-    if reference:
-        rows.append(["reference", "", *_cells(reference["numbers"]), ""])
-    for name, results in series.items():
-        for result in results:
-            numbers = result["numbers"]
-            rows.append(
-                [
-                    name,
-                    result["label"],
-                    *(_cells(numbers) if numbers else ["diverged"] + ["-"] * 3),
-                    f"{result['training_seconds']:.0f} s",
-                ]
-            )
-    return tables.render(header, rows, form)
+def frontier_text(numbers: dict) -> str:
+    """Every point, and the comparison at equal accuracy, in Markdown."""
+    parts = []
+    for network, found in numbers.items():
+        rows = [
+            [
+                one["other"],
+                f"{100 * one['accuracy']:.2f} %",
+                one["ours"] or "none as accurate",
+                "{:.3f} ({:.3f} to {:.3f})".format(*one["ratio"])
+                if one["ratio"]
+                else "-",
+            ]
+            for one in found["advantage"]
+        ]
+        header = ["another defence", "accuracy", "Deep Defense", "l_2 over its"]
+        parts += [
+            f"{NETWORKS[network]}:",
+            sweep_files.table(found["series"], found["reference"]),
+            "At no less accuracy (but for "
+            f"{100 * TOLERANCE:g} points), the largest mean best-known "
+            "distance of Deep Defense over that of each other defence, with "
+            "paired 95 % intervals:",
+            tables.render(header, rows, "markdown"),
+        ]
+    return "\n\n".join(parts)
 
 
 def advantage(
@@ -173,23 +112,22 @@ def advantage(
     return found
 
 
-def _values(numbers):
-    return {key: numbers[key][0] for key in ("accuracy", *MEASURES)}
+def _step(network, name):
+    return f"{network}_frontier_{name}"
 
 
-def _cells(numbers):
-    cells = [f"{100 * numbers['accuracy'][0]:.2f} %"]
-    for key in MEASURES:
-        value, low, high = numbers[key][:3]
-        if key == "l2_best":
-            cells.append(f"{value:.1f} ({low:.1f} to {high:.1f})")
-        else:
-            cells.append(
-                f"{100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
-            )
-    return cells
-
-
-def _short(label):
-    """The value alone: the series' name says of what."""
-    return label.partition("=")[2] or label
+def _advantage(plan, network, found):
+    """`advantage` of all forms of Deep Defense over all others."""
+    ours, others, distances = {}, {}, {}
+    for name, one in found.items():
+        group = ours if name in sweeps.OURS else others
+        folder = plan.path(_step(network, name), "runs")
+        for title, results in one["series"].items():
+            for result in results:
+                if result["numbers"] is None:  # it diverged
+                    continue
+                point = " ".join(filter(None, (title, result["label"])))
+                group[point] = result
+                with np.load(f"{folder}/{result['run']}.npz") as arrays:
+                    distances[point] = arrays["l2_best"]
+    return advantage(ours, others, distances)

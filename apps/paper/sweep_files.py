@@ -1,123 +1,164 @@
-"""The files of a sweep over settings: sweep.csv, and Figures 3 and 4."""
+"""The files of a sweep over settings: its table and its figure.
 
-import csv
-import io
+Which measures they have follows from the numbers: those of the strongest
+attacks where there are any, else rho.
+"""
+
 import os
-from typing import NamedTuple
+import re
+from collections.abc import Mapping, Sequence
 
 from absl import flags
 
 from dd_keras import plots
-from dd_keras.defenses import Settings
-from dd_keras.utils import files
+from dd_keras.utils import files, tables
 
 FLAGS = flags.FLAGS
 
-ALL_LAYERS = "all"
+# What the strongest attacks leave, and what it is called.
+MEASURES = {
+    "l2_best": "l_2, best known",
+    "autoattack_l2_accuracy": "acc., AutoAttack l_2",
+    "autoattack_accuracy": "acc., AutoAttack l_inf",
+}
+_SYMBOLS = {
+    "l2_best": "Mean best-known $l_2$ distance",
+    "autoattack_l2_accuracy": "AutoAttack, $l_2$ (%)",
+    "autoattack_accuracy": r"AutoAttack, $l_\infty$ (%)",
+}
+# How much accuracy a point may have lost to be drawn beside strong attacks.
+_SHOWN = 0.03
 
-
-class FineTuning(NamedTuple):
-    """One fine-tuning of a sweep.
-
-    Attributes:
-        figure: "3" or "4".
-        series: what its points are joined by in the figure.
-        label: what tells it from others of its series.
-        settings: `dd_keras.defenses.Settings`.
-    """
-
-    figure: str
-    series: str
-    label: str
-    settings: Settings
-
-    @property
-    def name(self) -> str:
-        """Of its files."""
-        words = [f"figure{self.figure}", self.series, self.label]
-        return "_".join(word for word in words if word)
+Result = Mapping
+Series = Mapping[str, Sequence[Result]]
 
 
 def write(
-    runs: list[FineTuning],
-    finished: dict[str, dict | None],
-    reference: dict,
-    output_dir: str,
+    series: Series, reference: Result | None, output_dir: str
 ) -> list[str]:
-    """Writes the CSV and the figures of all finished runs.
+    """Writes table and figure; returns paths, sweep.json the first of them.
 
     Args:
-        runs: all runs of the sweep.
-        finished: by name, the result of each; None: not there yet.
-        reference: accuracy and rho of the classifier they start from.
+        series: dict of names to results of points, as apps/sweep.py has them.
+        reference: the same of the classifier that all start from, or None.
         output_dir: where the files go.
-
-    Returns:
-        list of str: their paths.
     """
-    done = [(run, finished[run.name]) for run in runs if finished[run.name]]
-    written = [os.path.join(output_dir, "sweep.csv")]
-    files.write_text(_csv(done), written[0])
-    for figure in FLAGS.figure:
-        points = _points(done, figure, reference)
-        if points:
-            written.append(os.path.join(output_dir, f"figure{figure}.png"))
-            _draw(points, reference, len(done), written[-1])
+    written = [
+        os.path.join(output_dir, name)
+        for name in ("sweep.json", "table.md", "sweep.png")
+    ]
+    files.write_text(table(series, reference) + "\n", written[1])
+    if not curves(series):
+        return written[:2]
+    draw(series, reference, written[2])
     return written
 
 
-def _csv(done):
-    """The settings and the last epoch's numbers of each run."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(
-        ["figure", "lam", "c", "layer", "epochs", "accuracy", "rho", "seconds"]
-    )
-    for run, result in done:
-        curve = result["curve"] or {"accuracy": [""], "rho": ["diverged"]}
-        table.writerow(
-            [
-                run.figure,
-                run.settings.lam,
-                run.settings.c,
-                " ".join(run.settings.regularized_layers or [ALL_LAYERS]),
-                FLAGS.epochs,
-                curve["accuracy"][-1],
-                curve["rho"][-1],
-                round(result["seconds"], 1),
-            ]
-        )
-    return text.getvalue()
-
-
-def _points(done, figure, reference):
-    """What `plots.trade_off` draws: the series of a figure's runs."""
-    points = {}
-    for run, result in done:
-        if run.figure != figure or not result["curve"]:
-            continue
-        series = points.setdefault(
-            run.series, {"accuracy": [], "rho": [], "labels": []}
-        )
-        for key in ("accuracy", "rho"):
-            # Figure 4 shows all epochs, from the reference.
-            start = [reference[key]] if figure == "4" else []
-            series[key] += [*start, *result["curve"][key]]
-        series["labels"].append(run.label)
-    if figure == "4":
-        for series in points.values():
-            del series["labels"]
-    return points
-
-
-def _draw(points, reference, trainings, path):
+def draw(series: Series, reference: Result | None, path: str) -> None:
+    """Draws all points that came to a classifier, a curve for each series."""
+    points = curves(series)
+    star = reference and _values(reference["numbers"])
     with files.atomic_write(path) as part:
+        if "l2_best" in next(iter(points.values())):
+            best = max(max(entry["accuracy"]) for entry in points.values())
+            least = max(0.0, (star["accuracy"] if star else best) - _SHOWN)
+            plots.frontier(points, _SYMBOLS, part, star, round(least, 3))
+            return
         plots.trade_off(
             points,
             part,
-            FLAGS.norm,
-            (reference["rho"], reference["accuracy"]),
+            FLAGS.norm if "norm" in FLAGS else 2,
+            (star["rho"], star["accuracy"]) if star else None,
             width=7.0,
-            note=f"{FLAGS.arch} on {FLAGS.dataset}. Trainings: {trainings}; "
-            f"epochs: {FLAGS.epochs} (the paper: 5).",
         )
+
+
+def curves(series: Series) -> dict[str, dict[str, list]]:
+    """The points that came to a classifier, as the plots take them."""
+    found = {}
+    for name, results in series.items():
+        done = [result for result in results if result["numbers"]]
+        if done:
+            columns = [_values(result["numbers"]) for result in done]
+            found[name] = {
+                key: [column[key] for column in columns] for key in columns[0]
+            } | {"labels": [_short(result["label"]) for result in done]}
+    return found
+
+
+def kept(result: Result) -> dict:
+    """What a reader needs of a point."""
+    names = ("label", "numbers", "images", "training_seconds", "settings")
+    return {name: result[name] for name in names if name in result}
+
+
+def table(
+    series: Series, reference: Result | None, form: str = "markdown"
+) -> str:
+    """All points, a row each."""
+    rows = []
+    if reference:
+        rows.append(["reference", "", reference["numbers"], ""])
+    for name, results in series.items():
+        rows += [
+            [
+                name,
+                result["label"],
+                result["numbers"],
+                f"{result['training_seconds']:.0f} s",
+            ]
+            for result in results
+        ]
+    measured = next((row[2] for row in rows if row[2]), {})
+    header = _titles(measured)
+    return tables.render(
+        ["defence", "", "accuracy", *header.values(), "training"],
+        [
+            [
+                *names,
+                *(
+                    [_cell(key, numbers[key]) for key in ("accuracy", *header)]
+                    if numbers
+                    else ["diverged", *["-"] * len(header)]
+                ),
+                seconds,
+            ]
+            for *names, numbers, seconds in rows
+        ],
+        form,
+    )
+
+
+def _values(numbers):
+    """Accuracy, and what it stands against, by the names of the plots."""
+    if "l2_best" in numbers:
+        return {key: numbers[key][0] for key in ("accuracy", *MEASURES)}
+    rho, _ = _distances(numbers)
+    return {"accuracy": numbers["accuracy"][0], "rho": numbers[rho][0]}
+
+
+def _titles(numbers):
+    """The columns of the table: keys to titles."""
+    if "l2_best" in numbers:
+        return MEASURES
+    return {key: f"{key[:-1]}_{key[-1]}" for key in _distances(numbers)}
+
+
+def _distances(numbers):
+    """The names of rho and distance, as rho2 and l2, whatever the norm."""
+    return [key for key in numbers if re.fullmatch("rho.+|l[^_]+", key)]
+
+
+def _cell(key, estimate):
+    value, low, high = estimate[:3]
+    if key == "accuracy":
+        return f"{100 * value:.2f} %"
+    if "accuracy" in key:
+        return f"{100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+    digits = ".4f" if key.startswith("rho") else ".1f"
+    return f"{value:{digits}} ({low:{digits}} to {high:{digits}})"
+
+
+def _short(label):
+    """The value alone: the series' name says of what."""
+    return label.partition("=")[2] or label

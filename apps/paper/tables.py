@@ -1,18 +1,20 @@
-"""The paper's tables on MNIST, from what the steps of a `Plan` wrote.
+"""The paper's tables, from what the steps of a `Plan` wrote.
 
 A table is two functions: of a `steps.Plan` whose steps are done to its
 numbers, as JSON holds them, and of these to Markdown. The paper's own numbers,
-from published.json, stand beside ours.
+from published.json, stand beside ours. Those of both data sets take the module
+that has its commands.
 """
 
 import json
 import math
 import os
 import statistics
+import types
 from typing import Any
 
-from paper import steps
-from paper.steps import NETWORKS, Plan
+from paper import cifar10, mnist
+from paper.steps import Plan
 from shared.training import REFERENCE, title_of
 
 from dd_keras.defenses import METHODS
@@ -22,6 +24,8 @@ TITLES = {
     **{name: title_of(name) for name in (REFERENCE, *METHODS)},
     "longer": "Deep Defense, two epochs more",
 }
+
+NETWORKS = {**mnist.NETWORKS, **cifar10.NETWORKS}
 
 _TABLE1 = {
     "accuracy": "accuracy",
@@ -70,18 +74,20 @@ def comparison_of(plan: Plan, network: str) -> dict:
     return loaded(plan.result(f"{network}_comparison"))
 
 
-def table1(plan: Plan) -> dict:
+def table1(plan: Plan, of: types.ModuleType = mnist) -> dict:
     """Table 1: accuracy, rho_2, and accuracy under FGSM; and of all seeds."""
     numbers = {}
-    for network in plan.networks:
+    for network in of.networks(plan):
         comparison = comparison_of(plan, network)
+        paper = {} if plan.smoke else published()[of.DATASET][network]
         numbers[network] = {
             "images": comparison["images"],
             "eps_ref": comparison["eps_ref"],
             "models": _columns(comparison, _TABLE1 | _papers_fgsm(comparison)),
-            "paper": {} if plan.smoke else published()["mnist"][network],
-            "seeds": _seeds(plan, network),
+            "paper": paper,
         }
+        if of is mnist:
+            numbers[network]["seeds"] = _seeds(plan, network)
     return numbers
 
 
@@ -92,7 +98,9 @@ def table1_text(numbers: dict) -> str:
         f"eps_ref = {found['eps_ref']:.2f} of 255:\n\n{_beside_paper(found)}"
         for network, found in numbers.items()
     ]
-    return "\n\n".join([*parts, seeds_text(numbers)])
+    if all("seeds" in found for found in numbers.values()):
+        parts.append(seeds_text(numbers))
+    return "\n\n".join(parts)
 
 
 def _beside_paper(found):
@@ -131,10 +139,10 @@ def seeds_text(numbers: dict) -> str:
     )
 
 
-def table2(plan: Plan) -> dict:
+def table2(plan: Plan, of: types.ModuleType = mnist) -> dict:
     """Table 2: the other attacks."""
     numbers = {}
-    for network in plan.networks:
+    for network in of.networks(plan):
         comparison = comparison_of(plan, network)
         numbers[network] = {
             "images": comparison["images"],
@@ -157,13 +165,13 @@ def table2_text(numbers: dict) -> str:
 def limits(plan: Plan) -> dict:
     """Accuracy under PGD with restarts, far beyond what training looks at."""
     numbers = {}
-    for network in plan.networks:
+    for network in mnist.networks(plan):
         reports = {
             name: loaded(plan.result(f"{network}_limits_{name}"))
-            for name in steps.LIMITS
+            for name in mnist.LIMITS
         }
         keys = {"accuracy": "accuracy"} | {
-            f"pgd@{eps:g}_accuracy": f"eps {eps:g}" for eps in steps.PGD_EPS
+            f"pgd@{eps:g}_accuracy": f"eps {eps:g}" for eps in mnist.PGD_EPS
         }
         first = next(iter(reports.values()))
         numbers[network] = {
@@ -190,11 +198,11 @@ def limits_text(numbers: dict) -> str:
 def tuning(plan: Plan) -> dict:
     """Settings of the other defences, tried on validation images."""
     numbers = {}
-    for network in plan.networks:
+    for network in mnist.networks(plan):
         first = f"{network}_tuning_reference"
         clean = _last(loaded(plan.result(first))["curves"]["clean"])
         trials = {}
-        for trial, (defenses, settings) in steps.TRIALS.items():
+        for trial, (defenses, settings) in mnist.TRIALS.items():
             curves = loaded(plan.result(f"{network}_tuning_{trial}"))["curves"]
             for defense in defenses:
                 trials.setdefault(defense, []).append(
@@ -249,7 +257,7 @@ def _papers_fgsm(comparison):
 def _seeds(plan, network):
     """By model: what each seed gave, a list for each column."""
     found = {}
-    for seed in plan.seeds:
+    for seed in mnist.seeds(plan):
         models = loaded(plan.result(f"{network}_seed{seed}"))["models"]
         more = loaded(plan.result(f"{network}_longer{seed}"))["models"]
         models["longer"] = more["deep_defense"]
@@ -280,7 +288,7 @@ def _own(defense, settings):
 
 def _best(trials, clean):
     """The settings with the largest rho_2 at hardly a lower accuracy."""
-    least = clean["accuracy"] - steps.TOLERANCE
+    least = clean["accuracy"] - mnist.TOLERANCE
     sound = [trial for trial in trials if trial["accuracy"] >= least]
     if not sound:
         return max(trials, key=lambda trial: trial["accuracy"])["settings"]

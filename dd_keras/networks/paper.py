@@ -117,6 +117,11 @@ def nin(
 ) -> keras.Model:
     """The paper's Network in Network for CIFAR-10, with Caffe's layer names.
 
+    Initial weights are a little smaller than those of He et al.: by a factor
+    that brings pixels of about 64 to logits of about 1 through nine layers.
+    With He's, training at a rate of 3e-4 fell within 100 steps to the loss of
+    chance; with these it learns at rates up to 1e-2.
+
     Args, Returns: see `mlp`. Height and width are at least 4.
 
     Example:
@@ -126,8 +131,15 @@ def nin(
     """
 
     def conv(filters, size, name, activation="relu"):
-        return _deep_conv(
-            filters, size, name, padding="same", activation=activation
+        return layers.Conv2D(
+            filters,
+            size,
+            padding="same",
+            activation=activation,
+            kernel_initializer=keras.initializers.VarianceScaling(
+                2.0 * 64 ** (-2 / 9), "fan_in"
+            ),
+            name=name,
         )
 
     inputs = keras.Input(input_shape)

@@ -1,0 +1,104 @@
+"""The commands of the paper's experiments on CIFAR-10.
+
+A defence a command, as each takes hours: the reference is trained by that of
+plain fine-tuning, and all others start from it.
+"""
+
+from paper.steps import Plan
+
+DATASET = "cifar10"
+NETWORKS = {"convnet": "ConvNet", "nin": "NIN"}
+
+# What trains the reference, beside apps/flags/.
+REFERENCE = {
+    "convnet": (
+        *("--augment", "--reference_epochs=100", "--reference_last_epochs=30"),
+    ),
+    "nin": (
+        *("--reference_epochs=40", "--reference_last_epochs=12"),
+        *("--reference_learning_rate=5e-3", "--reference_weight_decay=2e-3"),
+        "--precision=mixed_bfloat16",
+    ),
+}
+
+# The defences of each network, in the order of Table 1, and their own flags.
+# Of the classes, Deep Defense in training considers the three most probable.
+_FEW = ("--candidates=3", "--validation_freq=5")
+DEFENSES = {
+    "convnet": {
+        "clean": (),
+        "parseval": ("--validation_freq=5",),
+        "adv_train_1": ("--validation_freq=5",),
+        "deep_defense": _FEW,
+        "adv_train_2": ("--validation_freq=5",),
+        "combined": _FEW,
+    },
+    "nin": {"clean": (), "deep_defense": _FEW},
+}
+
+
+def networks(plan: Plan) -> tuple[str, ...]:
+    """The networks of a plan."""
+    return ("convnet",) if plan.smoke else tuple(NETWORKS)
+
+
+def models(plan: Plan, network: str) -> dict[str, str]:
+    """Names of the models, to their .keras files."""
+    return {
+        "reference": plan.path(f"{network}_clean", "reference.keras"),
+        **{
+            name: plan.path(f"{network}_{name}", f"{name}.keras")
+            for name in DEFENSES[network]
+        },
+    }
+
+
+def add_steps(plan: Plan) -> None:
+    """Adds all steps to a plan."""
+    for network in networks(plan):
+        _add_trainings(plan, network)
+        _add_comparison(plan, network)
+
+
+def _trainer(plan, network):
+    """The app that trains, and its flags."""
+    if not plan.smoke:
+        return "cifar10", (
+            plan.flagfile(f"cifar10_{network}"),
+            *REFERENCE[network],
+        )
+    return "digits", (
+        *("--arch=digits_cnn", "--limit=200", "--batch_size=50"),
+        *("--reference_epochs=20", "--reference_learning_rate=1e-3"),
+        *("--epochs=1", "--learning_rate=1e-5", "--max_iter=1"),
+    )
+
+
+def _add_trainings(plan, network):
+    app, flags = _trainer(plan, network)
+    for name, own in DEFENSES[network].items():
+        of_defense = (f"--defense={name}", *(() if plan.smoke else own))
+        first = f"{network}_clean"
+        if name == "clean":  # which trains the reference
+            plan.add(first, app, (*flags, *of_defense))
+            continue
+        reference = f"--reference={models(plan, network)['reference']}"
+        plan.add(
+            f"{network}_{name}", app, (*flags, reference, *of_defense), (first,)
+        )
+
+
+def _add_comparison(plan, network):
+    paths = models(plan, network)
+    plan.add(
+        f"{network}_comparison",
+        "compare",
+        (
+            *(f"--model={name}={path}" for name, path in paths.items()),
+            "--ours=deep_defense",
+            *plan.data(DATASET),
+            *(("--few=2", "--best=0") if plan.smoke else ("--few=250",)),
+        ),
+        tuple(f"{network}_{name}" for name in DEFENSES[network]),
+        "comparison.json",
+    )
