@@ -10,11 +10,13 @@ import signal
 import time
 
 import keras
+import matplotlib.image
 import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags
 from conftest import program, run, start_program
+from test_apps import parsed
 
 from shared import inputs
 
@@ -704,3 +706,65 @@ def test_models_and_flags_are_checked_before_the_data(
             f"--output_dir={tmp_path / 'out'}",
         )
     assert message in str(ended.value)
+
+
+# --- Pictures ---------------------------------------------------------------
+
+
+def test_pictures_are_of_the_images_asked_for(
+    model_path, weaker_path, digits_data, tmp_path
+):
+    run(
+        "picture",
+        f"--model=first={model_path}",
+        f"--model=weaker={weaker_path}",
+        "--dataset=digits",
+        "--images=3,0",
+        f"--output_dir={tmp_path}",
+    )
+    found = parsed(tmp_path / "pictured.json")
+    assert matplotlib.image.imread(tmp_path / "adversarial_images.png").std()
+    wanted = list(digits_data.test.take(4).as_numpy_iterator())
+    images = np.stack([wanted[place][0] for place in (3, 0)])
+    with np.load(tmp_path / "pictured.npz") as arrays:
+        pictured = dict(arrays)
+    np.testing.assert_array_equal(pictured["images"], images)
+    assert found["labels"] == [int(wanted[place][1]) for place in (3, 0)]
+    for name, path in (("first", model_path), ("weaker", weaker_path)):
+        model = keras.saving.load_model(path)
+        x = np.asarray(digits_data.preprocessing(images))
+        result = dd_keras.attacks.DeepFool().run(model, x)
+        np.testing.assert_allclose(
+            pictured[name], result.perturbation, rtol=1e-3, atol=1e-3
+        )
+        told = found["models"][name]
+        assert told["clean"] == np.argmax(model(x), axis=-1).tolist()
+        assert told["adversarial"] != told["clean"]
+        length, norm = (
+            np.linalg.norm(np.reshape(rows, (2, -1)), axis=1)
+            for rows in (result.perturbation, x)
+        )
+        np.testing.assert_allclose(told["rho"], length / norm, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ("--images=-1", "--images must be numbers from 0, each once"),
+        ("--images=2,2", "--images must be numbers from 0, each once"),
+        ("--images=", "--images must be numbers from 0, each once"),
+        ("--images=100000", "--images: expected numbers below "),
+    ],
+)
+def test_images_that_are_not_there_are_refused(
+    model_path, tmp_path, images, message
+):
+    with pytest.raises((flags.Error, SystemExit)) as caught:
+        run(
+            "picture",
+            f"--model=a={model_path}",
+            "--dataset=digits",
+            images,
+            f"--output_dir={tmp_path}",
+        )
+    assert message in str(caught.value)

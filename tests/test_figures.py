@@ -250,6 +250,94 @@ def test_zero_perturbation_is_drawn_as_no_change(saved, tmp_path):
     assert drawn_in(path)
 
 
+def fooled(channels=1, rows=2, models=3):
+    """One image, and what fools some models of each network."""
+    rng = np.random.default_rng(0)
+    image = rng.uniform(0, 255, (6, 5, channels))
+    return (
+        image,
+        4,
+        {
+            f"network {row}": {
+                f"model {column}": {
+                    "perturbation": rng.normal(0, 20, image.shape),
+                    "adversarial": column,
+                    "rho": 0.1 * (row + 1),
+                }
+                for column in range(models)
+            }
+            for row in range(rows)
+        },
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_fooling_images_are_a_row_a_network(saved, tmp_path, channels):
+    path = tmp_path / "figure7.png"
+    image, label, rows = fooled(channels)
+    plots.fooling_images(image, label, rows, path)
+    grid = np.reshape(saved[0].axes, (2, 4))
+    assert [axes.get_title() for axes in grid[0]] == [
+        "clean", "model 0", "model 1", "model 2"
+    ]  # fmt: skip
+    for axes, (name, found) in zip(grid, rows.items(), strict=True):
+        assert axes[0].get_ylabel() == name
+        assert axes[0].get_xlabel() == "label 4"
+        for place, each in zip(axes[1:], found.values(), strict=True):
+            (picture,) = place.images
+            np.testing.assert_allclose(
+                np.reshape(picture.get_array(), image.shape),
+                np.clip((image + each["perturbation"]) / 255, 0, 1),
+                rtol=1e-5,
+            )
+            told = rf"{each['adversarial']}\n$\rho$ = {each['rho']:.2g}"
+            assert place.get_xlabel() == told.replace(r"\n", "\n")
+    assert drawn_in(path)
+
+
+def without_a_model(image, label, rows):
+    del rows["network 1"]["model 2"]
+    return image, label, rows
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda image, label, rows: (image[..., 0], label, rows),
+            "image: expected shape (H, W, 1) or (H, W, 3), none of them 0; "
+            "received (6, 5).",
+        ),
+        (
+            lambda image, label, rows: (2 * image + 256, label, rows),
+            "image: expected finite numbers in [0, 255]; received ",
+        ),
+        (
+            lambda image, label, rows: (image, label, {}),
+            "attacked: expected a dict with at least one entry; received {}.",
+        ),
+        (
+            lambda image, label, rows: (image, label, {"a": {"b": {}}}),
+            "attacked['a']['b']: expected the keys ['perturbation', ",
+        ),
+        (
+            without_a_model,
+            "attacked['network 1']: expected the models ['model 0', 'model 1', "
+            "'model 2']; received ['model 0', 'model 1'].",
+        ),
+        (
+            lambda image, label, rows: (image[:3], label, rows),
+            "attacked['network 0']['model 0']['perturbation']: expected the "
+            "image's shape (3, 5, 1); received (6, 5, 1).",
+        ),
+    ],
+)
+def test_bad_fooling_images_are_refused(tmp_path, change, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        plots.fooling_images(*change(*fooled()), tmp_path / "figure.png")
+    assert not list(tmp_path.iterdir())
+
+
 def test_success_rates_are_drawn_in_per_cent(saved, tmp_path):
     given = curves(3)
     plots.success_rate_curves(given, tmp_path / "rates.png")
@@ -577,6 +665,7 @@ DRAW = {
     "one image": lambda path: plots.adversarial_images(
         *attacked(1, 1, 1), path
     ),
+    "a row a network": lambda path: plots.fooling_images(*fooled(3), path),
     "3 models": lambda path: plots.adversarial_images(*attacked(3, 3, 3), path),
 }
 

@@ -15,24 +15,28 @@ import time
 import matplotlib.image
 import pytest
 from absl import flags
-from conftest import ROOT, program, run
+from conftest import ROOT, imported, program, run
 
-from paper import tables
-from paper.experiments import EXPERIMENTS, steps_of
-from paper.steps import Plan
-from shared import provenance
+from paper import experiments, figures, tables
+from paper.experiments import EXPERIMENTS
+from shared import provenance, series
 
 # Trainings and evaluations take turns on the processors of one machine.
 pytestmark = pytest.mark.timeout(1500)
 
-TABLES = ("table1_mnist", "table2_mnist", "limits_mnist", "tuning_mnist")
+TABLES = (
+    "table1_mnist", "table2_mnist", "limits_mnist", "tuning_mnist",
+    "table1_cifar10", "table2_cifar10",
+)  # fmt: skip
 FIGURES = {
-    "figure2": "figure2_mlp.png",
-    "figure3": "figure3.png",
-    "figure4": "figure4.png",
-    "figure5": "figure5_mlp.png",
-    "figure6": "figure6_mlp.png",
-    "figure7": "figure7_mlp.png",
+    "figure2": ["figure2_mlp.png"],
+    "figure3": ["figure3.png"],
+    "figure4": ["figure4.png"],
+    "figure5": ["figure5_mlp.png"],
+    "figure6": ["figure6_mlp.png", "figure6_mlp_fgsm.png"],
+    "figure7": ["figure7.png", "figure7_mlp.png"],
+    "figure5_cifar10": ["figure5_convnet.png"],
+    "figure8": ["figure8_convnet.png"],
 }
 
 
@@ -85,7 +89,7 @@ def everything(tmp_path_factory):
 @pytest.mark.thorough
 def test_every_experiment_is_written(everything):
     directory, printed = everything
-    of_paper = {name for name, e in EXPERIMENTS.items() if e.of_paper}
+    of_paper = set(experiments.named(["all"]))
     assert {*TABLES, *FIGURES} == of_paper
     for name in of_paper:
         found = parsed(directory / f"{name}.json")
@@ -94,7 +98,7 @@ def test_every_experiment_is_written(everything):
         assert found["numbers"]
         assert found["made_by"]
         assert str(directory / f"{name}.json") in printed
-    for picture in FIGURES.values():
+    for picture in (name for names in FIGURES.values() for name in names):
         assert matplotlib.image.imread(directory / picture).std() > 0
 
 
@@ -346,14 +350,99 @@ def test_bad_flags_are_refused(arguments, message):
     assert message in refused(*arguments)
 
 
-def test_steps_come_behind_those_they_need(tmp_path):
-    plan = Plan(str(tmp_path))
-    wanted = [step for name in EXPERIMENTS for step in steps_of(name, plan)]
+@pytest.mark.parametrize("smoke", [False, True])
+def test_steps_come_behind_those_they_need(tmp_path, smoke):
+    plan = experiments.plan(str(tmp_path), smoke=smoke)
+    wanted = [step for e in EXPERIMENTS.values() for step in e.steps(plan)]
     seen = set()
     for step in plan.needed(wanted):
         assert seen.issuperset(step.after)
         seen.add(step.name)
     assert seen == set(plan.steps)  # none is for nothing
+
+
+def test_groups_are_opened_and_each_experiment_is_named_once():
+    mnist, cifar10 = (experiments.named([n]) for n in ("mnist", "cifar10"))
+    assert "figure3" in mnist
+    assert "figure8" in cifar10
+    assert experiments.named(["all"]) == [
+        name for name in EXPERIMENTS if name in {*mnist, *cifar10}
+    ]
+    assert experiments.named(["figure3", "mnist"])[0] == "figure3"
+    assert sorted(experiments.named(["figure3", "mnist"])) == sorted(mnist)
+    assert "frontier_mnist" not in experiments.named(["all"])
+
+
+def test_extent_is_the_papers(tmp_path):
+    """Figure 3 is of 27 trainings, Figure 4 of 20, all of five epochs."""
+    plan = experiments.plan(str(tmp_path))
+    counts = {}
+    with imported("sweep"):
+        for name in ("figure3", "figure4", "figure6"):
+            counts[name] = 0
+            for step in EXPERIMENTS[name].steps(plan):
+                flags.FLAGS(["sweep.py", *plan.steps[step].arguments])
+                assert flags.FLAGS.epochs == 5
+                (points,) = series.parse(flags.FLAGS.series).values()
+                counts[name] += len(points)
+                for point in points:
+                    assert point.settings.d == 5
+                    if name != "figure3":
+                        assert point.settings.lam == 15
+                flags.FLAGS.unparse_flags()
+    # Figure 6: c of nine values, eps of eight, and both of six; two networks.
+    assert counts == {"figure3": 27, "figure4": 20, "figure6": 2 * 23}
+
+
+def test_winner_is_robust_and_as_accurate_as_the_reference():
+    def point(accuracy, rho):
+        numbers = {"accuracy": [accuracy], "rho2": [rho]}
+        return {"numbers": numbers}
+
+    reference = point(0.98, 0.1)
+    points = [point(0.97, 0.9), point(0.98, 0.2), point(0.985, 0.3)]
+    diverged = {"numbers": None}
+    assert figures._winner([*points, diverged], reference) is points[2]
+    assert figures._winner(points[:1], reference) is points[0]
+
+
+@pytest.mark.thorough
+def test_one_image_is_pictured_under_four_models(everything):
+    directory, _ = everything
+    found = parsed(directory / "figure7.json")["numbers"]["mlp"]
+    assert list(found["models"]) == [
+        "reference", "adv_train_1", "parseval", "deep_defense"
+    ]  # fmt: skip
+    results = parsed(directory / "mlp_seed0" / "results.json")
+    assert found["four"] == results["pictured"]
+    report = parsed(directory / "mlp_comparison" / "reports" / "reference.json")
+    place = found["test_image"]
+    assert found["label"] == report["labels"][place]
+    reference = found["models"]["reference"]
+    assert reference["clean"] == [report["predictions"][place]]
+    rho = report["values"]["rho2"][place]
+    assert reference["rho"][0] == pytest.approx(rho, rel=1e-3)
+    for values in found["models"].values():
+        assert values["adversarial"] != values["clean"]
+
+
+@pytest.mark.thorough
+def test_figures_of_sweeps_have_their_points(everything):
+    directory, _ = everything
+    three, four = (
+        parsed(directory / f"figure{n}.json")["numbers"] for n in (3, 4)
+    )
+    assert list(three["series"]) == ["lam 5", "lam 15"]
+    assert list(four["series"]) == ["fc1"]
+    six = parsed(directory / "figure6.json")["numbers"]["mlp"]
+    names = ["lam 15", "Adv. Train II", "Deep Defense + Adv. Train II"]
+    assert list(six["series"]) == names
+    assert six["series"]["lam 15"] == three["series"]["lam 15"]
+    for name, winner in zip(names, six["winners"], strict=True):
+        assert winner.startswith(f"{name}, ")
+    for found in (three, four, six):
+        for (point,) in found["series"].values():
+            assert point["numbers"]["rho2"][0] > 0
 
 
 def test_results_name_their_commit(tmp_path, monkeypatch):

@@ -73,7 +73,7 @@ def _trainer(plan, network):
             *FLAGS[network],
         )
     return "digits", (
-        *("--arch=digits_cnn", "--limit=200", "--batch_size=50"),
+        *("--arch=mlp", "--limit=200", "--batch_size=50"),
         *("--reference_epochs=20", "--reference_learning_rate=1e-3"),
         *("--epochs=1", "--learning_rate=1e-5", "--max_iter=1"),
     )

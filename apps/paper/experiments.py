@@ -84,7 +84,9 @@ EXPERIMENTS = {
         group="mnist",
     ),
     "figure7": Experiment(
-        figures.figure7, _of_networks(mnist, "seed0"), group="mnist"
+        figures.figure7,
+        _of_networks(mnist, "picture", "seed0"),
+        group="mnist",
     ),
     "limits_mnist": Experiment(
         tables.limits,

@@ -8,9 +8,11 @@ commands.
 import shutil
 import types
 
+import numpy as np
+
 from paper import cifar10, mnist, sweep_files, sweeps
 from paper.steps import Plan
-from paper.tables import TITLES, comparison_of, loaded
+from paper.tables import NETWORKS, TITLES, comparison_of, loaded
 
 from dd_keras import plots
 from dd_keras.utils import files
@@ -90,13 +92,33 @@ def figure6(plan: Plan) -> dict:
 
 
 def figure7(plan: Plan) -> dict:
-    """Pictures of adversarial images: the training has drawn them."""
-    numbers = {}
+    """One image under four models, as in Figure 7; and four under two."""
+    rows, numbers = {}, {}
     for network in mnist.networks(plan):
-        step = f"{network}_seed0"
+        step = f"{network}_picture"
+        found = loaded(plan.result(step))
+        with np.load(plan.path(step, "pictured.npz")) as arrays:
+            pictured = dict(arrays)
+        image, label = pictured["images"][0], found["labels"][0]
+        rows[NETWORKS[network]] = {
+            TITLES[name]: {
+                "perturbation": pictured[name][0],
+                "adversarial": values["adversarial"][0],
+                "rho": values["rho"][0],
+            }
+            for name, values in found["models"].items()
+        }
+        four = f"{network}_seed0"
         with files.atomic_write(plan.path(f"figure7_{network}.png")) as part:
-            shutil.copyfile(plan.path(step, "adversarial_images.png"), part)
-        numbers[network] = loaded(plan.result(step))["pictured"]
+            shutil.copyfile(plan.path(four, "adversarial_images.png"), part)
+        numbers[network] = {
+            "test_image": found["images"][0],
+            "label": label,
+            "models": found["models"],
+            "four": loaded(plan.result(four))["pictured"],
+        }
+    with files.atomic_write(plan.path("figure7.png")) as part:
+        plots.fooling_images(image, label, rows, part, found["class_names"])
     return numbers
 
 

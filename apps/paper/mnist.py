@@ -47,6 +47,10 @@ _SMOKE_FRONTIER = ("implicit", "pgd_l2")
 _SMOKE_LAMS = (5, 15)
 _SMOKE_LAYERS = ("fc1",)
 
+# Figure 7's models, in the paper's order, and its test image.
+PICTURED = ("reference", "adv_train_1", "parseval", "deep_defense")
+_IMAGE = 0
+
 # Of Figure 6's curves of FGSM.
 _FGSM_EPS = ",".join(map(str, range(5, 105, 5)))
 
@@ -179,6 +183,17 @@ def _add_evaluations(plan, network):
         ),
         trained,
         "comparison.json",
+    )
+    plan.add(
+        f"{network}_picture",
+        "picture",
+        (
+            *(f"--model={name}={paths[name]}" for name in PICTURED),
+            *plan.data(DATASET),
+            f"--images={_IMAGE}",
+        ),
+        (f"{network}_seed0", f"{network}_others"),
+        "pictured.json",
     )
     for name in LIMITS:
         limit = () if plan.smoke else ("--limit=500",)

@@ -16,7 +16,7 @@ try:
     )
     from dd_keras.plots.frontier import frontier
     from dd_keras.plots.histogram import rho_histogram
-    from dd_keras.plots.images import adversarial_images
+    from dd_keras.plots.images import adversarial_images, fooling_images
     from dd_keras.plots.inline import inline_svg
 except ModuleNotFoundError as error:
     raise ImportError(
@@ -27,6 +27,7 @@ except ModuleNotFoundError as error:
 __all__ = [
     "adversarial_images",
     "convergence_curves",
+    "fooling_images",
     "frontier",
     "inline_svg",
     "rho_histogram",

@@ -1,4 +1,4 @@
-"""Clean images, perturbations and adversarial images (Figure 7)."""
+"""Images and what fools classifiers on them (Figure 7), in two forms."""
 
 import math
 import os
@@ -133,6 +133,96 @@ def adversarial_images(
                 f"{name}\n{what}", fontsize=TEXT_SIZE
             )
     figure.supxlabel(caption, fontsize=SMALL_SIZE)
+    save(figure, path)
+
+
+def fooling_images(
+    image: np.ndarray,
+    label: int,
+    attacked: Mapping[str, Mapping[str, Mapping]],
+    path: str | os.PathLike,
+    class_names: Sequence[str] | None = None,
+) -> None:
+    """One image, and what fools each of several models on it (Figure 7).
+
+    Args:
+        image: (H, W, C), pixels 0 to 255; C is 1 or 3.
+        label: its true class.
+        attacked: dict from the name of a row, such as a network's, to a dict
+            from a model's name to a dict with `"perturbation"` (H, W, C), in
+            pixels, `"adversarial"`, the class it leads to, and `"rho"`. All
+            rows have the same models, of which each is a column.
+        path: file to write; its extension sets the format.
+        class_names: names of all classes, in order; None: their numbers.
+
+    Raises:
+        ValueError: if an argument is not as above.
+
+    Example:
+        >>> from dd_keras import plots
+        >>> found = dd_keras.attacks.DeepFool().run(classifier, x_test[:1])
+        >>> l2 = np.linalg.norm(found.perturbation)
+        >>> reference = {
+        ...     "perturbation": 255 * found.perturbation[0].numpy(),
+        ...     "adversarial": np.argmax(
+        ...         classifier(x_test[:1] + found.perturbation)
+        ...     ),
+        ...     "rho": l2 / np.linalg.norm(x_test[0]),
+        ... }
+        >>> plots.fooling_images(
+        ...     255 * x_test[0], y_test[0], {"CNN": {"reference": reference}},
+        ...     "figure7.png",
+        ... )
+        >>> os.path.exists("figure7.png")
+        True
+    """
+    image = np.asarray(image)
+    if image.ndim != 3 or image.shape[-1] not in (1, 3) or not image.size:
+        raise ValueError(
+            "image: expected shape (H, W, 1) or (H, W, 3), none of them 0; "
+            f"received {image.shape}."
+        )
+    numbers("image", image.ravel(), 255)
+    check_series("attacked", attacked)
+    models = list(next(iter(attacked.values())))
+    for row, found in attacked.items():
+        where = f"attacked[{row!r}]"
+        check_series(where, found, ("perturbation", "adversarial", "rho"))
+        if list(found) != models:
+            raise ValueError(
+                f"{where}: expected the models {models}; received "
+                f"{list(found)}."
+            )
+        for name, each in found.items():
+            change = np.asarray(each["perturbation"])
+            if change.shape != image.shape:
+                raise ValueError(
+                    f"{where}[{name!r}]['perturbation']: expected the image's "
+                    f"shape {image.shape}; received {change.shape}."
+                )
+    columns = 1 + len(models)
+    width = min(1.25, PAGE / columns)  # of a column, in inches
+    titles = ["clean", *(wrap(name, width) for name in models)]
+    lines = max(title.count("\n") for title in titles)
+    figure = new_figure(
+        width * columns,
+        (width + 0.35) * len(attacked) + 0.3 + 0.16 * lines,
+        "compressed",  # as images keep their shape
+    )
+    grid = figure.subplots(len(attacked), columns, squeeze=False)
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(title, fontsize=TEXT_SIZE)
+    for axes, (row, found) in zip(grid, attacked.items(), strict=True):
+        _show(axes[0], image / 255, f"label {_name(label, class_names)}")
+        axes[0].set_ylabel(row, fontsize=TEXT_SIZE)
+        for place, each in zip(axes[1:], found.values(), strict=True):
+            (rho,) = numbers("rho", [each["rho"]])
+            _show(
+                place,
+                (image + np.asarray(each["perturbation"])) / 255,
+                f"{_name(each['adversarial'], class_names)}\n"
+                rf"$\rho$ = {rho:.2g}",
+            )
     save(figure, path)
 
 
