@@ -73,6 +73,13 @@ flags.DEFINE_integer(
     "Test images for the strongest attacks; 0: without these.",
     lower_bound=0,
 )
+flags.DEFINE_integer(
+    "autoattack_images",
+    None,
+    "The first so many of these for AutoAttack, which takes longest; all by "
+    "default.",
+    lower_bound=1,
+)
 flags.DEFINE_float(
     "l2_eps", 382.5, "Of AutoAttack in l_2, in units of the inputs."
 )
@@ -107,7 +114,9 @@ flags.register_validator(
     message="--keep must be last: test images must not choose.",
 )
 
-_OF_MEASURES = ("attack_images", "l2_eps", "linf_eps", "fgsm_eps")
+_OF_MEASURES = (
+    "attack_images", "autoattack_images", "l2_eps", "linf_eps", "fgsm_eps"
+)  # fmt: skip
 
 
 @cli.main
@@ -275,57 +284,63 @@ def _result(point, classifier, data, train, progress, output_dir):
 def _evaluated(name, classifier, data, progress, output_dir):
     """The numbers of a classifier; its distances go to runs/NAME.npz."""
     started = time.time()
-    attacked = FLAGS.attack_images > 0
     distance = settings().evaluation_attack
     chosen = ["accuracy"]
     if FLAGS.fgsm_eps:
         eps = sorted({float(eps) for eps in FLAGS.fgsm_eps})
         chosen.append(evaluation.EpsSweep(eps))
-    if not attacked:
-        chosen.append(distance)
-    report = whole = dd_keras.evaluate_robustness(
-        classifier,
-        test_batches(data),
-        metrics=chosen,
-        checkpoint_dir=progress.checkpoints("evaluation_of_all"),
-    )
-    if attacked:
-        few = data._replace(test=data.test.take(FLAGS.attack_images))
-        report = dd_keras.evaluate_robustness(
+
+    def measured(what, chosen, limit=None):
+        test = data.test if limit is None else data.test.take(limit)
+        return dd_keras.evaluate_robustness(
             classifier,
-            test_batches(few),
-            metrics=[
-                distance,
-                metrics.get("l2_best", data.bounds),
-                _autoattack("autoattack_l2", FLAGS.l2_eps, 2.0, data.bounds),
-                _autoattack(
-                    "autoattack", FLAGS.linf_eps, float("inf"), data.bounds
-                ),
-            ],
-            checkpoint_dir=progress.checkpoints("evaluation"),
+            test_batches(data._replace(test=test)),
+            metrics=chosen,
+            checkpoint_dir=progress.checkpoints(f"evaluation_{what}"),
         )
-    report.to_npz(os.path.join(output_dir, "runs", f"{name}.npz"))
+
+    if FLAGS.attack_images:
+        best = metrics.get("l2_best", data.bounds)
+        few = FLAGS.autoattack_images or FLAGS.attack_images
+        reports = [
+            measured("accuracy", chosen),
+            measured("distance", [distance, best], FLAGS.attack_images),
+            measured("autoattack", _autoattacks(data.bounds), few),
+        ]
+    else:
+        reports = [measured("distance", [*chosen, distance])]
+    *_, of_distance = reports[:2]
+    of_distance.to_npz(os.path.join(output_dir, "runs", f"{name}.npz"))
     p = f"{FLAGS.norm:g}"
     wanted = {"accuracy", f"rho{p}", f"l{p}", *sweep_files.MEASURES}
     kept = {
         key: estimate
-        for key, estimate in (report.estimates | whole.estimates).items()
+        for report in reports
+        for key, estimate in report.estimates.items()
         if key in wanted or key.startswith("fgsm_accuracy@")
     }
     return {
         "numbers": as_rows(kept),
-        "images": [len(whole), len(report)],
-        "warnings": report.warnings,
+        "images": [len(report) for report in reports],
+        "warnings": [text for report in reports for text in report.warnings],
         "evaluation_seconds": time.time() - started,
     }
 
 
-def _autoattack(name, eps, norm, bounds):
-    """Accuracy under AutoAttack without Square."""
-    attack = attacks.AutoAttack(
-        eps, norm, ["apgd-ce", "apgd-t", "fab-t"], bounds=bounds
-    )
-    return evaluation.AccuracyUnderAttack(attack, name)
+def _autoattacks(bounds):
+    """Accuracy under AutoAttack without Square, in l_2 and l_inf."""
+    return [
+        evaluation.AccuracyUnderAttack(
+            attacks.AutoAttack(
+                eps, norm, ["apgd-ce", "apgd-t", "fab-t"], bounds=bounds
+            ),
+            name,
+        )
+        for name, eps, norm in (
+            ("autoattack_l2", FLAGS.l2_eps, 2.0),
+            ("autoattack", FLAGS.linf_eps, float("inf")),
+        )
+    ]
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from paper import experiments, figures, tables
 from paper.experiments import EXPERIMENTS
 from shared import provenance, series
 
+from dd_keras.evaluation import RobustnessReport
+
 # Trainings and evaluations take turns on the processors of one machine.
 pytestmark = pytest.mark.timeout(1500)
 
@@ -415,12 +417,14 @@ def test_one_image_is_pictured_under_four_models(everything):
     ]  # fmt: skip
     results = parsed(directory / "mlp_seed0" / "results.json")
     assert found["four"] == results["pictured"]
-    report = parsed(directory / "mlp_comparison" / "reports" / "reference.json")
+    report = RobustnessReport.from_json(
+        directory / "mlp_comparison" / "reports" / "reference.json"
+    )
     place = found["test_image"]
-    assert found["label"] == report["labels"][place]
+    assert found["label"] == report.labels[place]
     reference = found["models"]["reference"]
-    assert reference["clean"] == [report["predictions"][place]]
-    rho = report["values"]["rho2"][place]
+    assert reference["clean"] == [report.predictions[place]]
+    rho = report.values["rho2"][place]
     assert reference["rho"][0] == pytest.approx(rho, rel=1e-3)
     for values in found["models"].values():
         assert values["adversarial"] != values["clean"]

@@ -40,6 +40,7 @@ ATTACKED = (
     *FLAGS,
     "--learning_rate=1e-4",
     "--attack_images=20",
+    "--autoattack_images=12",
     "--l2_eps=100",
     "--linf_eps=10",
     "--series=Deep Defense=deep_defense gradient=implicit c=5,10",
@@ -156,7 +157,7 @@ def test_each_point_has_settings_and_numbers_of_its_own(whole, reference):
         ("", 25, None),
     ]  # fmt: skip
     assert {p["settings"]["max_iter"] for p in points} == {2}
-    assert all(p["images"] == [40, 40] for p in points)
+    assert all(p["images"] == [40] for p in points)
     for point in [found["reference"], *points]:
         assert set(point["numbers"]) == {
             "accuracy", "rho2", "l2", "fgsm_accuracy@5", "fgsm_accuracy@10"
@@ -244,7 +245,7 @@ def test_attacked_points_are_measured_by_the_attacks(attacked, reference):
     test = data._replace(test=data.test.take(20)).test.batch(20)
     x, y = next(iter(test))
     for point in [found["reference"], *points]:
-        assert point["images"] == [40, 20]
+        assert point["images"] == [40, 20, 12]
         name = point.get("run", "reference")
         path = attacked / "models" / f"{name}.keras"
         report = dd_keras.evaluate_robustness(
@@ -260,6 +261,8 @@ def test_attacked_points_are_measured_by_the_attacks(attacked, reference):
             report.summary()["l2"], rel=1e-4
         )
         assert {*MEASURES, "accuracy", "rho2", "l2"} == set(point["numbers"])
+        withstood = point["numbers"]["autoattack_accuracy"][0] * 12
+        assert withstood == pytest.approx(round(withstood))
         kept = np.load(attacked / "runs" / f"{name}.npz")
         assert kept["l2_best"].shape == (20,)
     assert len(rows(attacked)) == len(points) + 1

@@ -257,7 +257,11 @@ def _add_frontier(plan, network):
     flags = (
         ("--attack_images=20",)
         if plan.smoke
-        else ("--epochs=3", "--attack_images=1000")
+        else (
+            "--epochs=3",
+            "--attack_images=1000",
+            "--autoattack_images=250",
+        )
     )
     series = frontier(plan)
     for name, text in series.items():
