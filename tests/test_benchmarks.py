@@ -1,11 +1,16 @@
 """The benchmarks run as README says, and their arithmetic is right."""
 
+import collections
 import json
 import os
+import pickle
+import sys
 import time
+import types
 
 import autoattack_report
 import autoattack_sides
+import efficientnet_lite0
 import harness
 import keras
 import numpy as np
@@ -459,3 +464,185 @@ def test_evaluation_worker(mnist_dir):
     assert row["images"] == row["summary"]["samples"] == 40
     assert row["peak_mib"] > row["evaluation_mib"] > 0
     assert row["seconds"] > 0
+
+
+# ImageNet's weights
+
+
+class Storage:
+    """Where a tensor's numbers are, as PyTorch's file tells it."""
+
+    def __init__(self, key, array):
+        self.key, self.array = key, array
+
+
+class Tensor:
+    """What PyTorch's `save` makes of an array."""
+
+    def __init__(self, key, array, rebuild):
+        self.array, self.rebuild = array, rebuild
+        self.storage = Storage(key, array)
+
+    def __reduce__(self):
+        steps = [step // self.array.itemsize for step in self.array.strides]
+        given = (self.storage, 0, self.array.shape, tuple(steps), False, {})
+        return self.rebuild, given
+
+
+def write_as_pytorch(path, arrays, monkeypatch):
+    """Writes a file as PyTorch did before version 1.6, without PyTorch."""
+
+    def rebuild(*arguments):
+        raise NotImplementedError
+
+    class FloatStorage:
+        pass
+
+    class LongStorage:
+        pass
+
+    modules = {
+        "torch": {"FloatStorage": FloatStorage, "LongStorage": LongStorage},
+        "torch._utils": {"_rebuild_tensor_v2": rebuild},
+    }
+    for module, names in modules.items():
+        made = types.ModuleType(module)
+        for name, value in names.items():
+            value.__module__, value.__qualname__ = module, name
+            value.__name__ = name
+            setattr(made, name, value)
+        monkeypatch.setitem(sys.modules, module, made)
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, found):
+            if not isinstance(found, Storage):
+                return None
+            integers = found.array.dtype == np.int64
+            kind = LongStorage if integers else FloatStorage
+            return "storage", kind, found.key, "cpu", found.array.size, None
+
+    tensors = collections.OrderedDict(
+        (name, Tensor(str(number), np.ascontiguousarray(array), rebuild))
+        for number, (name, array) in enumerate(arrays.items())
+    )
+    with open(path, "wb") as file:
+        for head in (1, 1001, {"little_endian": True}):
+            pickle.dump(head, file)
+        Pickler(file, protocol=2).dump(tensors)
+        pickle.dump([str(number) for number in range(len(arrays))], file)
+        for array in arrays.values():
+            np.array([array.size], np.int64).tofile(file)
+            np.ascontiguousarray(array).tofile(file)
+
+
+def test_tensors_of_pytorch_are_read_without_it(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "a.weight": rng.normal(size=(4, 3, 2, 2)).astype("float32"),
+        "b.count": np.array(7),
+        "b.bias": rng.normal(size=5).astype("float32"),
+    }
+    write_as_pytorch(tmp_path / "weights.pth", arrays, monkeypatch)
+    found = efficientnet_lite0.read(tmp_path / "weights.pth")
+    assert list(found) == list(arrays)
+    for name, array in arrays.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
+
+
+def test_nothing_in_a_file_of_weights_is_executed(tmp_path):
+    path = tmp_path / "weights.pth"
+    with open(path, "wb") as file:
+        for head in (1, 1001, {}):
+            pickle.dump(head, file)
+        pickle.dump({"a": os.getcwd}, file)
+    with pytest.raises(pickle.UnpicklingError, match="expected tensors; found"):
+        efficientnet_lite0.read(path)
+
+
+def random_weights(stages, num_classes):
+    """Weights by PyTorch's names and in its order of axes."""
+    rng = np.random.default_rng(0)
+
+    def normal(*shape):
+        fan_in = np.prod(shape[1:])
+        return rng.normal(0, np.sqrt(2 / fan_in), shape).astype("float32")
+
+    found = {}
+
+    def add_norm(name, channels):
+        for own, value in (
+            ("weight", 1), ("bias", 0), ("running_mean", 0), ("running_var", 1)
+        ):  # fmt: skip
+            found[f"{name}.{own}"] = np.full(channels, value, "float32")
+        found[f"{name}.num_batches_tracked"] = np.array(9)
+
+    found["_conv_stem.weight"] = normal(32, 3, 3, 3)
+    add_norm("_bn0", 32)
+    channels, number = 32, 0
+    for blocks, size, _, expansion, filters in stages:
+        for _ in range(blocks):
+            name, wide = f"_blocks.{number}", expansion * channels
+            if expansion != 1:
+                found[f"{name}._expand_conv.weight"] = normal(
+                    wide, channels, 1, 1
+                )
+                add_norm(f"{name}._bn0", wide)
+            found[f"{name}._depthwise_conv.weight"] = normal(
+                wide, 1, size, size
+            )
+            add_norm(f"{name}._bn1", wide)
+            found[f"{name}._project_conv.weight"] = normal(filters, wide, 1, 1)
+            add_norm(f"{name}._bn2", filters)
+            channels, number = filters, number + 1
+    found["_conv_head.weight"] = normal(1280, channels, 1, 1)
+    add_norm("_bn1", 1280)
+    found["_fc.weight"] = normal(num_classes, 1280)
+    found["_fc.bias"] = normal(num_classes, 1)[:, 0]
+    return found
+
+
+def test_efficientnet_takes_all_weights_and_no_more():
+    stages = ((1, 3, 1, 1, 16), (2, 5, 2, 6, 24))
+    weights = random_weights(stages, 7)
+    network = efficientnet_lite0.build(weights, 32, 7, stages)
+    assert network.output_shape == (None, 7)
+    # 32 / 2 / 2, twice halved; the second block of a stage is a shortcut.
+    assert network.get_layer("_conv_head").output.shape == (None, 8, 8, 1280)
+    assert [x.name for x in network.layers if "add" in x.name] == [
+        "_blocks.2.add"
+    ]
+    depthwise = network.get_layer("_blocks.1._depthwise_conv").get_weights()[0]
+    np.testing.assert_array_equal(
+        depthwise[:, :, 5, 0], weights["_blocks.1._depthwise_conv.weight"][5, 0]
+    )
+    stem = network.get_layer("_conv_stem").get_weights()[0]
+    np.testing.assert_array_equal(
+        stem[:, :, 2, 9], weights["_conv_stem.weight"][9, 2]
+    )
+    with pytest.raises(ValueError, match="no more than used; \\['more"):
+        efficientnet_lite0.build(
+            weights | {"more.weight": np.zeros(3)}, 32, 7, stages
+        )
+
+
+@pytest.mark.thorough
+def test_imagenet_scale_compares_with_foolbox(tmp_path, monkeypatch):
+    weights = random_weights(efficientnet_lite0.STAGES, 1000)
+    write_as_pytorch(tmp_path / "weights.pth", weights, monkeypatch)
+    path = tmp_path / "imagenet_scale.json"
+    run(
+        "imagenet_scale",
+        f"--weights={tmp_path / 'weights.pth'}",
+        "--images=2",
+        "--image_size=32",
+        "--turns=2",
+        f"--output={path}",
+    )
+    rows = rows_of(path)
+    ours, theirs = rows["DeepFool"], rows["DeepFool, Foolbox"]
+    assert ours["fooled"] == 1
+    assert ours["rho2"] == pytest.approx(theirs["rho2"], rel=0.2)
+    for name in ("deep_defense, unrolled", "deep_defense, implicit"):
+        assert rows[name]["ratio"] > 1
+        assert rows[name]["memory"] > 0.5
