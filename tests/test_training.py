@@ -623,6 +623,23 @@ def test_signals_end_a_training_with_a_checkpoint(
     assert_same(fit(tmp_path), whole)
 
 
+@pytest.mark.parametrize("epochs", [None, 0], ids=["trains", "is done"])
+def test_signal_after_the_last_step_ends_it_as_well(whole, tmp_path, epochs):
+    """What comes after the training must not begin."""
+
+    class Signal(keras.callbacks.Callback):
+        def on_train_end(self, logs=None):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    if epochs == 0:  # nothing is left to train
+        fit(tmp_path)
+    with pytest.raises(
+        training.Interrupted, match="stopped by SIGTERM at its end; started"
+    ):
+        fit(tmp_path, Signal())
+    assert_same(fit(tmp_path), whole)
+
+
 def test_second_signal_ends_at_once():
     with training.guards.StopSignals() as signals:
         os.kill(os.getpid(), signal.SIGINT)

@@ -152,6 +152,12 @@ def resumable_fit(
                 ],
                 verbose=verbose if distribution.is_chief() else 0,
             )
+        if signals.received is not None:  # by what runs after the last step
+            raise guards.Interrupted(
+                f"stopped by {signal.Signals(signals.received).name} at its "
+                "end; started again, it resumes from there.",
+                signals.received,
+            )
     # Keras knows the epochs of this process only.
     history.epoch = list(range(len(progress.logs)))
     history.history = _by_name(progress.logs)
