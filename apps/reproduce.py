@@ -13,8 +13,8 @@ on two idle cores, and several on busy ones, on few of scikit-learn's digits and
 with one seed: it shows that all works, no more. Its default directory is
 another. "mnist" and "cifar10" are what the paper has of these, "all" is both.
 On one core of a CPU "mnist" takes half a day, "cifar10" days. Apart from them
-is frontier_mnist, the accuracy of all defences against their robustness: it
-takes about as long as "mnist".
+are frontier_mnist and frontier_cifar10, the accuracy of all defences against
+their robustness: they take about as long.
 """
 
 import concurrent.futures

@@ -10,7 +10,7 @@ from conftest import imported
 from test_apps import parsed
 from test_sweep import attacked, quick_attacks, reference
 
-from paper import experiments, frontier, mnist, sweep_files
+from paper import cifar10, experiments, frontier, mnist, sweep_files
 from paper.sweep_files import MEASURES
 from shared import series
 
@@ -101,22 +101,27 @@ def test_experiment_has_all_series_and_who_is_ahead(attacked, tmp_path):
     json.dumps(numbers)
 
 
-def test_commands_of_the_experiment_are_the_programs():
+@pytest.mark.parametrize(
+    ("module", "networks", "images"),
+    [(mnist, ("mlp", "lenet"), 1000), (cifar10, ("convnet",), 500)],
+)
+def test_commands_of_the_experiment_are_the_programs(module, networks, images):
     """Each series can be parsed, and the reference is attacked once."""
     plan = experiments.plan("runs")
-    names = experiments.EXPERIMENTS["frontier_mnist"].steps(plan)
-    wanted = mnist.frontier(plan)
-    assert len(names) == len(set(names)) == 2 * len(wanted)
+    experiment = experiments.EXPERIMENTS[f"frontier_{module.DATASET}"]
+    names = experiment.steps(plan)
+    wanted = module.frontier(plan)
+    assert len(names) == len(set(names)) == len(networks) * len(wanted)
     with imported("sweep"):
         flags.FLAGS(["sweep.py", "--series=a=clean"])
         for text in wanted.values():
             points = series.parse([text])
             assert 1 <= len(next(iter(points.values()))) <= 5
-    for network in mnist.networks(plan):
+    for network in networks:
         own = [
             plan.steps[f"{network}_frontier_{name}"].arguments
             for name in wanted
         ]
         assert sum("--noevaluate_reference" not in a for a in own) == 1
-        assert all("--attack_images=1000" in a for a in own)
-    assert experiments.EXPERIMENTS["frontier_mnist"].group is None
+        assert all(f"--attack_images={images}" in a for a in own)
+    assert experiment.group is None

@@ -4,6 +4,7 @@ A defence a command, as each takes hours: the reference is trained by that of
 plain fine-tuning, and all others start from it.
 """
 
+from paper import sweeps
 from paper.steps import Plan
 
 DATASET = "cifar10"
@@ -42,9 +43,24 @@ DEFENSES = {
 }
 
 
+# Of the frontier's trainings, and its attacks: eps of 255.
+_OF_FRONTIER = (
+    *("--augment", "--epochs=5", "--halved_epochs=2", "--last_rate=0.1"),
+    *("--attack_images=500", "--autoattack_images=200"),
+    *("--l2_eps=63.75", "--linf_eps=2"),
+)
+
+
 def networks(plan: Plan) -> tuple[str, ...]:
     """The networks of a plan."""
     return ("convnet",) if plan.smoke else tuple(NETWORKS)
+
+
+def frontier(plan: Plan) -> dict[str, str]:
+    """The series of ConvNet's frontier, by their steps' last names."""
+    return sweeps.frontier(
+        sweeps.CIFAR10_OURS, sweeps.CIFAR10_OTHERS, plan.smoke
+    )
 
 
 def models(plan: Plan, network: str) -> dict[str, str]:
@@ -63,6 +79,7 @@ def add_steps(plan: Plan) -> None:
     for network in networks(plan):
         _add_trainings(plan, network)
         _add_comparison(plan, network)
+    _add_frontier(plan, networks(plan)[0])
 
 
 def _trainer(plan, network):
@@ -107,3 +124,19 @@ def _add_comparison(plan, network):
         tuple(f"{network}_{name}" for name in DEFENSES[network]),
         "comparison.json",
     )
+
+
+def _add_frontier(plan, network):
+    """All series of the frontier, of the smaller network."""
+    flags = ("--attack_images=20",) if plan.smoke else _OF_FRONTIER
+    reference = models(plan, network)["reference"]
+    for name, (text, again) in sweeps.once_evaluated(frontier(plan)):
+        plan.add_sweep(
+            f"{network}_frontier_{name}",
+            network,
+            DATASET,
+            reference,
+            text,
+            *flags,
+            *again,
+        )

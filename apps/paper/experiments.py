@@ -131,6 +131,13 @@ EXPERIMENTS = {
         )(plan),
         frontier.frontier_text,
     ),
+    "frontier_cifar10": Experiment(
+        functools.partial(frontier.frontier, of=cifar10),
+        lambda plan: _of_networks(
+            cifar10, *(f"frontier_{name}" for name in cifar10.frontier(plan))
+        )(plan),
+        frontier.frontier_text,
+    ),
 }
 GROUPS = tuple(dict.fromkeys(e.group for e in EXPERIMENTS.values() if e.group))
 

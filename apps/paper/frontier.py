@@ -1,5 +1,6 @@
-"""The frontier of all defences on MNIST: table, figure, and who is ahead."""
+"""The frontier of all defences: table, figure, and who is ahead."""
 
+import types
 from collections.abc import Mapping
 
 import numpy as np
@@ -15,13 +16,15 @@ from dd_keras.utils import tables
 TOLERANCE = 0.0005
 
 
-def frontier(plan: Plan) -> dict:
-    """Every point of every network; draws a figure of each."""
+def frontier(plan: Plan, of: types.ModuleType = mnist) -> dict:
+    """Every point of every network that has them; draws a figure of each."""
     numbers = {}
-    for network in mnist.networks(plan):
+    for network in of.networks(plan):
+        steps = {name: _step(network, name) for name in of.frontier(plan)}
+        if not plan.steps.keys() >= set(steps.values()):
+            continue
         found = {
-            name: loaded(plan.result(_step(network, name)))
-            for name in mnist.frontier(plan)
+            name: loaded(plan.result(step)) for name, step in steps.items()
         }
         series = {
             title: results
@@ -120,7 +123,9 @@ def _advantage(plan, network, found):
     """`advantage` of all forms of Deep Defense over all others."""
     ours, others, distances = {}, {}, {}
     for name, one in found.items():
-        group = ours if name in sweeps.OURS else others
+        group = (
+            ours if name in {**sweeps.OURS, **sweeps.CIFAR10_OURS} else others
+        )
         folder = plan.path(_step(network, name), "runs")
         for title, results in one["series"].items():
             for result in results:

@@ -42,8 +42,7 @@ LONGER = (
 LIMITS = ("reference", "longer", "adv_train_2", "combined")
 PGD_EPS = (12.75, 25.5, 38.25, 51.0)
 
-# All that --smoke has of the frontier, of Figure 3 and of Figure 4.
-_SMOKE_FRONTIER = ("implicit", "pgd_l2")
+# All that --smoke has of Figure 3 and of Figure 4.
 _SMOKE_LAMS = (5, 15)
 _SMOKE_LAYERS = ("fc1",)
 
@@ -77,10 +76,7 @@ def layers(plan: Plan) -> tuple[str, ...]:
 
 def frontier(plan: Plan) -> dict[str, str]:
     """The series of the frontier, by their steps' last names."""
-    series = {**sweeps.OURS, **sweeps.OTHERS}
-    if plan.smoke:
-        series = {key: series[key] for key in _SMOKE_FRONTIER}
-    return series
+    return sweeps.frontier(sweeps.OURS, sweeps.OTHERS, plan.smoke)
 
 
 def models(plan: Plan, network: str) -> dict[str, str]:
@@ -217,23 +213,9 @@ def _add_evaluations(plan, network):
 
 def _add_sweep(plan, network, name, series, *flags):
     """A step that sweeps one series, from the reference of seed 0."""
-    small = (
-        *("--batch_size=50", "--epochs=1", "--learning_rate=1e-5"),
-        "--max_runs=1",
-    )
-    plan.add(
-        f"{network}_{name}",
-        "sweep",
-        (
-            f"--arch={network}",
-            *plan.data(DATASET),
-            f"--reference={models(plan, network)['reference']}",
-            f"--series={series}",
-            *flags,
-            *(small if plan.smoke else ()),
-        ),
-        (f"{network}_seed0",),
-        "sweep.json",
+    reference = models(plan, network)["reference"]
+    plan.add_sweep(
+        f"{network}_{name}", network, DATASET, reference, series, *flags
     )
 
 
@@ -263,12 +245,7 @@ def _add_frontier(plan, network):
             "--autoattack_images=250",
         )
     )
-    series = frontier(plan)
-    for name, text in series.items():
-        # Once is enough.
-        again = (
-            () if name == next(iter(series)) else ("--noevaluate_reference",)
-        )
+    for name, (text, again) in sweeps.once_evaluated(frontier(plan)):
         _add_sweep(plan, network, f"frontier_{name}", text, *flags, *again)
 
 

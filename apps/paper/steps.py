@@ -58,6 +58,45 @@ class Plan:
         step = Step(*arguments)
         self.steps[step.name] = step
 
+    def add_sweep(
+        self,
+        name: str,
+        network: str,
+        dataset: str,
+        reference: str,
+        series: str,
+        *flags: str,
+    ) -> None:
+        """Adds a step that sweeps one series.
+
+        Args:
+            name: of the step.
+            network: of the reference.
+            dataset: its data set.
+            reference: the path of its file, in the folder of the step that
+                trains it.
+            series: a --series of apps/sweep.py.
+            *flags: further ones.
+        """
+        small = (
+            *("--batch_size=50", "--epochs=1", "--learning_rate=1e-5"),
+            "--max_runs=1",
+        )
+        self.add(
+            name,
+            "sweep",
+            (
+                f"--arch={'mlp' if self.smoke else network}",
+                *self.data(dataset),
+                f"--reference={reference}",
+                f"--series={series}",
+                *flags,
+                *(small if self.smoke else ()),
+            ),
+            (os.path.basename(os.path.dirname(reference)),),
+            "sweep.json",
+        )
+
     def command(self, step: Step) -> list[str]:
         """The words of a step's command, after `python`."""
         script = beside(f"{step.app}.py")

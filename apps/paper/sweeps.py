@@ -5,6 +5,8 @@ Defense in training considers the three most probable: all would take half as
 long again.
 """
 
+from collections.abc import Iterator
+
 # Figure 3: a curve for each lam. LAM, the paper's, is Figure 6's, too.
 LAMS = (5, 15, 25)
 LAM = 15
@@ -72,3 +74,43 @@ OTHERS = {
     "input_gradient": "input gradient=input_gradient "
     "gradient_lam=1e3,1e4,1e5,1e6,1e7",
 }
+
+# The frontier of a ConvNet on CIFAR-10, smaller. Its boundaries are nearer, so
+# that eps and d_max are less; c stands for the same products with rho.
+CIFAR10_OURS = {
+    "implicit": f"Deep Defense, implicit={_IMPLICIT} candidates=3 "
+    "c=10,25,50,100,200",
+    "bounded": f"Deep Defense, bounded={_BOUNDED} candidates=3 "
+    "c=10,25,50,100,200",
+    "combined": "Deep Defense + Adv. Train II=combined gradient=implicit "
+    "bounded=true candidates=3 c=25 eps=0.25,0.5,1,2,4",
+}
+CIFAR10_OTHERS = {
+    "clean": "clean=clean",
+    "adv_train_2": "Adv. Train II=adv_train_2 bounded=true eps=0.5,1,2,4,8",
+    "pgd_l2": "PGD, l_2=pgd ball=l2 bounded=true eps=16,32,64,96,128",
+    "trades": "TRADES, l_2=trades ball=l2 bounded=true eps=64 "
+    "trades_beta=0.3,1,3,6,10",
+    "mma": "MMA=mma bounded=true candidates=3 d_max=32,64,128,192,256",
+}
+
+# All that --smoke has of a frontier.
+_SMOKE = ("implicit", "pgd_l2")
+
+
+def frontier(
+    ours: dict[str, str], others: dict[str, str], smoke: bool
+) -> dict[str, str]:
+    """The series of a frontier, by name."""
+    series = {**ours, **others}
+    return {key: series[key] for key in _SMOKE} if smoke else series
+
+
+def once_evaluated(
+    series: dict[str, str],
+) -> Iterator[tuple[str, tuple[str, tuple[str, ...]]]]:
+    """Names, series and a flag by which only the first has the reference."""
+    again: tuple[str, ...] = ()
+    for name, text in series.items():
+        yield name, (text, again)
+        again = ("--noevaluate_reference",)
