@@ -14,7 +14,8 @@ NETWORKS = {"convnet": "ConvNet", "nin": "NIN"}
 # is not as in the paper, since NIN takes days on a CPU.
 FLAGS = {
     "convnet": (
-        *("--augment", "--reference_epochs=100", "--reference_last_epochs=30"),
+        *("--augment", "--reference_epochs=60", "--reference_last_epochs=15"),
+        "--reference_weight_decay=1.2e-2",
     ),
     "nin": (
         *("--reference_epochs=40", "--reference_last_epochs=12"),
