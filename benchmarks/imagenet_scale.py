@@ -28,7 +28,9 @@ CLEAN = "clean"
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
-    "weights", None, "PyTorch's file; that of the package by default."
+    "weights",
+    None,
+    "PyTorch's file, or an .npz of its arrays; that of the package by default.",
 )
 flags.DEFINE_integer(
     "images", 20, "Of Foolbox's, at most 20.", lower_bound=1, upper_bound=20

@@ -1,12 +1,8 @@
 """The benchmarks run as README says, and their arithmetic is right."""
 
-import collections
 import json
 import os
-import pickle
-import sys
 import time
-import types
 
 import autoattack_report
 import autoattack_sides
@@ -469,97 +465,6 @@ def test_evaluation_worker(mnist_dir):
 # ImageNet's weights
 
 
-class Storage:
-    """Where a tensor's numbers are, as PyTorch's file tells it."""
-
-    def __init__(self, key, array):
-        self.key, self.array = key, array
-
-
-class Tensor:
-    """What PyTorch's `save` makes of an array."""
-
-    def __init__(self, key, array, rebuild):
-        self.array, self.rebuild = array, rebuild
-        self.storage = Storage(key, array)
-
-    def __reduce__(self):
-        steps = [step // self.array.itemsize for step in self.array.strides]
-        given = (self.storage, 0, self.array.shape, tuple(steps), False, {})
-        return self.rebuild, given
-
-
-def write_as_pytorch(path, arrays, monkeypatch):
-    """Writes a file as PyTorch did before version 1.6, without PyTorch."""
-
-    def rebuild(*arguments):
-        raise NotImplementedError
-
-    class FloatStorage:
-        pass
-
-    class LongStorage:
-        pass
-
-    modules = {
-        "torch": {"FloatStorage": FloatStorage, "LongStorage": LongStorage},
-        "torch._utils": {"_rebuild_tensor_v2": rebuild},
-    }
-    for module, names in modules.items():
-        made = types.ModuleType(module)
-        for name, value in names.items():
-            value.__module__, value.__qualname__ = module, name
-            value.__name__ = name
-            setattr(made, name, value)
-        monkeypatch.setitem(sys.modules, module, made)
-
-    class Pickler(pickle.Pickler):
-        def persistent_id(self, found):
-            if not isinstance(found, Storage):
-                return None
-            integers = found.array.dtype == np.int64
-            kind = LongStorage if integers else FloatStorage
-            return "storage", kind, found.key, "cpu", found.array.size, None
-
-    tensors = collections.OrderedDict(
-        (name, Tensor(str(number), np.ascontiguousarray(array), rebuild))
-        for number, (name, array) in enumerate(arrays.items())
-    )
-    with open(path, "wb") as file:
-        for head in (1, 1001, {"little_endian": True}):
-            pickle.dump(head, file)
-        Pickler(file, protocol=2).dump(tensors)
-        pickle.dump([str(number) for number in range(len(arrays))], file)
-        for array in arrays.values():
-            np.array([array.size], np.int64).tofile(file)
-            np.ascontiguousarray(array).tofile(file)
-
-
-def test_tensors_of_pytorch_are_read_without_it(tmp_path, monkeypatch):
-    rng = np.random.default_rng(0)
-    arrays = {
-        "a.weight": rng.normal(size=(4, 3, 2, 2)).astype("float32"),
-        "b.count": np.array(7),
-        "b.bias": rng.normal(size=5).astype("float32"),
-    }
-    write_as_pytorch(tmp_path / "weights.pth", arrays, monkeypatch)
-    found = efficientnet_lite0.read(tmp_path / "weights.pth")
-    assert list(found) == list(arrays)
-    for name, array in arrays.items():
-        assert found[name].dtype == array.dtype
-        np.testing.assert_array_equal(found[name], array)
-
-
-def test_nothing_in_a_file_of_weights_is_executed(tmp_path):
-    path = tmp_path / "weights.pth"
-    with open(path, "wb") as file:
-        for head in (1, 1001, {}):
-            pickle.dump(head, file)
-        pickle.dump({"a": os.getcwd}, file)
-    with pytest.raises(pickle.UnpicklingError, match="expected tensors; found"):
-        efficientnet_lite0.read(path)
-
-
 def random_weights(stages, num_classes):
     """Weights by PyTorch's names and in its order of axes."""
     rng = np.random.default_rng(0)
@@ -627,13 +532,13 @@ def test_efficientnet_takes_all_weights_and_no_more():
 
 
 @pytest.mark.thorough
-def test_imagenet_scale_compares_with_foolbox(tmp_path, monkeypatch):
+def test_imagenet_scale_compares_with_foolbox(tmp_path):
     weights = random_weights(efficientnet_lite0.STAGES, 1000)
-    write_as_pytorch(tmp_path / "weights.pth", weights, monkeypatch)
+    np.savez(tmp_path / "weights.npz", **weights)
     path = tmp_path / "imagenet_scale.json"
     run(
         "imagenet_scale",
-        f"--weights={tmp_path / 'weights.pth'}",
+        f"--weights={tmp_path / 'weights.npz'}",
         "--images=2",
         "--image_size=32",
         "--turns=2",
