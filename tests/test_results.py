@@ -290,6 +290,25 @@ def test_carlini_wagner_table_equals_benchmark():
         )
 
 
+def test_imagenet_scale_equals_benchmark():
+    rows = benchmark("imagenet_scale")
+    results = loaded("benchmarks/imagenet_scale.json")
+    ours, theirs = rows.pop("DeepFool"), rows.pop("DeepFool, Foolbox")
+    assert tells(
+        f"{results['images']} images of ImageNet",
+        f"({100 * results['accuracy']:.0f} % right)",
+        f"a mean rho_2 of {ours['rho2']:.5f} (Foolbox: {theirs['rho2']:.5f};",
+        f"in {ours['median_ms']:,.0f} ms; Foolbox takes "
+        f"{theirs['ratio']:.1f} times as long",
+    )
+    assert len(rows) == 4
+    for name, row in rows.items():
+        assert tells(
+            f"| {name} | {row['median_ms']:,.0f} ms | "
+            f"{row.get('ratio', 1):.1f} | {row['memory']:.2f} |"
+        )
+
+
 def test_evaluation_row_equals_benchmark():
     few, many = benchmark("evaluation").values()
     assert tells(f"{many['images']:,}", f"{many['seconds']:.0f} s")
