@@ -19,13 +19,12 @@ Interrupted, the same command resumes where it was.
 """  # noqa: E501
 
 import os
-import re
 import shutil
 import time
 
 from absl import app, flags
 
-from shared import best_known, cli, inputs, pages
+from shared import best_known, cli, named_models, pages
 from shared.evaluation import attacks_of, evaluate_split
 from shared.flags import define_evaluation_flags
 from shared.provenance import as_rows, provenance, write_json
@@ -35,12 +34,7 @@ from dd_keras.evaluation import metrics
 from dd_keras.utils import files, tables
 
 FLAGS = flags.FLAGS
-flags.DEFINE_multi_string(
-    "model",
-    None,
-    "NAME=PATH of a classifier, a .keras file or a SavedModel; once for each.",
-    required=True,
-)
+named_models.define_flag()
 flags.DEFINE_string(
     "ours", None, "The NAME whose eps_ref all are compared at.", required=True
 )
@@ -55,11 +49,6 @@ flags.DEFINE_integer(
     "Images for the best known distances and AutoAttack; 0: neither.",
     lower_bound=0,
 )
-flags.register_validator(
-    "model",
-    lambda given: all(re.match(r"[^=/\\]+=.", text) for text in given),
-    message="--model must be NAME=PATH, the name without slashes.",
-)
 
 _SHARES = (0.2, 0.5, 1.0)  # of eps_ref, Table 1
 _ENDINGS = {"text": "txt", "markdown": "md", "csv": "csv"}
@@ -70,21 +59,13 @@ def main():
     """Compares classifiers, from flags to files."""
     started = time.time()
     pages.check()
-    paths = dict(text.split("=", 1) for text in FLAGS.model)
-    if len(paths) < len(FLAGS.model):
-        cli.fail(f"--model: expected each name once; received {FLAGS.model}")
+    paths = named_models.paths()
     if FLAGS.ours not in paths:
         cli.fail(
             f"--ours: expected one of {list(paths)}; received {FLAGS.ours!r}."
         )
     output_dir = cli.own_directory(FLAGS.output_dir)
-    classifiers = {
-        name: inputs.load_classifier(path, None, FLAGS.activation)
-        for name, path in paths.items()
-    }
-    data = inputs.load_evaluation_data()
-    for name, path in paths.items():
-        inputs.check_fits(path, classifiers[name], data)
+    classifiers, data = named_models.load()
     checkpoints = os.path.join(output_dir, "checkpoints")
 
     def evaluate(name, what, chosen, limit=None):
@@ -251,7 +232,7 @@ def _write(comparison, reports, best, output_dir, started):
             "models": numbers,
             **best_known_numbers,
             "columns": ["value", "low", "high"],
-            "paths": dict(text.split("=", 1) for text in FLAGS.model),
+            "paths": named_models.paths(),
             "total_seconds": time.time() - started,
             **provenance(),
         },
@@ -292,7 +273,7 @@ def _write(comparison, reports, best, output_dir, started):
 
 def _pages(classifiers, data, reports, few, best, output_dir):
     """Writes the page of all models, and one of each; returns their paths."""
-    paths = dict(text.split("=", 1) for text in FLAGS.model)
+    paths = named_models.paths()
     all_of = {
         name: [more[name] for more in (reports, best, few) if name in more]
         for name in reports

@@ -9,36 +9,25 @@ model, and pictured.npz, images and perturbations in pixels of 0 to 255, to
 """  # noqa: E501
 
 import os
-import re
 import time
 
 import numpy as np
 import tensorflow as tf
 from absl import app, flags
 
-from shared import cli, inputs
+from shared import cli, named_models, pictures
 from shared.flags import define_classifier_flags, define_output_dir
 from shared.provenance import provenance, write_json
 
 from dd_keras import attacks, plots
 from dd_keras.classifier import logits
-from dd_keras.utils import files
+from dd_keras.utils import files, norms
 
 FLAGS = flags.FLAGS
-flags.DEFINE_multi_string(
-    "model",
-    None,
-    "NAME=PATH of a classifier, a .keras file or a SavedModel; once for each.",
-    required=True,
-)
+named_models.define_flag()
 flags.DEFINE_list("images", ["0"], "Which of the --split, from 0.")
 define_classifier_flags()
 define_output_dir("runs/picture")
-flags.register_validator(
-    "model",
-    lambda given: all(re.match(r"[^=/\\]+=.", text) for text in given),
-    message="--model must be NAME=PATH, the name without slashes.",
-)
 flags.register_validator(
     "images",
     lambda given: (
@@ -54,17 +43,9 @@ flags.register_validator(
 def main():
     """Draws images under attack, from flags to files."""
     started = time.time()
-    paths = dict(text.split("=", 1) for text in FLAGS.model)
-    if len(paths) < len(FLAGS.model):
-        cli.fail(f"--model: expected each name once; received {FLAGS.model}")
+    named_models.paths()  # checked before anything is written
     output_dir = cli.own_directory(FLAGS.output_dir)
-    classifiers = {
-        name: inputs.load_classifier(path, None, FLAGS.activation)
-        for name, path in paths.items()
-    }
-    data = inputs.load_evaluation_data()
-    for name, path in paths.items():
-        inputs.check_fits(path, classifiers[name], data)
+    classifiers, data = named_models.load()
     images, labels = _chosen(data)
     found = {
         name: _attacked(classifier, images, data)
@@ -113,12 +94,7 @@ def _chosen(data):
             f"--images: expected numbers below {count}, the images there are; "
             f"received {max(places)}."
         )
-    wanted = [
-        next(iter(split.skip(place).take(1).as_numpy_iterator()))
-        for place in places
-    ]
-    images, labels = (np.stack(column) for column in zip(*wanted, strict=True))
-    return images, labels
+    return pictures.images_of(split, places)
 
 
 def _attacked(classifier, images, data):
@@ -127,20 +103,11 @@ def _attacked(classifier, images, data):
     network = logits.logits_model(classifier.model, classifier.activation)
     prepared = behind.preprocessing or tf.identity
     x = logits.cast_inputs(network, prepared(images))
-    result = attacks.DeepFool().run(network, x)
-    perturbation = result.perturbation.numpy()
+    found = pictures.attacked(network, x, attacks.DeepFool())
+    rho = norms.rho(tf.constant(found["perturbation"]), x).numpy()
     low, high = behind.bounds
-    scores = logits.class_logits(network(x + result.perturbation))
-    return {
-        "perturbation": perturbation * (255 / np.subtract(high, low)),
-        "clean": result.predictions.numpy(),
-        "adversarial": np.argmax(scores, axis=-1),
-        "rho": _length(perturbation) / _length(x.numpy()),
-    }
-
-
-def _length(rows):
-    return np.linalg.norm(rows.reshape(len(rows), -1), axis=1)
+    pixels = found["perturbation"] * (255 / np.subtract(high, low))
+    return {**found, "perturbation": pixels, "rho": rho}
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ def _sweep(series, started):
     data = Run.of_flags(__name__, FLAGS.dataset, FLAGS.recipe).load_data()
     train = training_batches(data)
     path = fine_tunings.reference_path(data, train, output_dir)
-    _check_layers(series, inputs.load_classifier(path, data).model)
+    _check_layers(series, path, data)
     digest = fine_tunings.digest_of(path)
     points = [point for points in series.values() for point in points]
     finished = {
@@ -185,23 +185,30 @@ def _sweep(series, started):
     cli.print_written(written, started)
 
 
-def _check_layers(series, reference):
+def _check_layers(series, path, data):
     """Makes sure that layers to be regularised alone are there, before hours.
 
     Raises:
         SystemExit: with a message, if one is not.
     """
+    named = [
+        (point.series, list(point.settings.regularized_layers))
+        for points in series.values()
+        for point in points
+        if point.settings.regularized_layers
+    ]
+    if not named:
+        return
+    reference = inputs.load_classifier(path, data).model
     weighted = [
         layer.name for layer in reference.layers if layer.trainable_weights
     ]
-    for points in series.values():
-        for point in points:
-            names = point.settings.regularized_layers or []
-            if not set(names) <= set(weighted):
-                cli.fail(
-                    f"--series: regularized_layers of {point.series}: expected "
-                    f"of {weighted}; received {list(names)}."
-                )
+    for title, names in named:
+        if not set(names) <= set(weighted):
+            cli.fail(
+                f"--series: regularized_layers of {title}: expected of "
+                f"{weighted}; received {names}."
+            )
 
 
 def _identity(point, digest):
@@ -302,15 +309,14 @@ def _evaluated(name, classifier, data, progress, output_dir):
     if FLAGS.attack_images:
         best = metrics.get("l2_best", data.bounds)
         few = FLAGS.autoattack_images or FLAGS.attack_images
-        reports = [
-            measured("accuracy", chosen),
-            measured("distance", [distance, best], FLAGS.attack_images),
-            measured("autoattack", _autoattacks(data.bounds), few),
-        ]
+        whole = measured("accuracy", chosen)
+        distances = measured("distance", [distance, best], FLAGS.attack_images)
+        withstood = measured("autoattack", _autoattacks(data.bounds), few)
+        reports = [whole, distances, withstood]
     else:
-        reports = [measured("distance", [*chosen, distance])]
-    *_, of_distance = reports[:2]
-    of_distance.to_npz(os.path.join(output_dir, "runs", f"{name}.npz"))
+        distances = measured("distance", [*chosen, distance])
+        reports = [distances]
+    distances.to_npz(os.path.join(output_dir, "runs", f"{name}.npz"))
     p = f"{FLAGS.norm:g}"
     wanted = {"accuracy", f"rho{p}", f"l{p}", *sweep_files.MEASURES}
     kept = {

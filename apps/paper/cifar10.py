@@ -43,7 +43,6 @@ DEFENSES = {
     },
 }
 
-
 # Of the frontier's trainings, and its attacks: eps of 255.
 _OF_FRONTIER = (
     *("--augment", "--epochs=5", "--halved_epochs=2", "--last_rate=0.1"),
@@ -79,26 +78,23 @@ def add_steps(plan: Plan) -> None:
     """Adds all steps to a plan."""
     for network in networks(plan):
         _add_trainings(plan, network)
-        _add_comparison(plan, network)
-    _add_frontier(plan, networks(plan)[0])
-
-
-def _trainer(plan, network):
-    """The app that trains, and its flags."""
-    if not plan.smoke:
-        return "cifar10", (
-            plan.flagfile(f"cifar10_{network}"),
-            *FLAGS[network],
+        plan.add_comparison(
+            network,
+            DATASET,
+            models(plan, network),
+            [f"{network}_{name}" for name in DEFENSES[network]],
         )
-    return "digits", (
-        *("--arch=mlp", "--limit=200", "--batch_size=50"),
-        *("--reference_epochs=20", "--reference_learning_rate=1e-3"),
-        *("--epochs=1", "--learning_rate=1e-5", "--max_iter=1"),
+    smaller = networks(plan)[0]
+    reference = models(plan, smaller)["reference"]
+    plan.add_frontier(
+        smaller, DATASET, reference, frontier(plan), *_OF_FRONTIER
     )
 
 
 def _add_trainings(plan, network):
-    app, flags = _trainer(plan, network)
+    app, flags = plan.trainer(
+        "cifar10", plan.flagfile(f"cifar10_{network}"), *FLAGS[network]
+    )
     for name, own in DEFENSES[network].items():
         of_defense = (f"--defense={name}", *(() if plan.smoke else own))
         first = f"{network}_clean"
@@ -108,36 +104,4 @@ def _add_trainings(plan, network):
         reference = f"--reference={models(plan, network)['reference']}"
         plan.add(
             f"{network}_{name}", app, (*flags, reference, *of_defense), (first,)
-        )
-
-
-def _add_comparison(plan, network):
-    paths = models(plan, network)
-    plan.add(
-        f"{network}_comparison",
-        "compare",
-        (
-            *(f"--model={name}={path}" for name, path in paths.items()),
-            "--ours=deep_defense",
-            *plan.data(DATASET),
-            *(("--few=2", "--best=0") if plan.smoke else ("--few=250",)),
-        ),
-        tuple(f"{network}_{name}" for name in DEFENSES[network]),
-        "comparison.json",
-    )
-
-
-def _add_frontier(plan, network):
-    """All series of the frontier, of the smaller network."""
-    flags = ("--attack_images=20",) if plan.smoke else _OF_FRONTIER
-    reference = models(plan, network)["reference"]
-    for name, (text, again) in sweeps.once_evaluated(frontier(plan)):
-        plan.add_sweep(
-            f"{network}_frontier_{name}",
-            network,
-            DATASET,
-            reference,
-            text,
-            *flags,
-            *again,
         )

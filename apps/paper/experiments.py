@@ -42,11 +42,13 @@ def _of_last(names):
 
 
 def _of_all_seeds(plan):
-    kinds = [f"{kind}{n}" for n in mnist.seeds(plan) for kind in _OF_SEEDS]
+    kinds = [
+        f"{kind}{seed}"
+        for seed in mnist.seeds(plan)
+        for kind in ("seed", "longer")
+    ]
     return _of_networks(mnist, *kinds, "comparison")(plan)
 
-
-_OF_SEEDS = ("seed", "longer")
 
 EXPERIMENTS = {
     "table1_mnist": Experiment(

@@ -123,9 +123,7 @@ def _advantage(plan, network, found):
     """`advantage` of all forms of Deep Defense over all others."""
     ours, others, distances = {}, {}, {}
     for name, one in found.items():
-        group = (
-            ours if name in {**sweeps.OURS, **sweeps.CIFAR10_OURS} else others
-        )
+        group = ours if name in sweeps.OF_DEEP_DEFENSE else others
         folder = plan.path(_step(network, name), "runs")
         for title, results in one["series"].items():
             for result in results:

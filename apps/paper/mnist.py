@@ -50,6 +50,11 @@ _SMOKE_LAYERS = ("fc1",)
 PICTURED = ("reference", "adv_train_1", "parseval", "deep_defense")
 _IMAGE = 0
 
+# Of the frontier's trainings, and its attacks.
+_OF_FRONTIER = (
+    "--epochs=3", "--attack_images=1000", "--autoattack_images=250"
+)  # fmt: skip
+
 # Of Figure 6's curves of FGSM.
 _FGSM_EPS = ",".join(map(str, range(5, 105, 5)))
 
@@ -104,18 +109,18 @@ def add_steps(plan: Plan) -> None:
         _add_trials(plan, network)
         _add_evaluations(plan, network)
         _add_sweeps(plan, network)
-        _add_frontier(plan, network)
+        plan.add_frontier(
+            network,
+            DATASET,
+            models(plan, network)["reference"],
+            frontier(plan),
+            *_OF_FRONTIER,
+        )
 
 
 def _trainer(plan, network):
     """The app that trains, and its flags."""
-    if not plan.smoke:
-        return "mnist", (plan.flagfile(f"mnist_{network}"),)
-    return "digits", (
-        *(f"--arch={network}", "--limit=200", "--batch_size=50"),
-        *("--reference_epochs=20", "--reference_learning_rate=1e-3"),
-        *("--epochs=1", "--learning_rate=1e-5", "--max_iter=1"),
-    )
+    return plan.trainer("mnist", plan.flagfile(f"mnist_{network}"))
 
 
 def _add_trainings(plan, network):
@@ -168,18 +173,7 @@ def _add_trials(plan, network):
 def _add_evaluations(plan, network):
     trained = (f"{network}_longer0", f"{network}_others")
     paths = models(plan, network)
-    plan.add(
-        f"{network}_comparison",
-        "compare",
-        (
-            *(f"--model={name}={path}" for name, path in paths.items()),
-            "--ours=deep_defense",
-            *plan.data(DATASET),
-            *(("--few=2", "--best=0") if plan.smoke else ("--few=250",)),
-        ),
-        trained,
-        "comparison.json",
-    )
+    plan.add_comparison(network, DATASET, paths, trained)
     plan.add(
         f"{network}_picture",
         "picture",
@@ -232,21 +226,6 @@ def _add_sweeps(plan, network):
         _add_sweep(
             plan, network, f"sweep_layer_{layer}", sweeps.of_layer(layer)
         )
-
-
-def _add_frontier(plan, network):
-    """All series of the frontier."""
-    flags = (
-        ("--attack_images=20",)
-        if plan.smoke
-        else (
-            "--epochs=3",
-            "--attack_images=1000",
-            "--autoattack_images=250",
-        )
-    )
-    for name, (text, again) in sweeps.once_evaluated(frontier(plan)):
-        _add_sweep(plan, network, f"frontier_{name}", text, *flags, *again)
 
 
 def _as_flags(settings):

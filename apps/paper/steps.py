@@ -7,8 +7,15 @@ are: mnist.py and cifar10.py.
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
+
+# In place of a training, to show that all works.
+_SMALL = (
+    *("--arch=mlp", "--limit=200", "--batch_size=50"),
+    *("--reference_epochs=20", "--reference_learning_rate=1e-3"),
+    *("--epochs=1", "--learning_rate=1e-5", "--max_iter=1"),
+)
 
 
 class Step(NamedTuple):
@@ -96,6 +103,61 @@ class Plan:
             (os.path.basename(os.path.dirname(reference)),),
             "sweep.json",
         )
+
+    def add_frontier(
+        self,
+        network: str,
+        dataset: str,
+        reference: str,
+        series: Mapping[str, str],
+        *flags: str,
+    ) -> None:
+        """Adds NETWORK_frontier_NAME of all series; as `add_sweep`."""
+        flags = ("--attack_images=20",) if self.smoke else flags
+        for name, text in series.items():
+            # The reference is measured once.
+            once = name == next(iter(series))
+            self.add_sweep(
+                f"{network}_frontier_{name}",
+                network,
+                dataset,
+                reference,
+                text,
+                *flags,
+                *(() if once else ("--noevaluate_reference",)),
+            )
+
+    def add_comparison(
+        self,
+        network: str,
+        dataset: str,
+        models: Mapping[str, str],
+        after: Iterable[str],
+    ) -> None:
+        """Adds NETWORK_comparison, Tables 1 and 2 of its models.
+
+        Args:
+            network: whose.
+            dataset: its data set.
+            models: names to .keras files.
+            after: names of the steps that train them.
+        """
+        self.add(
+            f"{network}_comparison",
+            "compare",
+            (
+                *(f"--model={name}={path}" for name, path in models.items()),
+                "--ours=deep_defense",
+                *self.data(dataset),
+                *(("--few=2", "--best=0") if self.smoke else ("--few=250",)),
+            ),
+            tuple(after),
+            "comparison.json",
+        )
+
+    def trainer(self, app: str, *flags: str) -> tuple[str, tuple[str, ...]]:
+        """The app that trains, and its flags, or what is in their place."""
+        return ("digits", _SMALL) if self.smoke else (app, flags)
 
     def command(self, step: Step) -> list[str]:
         """The words of a step's command, after `python`."""

@@ -5,8 +5,6 @@ Defense in training considers the three most probable: all would take half as
 long again.
 """
 
-from collections.abc import Iterator
-
 # Figure 3: a curve for each lam. LAM, the paper's, is Figure 6's, too.
 LAMS = (5, 15, 25)
 LAM = 15
@@ -94,6 +92,9 @@ CIFAR10_OTHERS = {
     "mma": "MMA=mma bounded=true candidates=3 d_max=32,64,128,192,256",
 }
 
+# By name, those of a frontier that are forms of Deep Defense.
+OF_DEEP_DEFENSE = {*OURS, *CIFAR10_OURS}
+
 # All that --smoke has of a frontier.
 _SMOKE = ("implicit", "pgd_l2")
 
@@ -104,13 +105,3 @@ def frontier(
     """The series of a frontier, by name."""
     series = {**ours, **others}
     return {key: series[key] for key in _SMOKE} if smoke else series
-
-
-def once_evaluated(
-    series: dict[str, str],
-) -> Iterator[tuple[str, tuple[str, tuple[str, ...]]]]:
-    """Names, series and a flag by which only the first has the reference."""
-    again: tuple[str, ...] = ()
-    for name, text in series.items():
-        yield name, (text, again)
-        again = ("--noevaluate_reference",)

@@ -2,12 +2,13 @@
 
 import keras
 import numpy as np
+import tensorflow as tf
 from absl import flags
 
 from shared.training import REFERENCE, title_of
 from shared.training_flags import settings
 
-from dd_keras import datasets, plots
+from dd_keras import attacks, datasets, plots
 from dd_keras.classifier import logits
 from dd_keras.evaluation import RobustnessReport
 from dd_keras.utils import files
@@ -46,23 +47,24 @@ def draw_adversarial_images(
         list(reports.values()), (reports[REFERENCE], reports[shown])
     )
     labels = reports[REFERENCE].labels[chosen]
-    images = _images(data, chosen)
-    attacked = {
-        title_of(name): _attacked(models[name], data.preprocessing(images))
+    images, _ = images_of(data.test, chosen)
+    found = {
+        title_of(name): attacked(
+            logits.logits_model(models[name]),
+            data.preprocessing(images),
+            settings().evaluation_attack,
+        )
         | {"rho": reports[name].values[f"rho{FLAGS.norm:g}"][chosen]}
         for name in (REFERENCE, shown)
     }
     with files.atomic_write(path) as part:
-        plots.adversarial_images(
-            images, labels, attacked, part, data.class_names
-        )
+        plots.adversarial_images(images, labels, found, part, data.class_names)
     return [
         {
             "test_image": int(index),
             "label": int(labels[place]),
             "rho": {
-                name: float(found["rho"][place])
-                for name, found in attacked.items()
+                name: float(each["rho"][place]) for name, each in found.items()
             },
         }
         for place, index in enumerate(chosen)
@@ -96,19 +98,29 @@ def _strangeness(report, correct):
     return np.abs(np.log(rho / np.median(rho[correct])))
 
 
-def _images(data, chosen):
-    """The test images of these indices."""
-    images = data.test.take(max(chosen) + 1).as_numpy_iterator()
-    wanted = set(chosen)
-    return np.stack(
-        [image for place, (image, _) in enumerate(images) if place in wanted]
-    )
+def images_of(
+    split: tf.data.Dataset, places: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The images of a split at these places, in their order, and labels."""
+    first = split.take(max(places) + 1).as_numpy_iterator()
+    found = {
+        place: one for place, one in enumerate(first) if place in set(places)
+    }
+    images, labels = zip(*(found[place] for place in places), strict=True)
+    return np.stack(images), np.stack(labels)
 
 
-def _attacked(model, x):
-    """What the DeepFool of the evaluation makes of the inputs."""
-    network = logits.logits_model(model)
-    found = settings().evaluation_attack.run(network, x)
+def attacked(
+    network: keras.Model, x: tf.Tensor, attack: attacks.DeepFool
+) -> dict[str, np.ndarray]:
+    """What an attack makes of inputs, as `plots.adversarial_images` has it.
+
+    Args:
+        network: it gives logits.
+        x: (N, ...), its inputs.
+        attack: what finds the perturbations.
+    """
+    found = attack.run(network, x)
     scores = logits.class_logits(network(x + found.perturbation))
     return {
         "perturbation": found.perturbation.numpy(),

@@ -61,26 +61,14 @@ def adversarial_images(
         >>> os.path.exists("figure7.png")
         True
     """
-    images = np.asarray(images)
-    if images.ndim != 4 or images.shape[-1] not in (1, 3) or not images.size:
-        raise ValueError(
-            "images: expected shape (N, H, W, 1) or (N, H, W, 3), none of them "
-            f"0; received {images.shape}."
-        )
-    numbers("images", images.ravel(), 255)
+    images = _pixels("images", images, ("N", "H", "W"))
     check_series(
         "attacked", attacked, ("perturbation", "clean", "adversarial", "rho")
     )
     check_lengths("labels", {"images": images, "labels": labels})
     for name, found in attacked.items():
         where = f"attacked[{name!r}]"
-        change = np.asarray(found["perturbation"])
-        if change.shape != images.shape:
-            raise ValueError(
-                f"{where}['perturbation']: expected the images' shape "
-                f"{images.shape}; received {change.shape}."
-            )
-        numbers(f"{where}['perturbation']", change.ravel(), low=-math.inf)
+        _check_change(where, found, "the images'", images.shape)
         numbers(f"{where}['rho']", found["rho"])
         check_lengths(where, {"images": images, **found})
 
@@ -176,13 +164,7 @@ def fooling_images(
         >>> os.path.exists("figure7.png")
         True
     """
-    image = np.asarray(image)
-    if image.ndim != 3 or image.shape[-1] not in (1, 3) or not image.size:
-        raise ValueError(
-            "image: expected shape (H, W, 1) or (H, W, 3), none of them 0; "
-            f"received {image.shape}."
-        )
-    numbers("image", image.ravel(), 255)
+    image = _pixels("image", image, ("H", "W"))
     check_series("attacked", attacked)
     models = list(next(iter(attacked.values())))
     for row, found in attacked.items():
@@ -194,12 +176,9 @@ def fooling_images(
                 f"{list(found)}."
             )
         for name, each in found.items():
-            change = np.asarray(each["perturbation"])
-            if change.shape != image.shape:
-                raise ValueError(
-                    f"{where}[{name!r}]['perturbation']: expected the image's "
-                    f"shape {image.shape}; received {change.shape}."
-                )
+            _check_change(
+                f"{where}[{name!r}]", each, "the image's", image.shape
+            )
     columns = 1 + len(models)
     width = min(1.25, PAGE / columns)  # of a column, in inches
     titles = ["clean", *(wrap(name, width) for name in models)]
@@ -224,6 +203,31 @@ def fooling_images(
                 rf"$\rho$ = {rho:.2g}",
             )
     save(figure, path)
+
+
+def _pixels(name, values, axes):
+    """The values as an array of these axes and channels, in [0, 255]."""
+    array = np.asarray(values)
+    rank = len(axes) + 1
+    if array.ndim != rank or array.shape[-1] not in (1, 3) or not array.size:
+        gray, color = (f"({', '.join(axes)}, {c})" for c in (1, 3))
+        raise ValueError(
+            f"{name}: expected shape {gray} or {color}, none of them 0; "
+            f"received {array.shape}."
+        )
+    numbers(name, array.ravel(), 255)
+    return array
+
+
+def _check_change(where, found, whose, shape):
+    """Checks that a perturbation is finite, and as large as what it changes."""
+    change = np.asarray(found["perturbation"])
+    if change.shape != shape:
+        raise ValueError(
+            f"{where}['perturbation']: expected {whose} shape {shape}; "
+            f"received {change.shape}."
+        )
+    numbers(f"{where}['perturbation']", change.ravel(), low=-math.inf)
 
 
 def _factor(changes):
